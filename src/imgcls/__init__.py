@@ -1,0 +1,3 @@
+"""An image-classification research template."""
+
+__version__ = "0.1.0"

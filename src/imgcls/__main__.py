@@ -1,0 +1,69 @@
+"""The command `imgcls VERB key=value …`. Nothing heavy is imported here: help and completion answer at once."""
+
+import importlib
+import os
+import sys
+
+from imgcls.errors import UserError, nearest, one_line
+
+VERBS = {
+    "train": "train a network, test the best checkpoint, keep all of it in a run directory",
+    "eval": "test a checkpoint, on its own data or on other data with the same classes",
+}
+
+
+def usage() -> str:
+    verbs = "\n".join(f"  {name:<10}{phrase}" for name, phrase in VERBS.items())
+    return f"""imgcls VERB key=value …
+
+{verbs}
+
+  imgcls train                                  the default: a small network on scikit-learn's digits
+  imgcls train data=cifar10 backbone=resnet20 optimizer.lr=0.1
+  imgcls train -m backbone=resnet20,resnet32    one run for each
+  imgcls VERB --help                            the choices; --cfg job shows the whole config
+  eval "$(imgcls train -sc install=bash)"       tab completion (also zsh, fish)"""
+
+
+def main() -> None:
+    """Runs the verb named on the command line. Exit status: 0 done, 1 a mistake of the user's or a failure."""
+    arguments = sys.argv[1:]
+    if "-sc" in arguments and arguments[0] == "-sc":
+        return _complete(arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        return print(usage())
+    if arguments[0] == "--version":
+        return print(importlib.import_module("imgcls").__version__)
+    verb = arguments[0]
+    if verb not in VERBS:
+        sys.exit(f"imgcls {verb}: there is no such verb; {nearest(verb, VERBS)}")
+    _run(verb, arguments[1:])
+
+
+def _run(verb: str, arguments: list[str]) -> None:
+    sys.argv = [sys.argv[0], *arguments]
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here as they are; this file says them
+    from hydra.errors import ConfigCompositionException, OverrideParseException
+
+    from imgcls import config
+
+    module = importlib.import_module(f"imgcls.{verb}")
+    try:
+        module.main()
+    except UserError as error:
+        sys.exit(f"imgcls {verb}: {one_line(error)}")
+    except (ConfigCompositionException, OverrideParseException) as error:
+        sys.exit(f"imgcls {verb}: {config.explain(error)}")
+
+
+def _complete(arguments: list[str]) -> None:
+    """Hydra's shell completion, one word further: the verb is completed here, what follows it by Hydra."""
+    program, *words = os.environ.get("COMP_LINE", "imgcls").split(" ")
+    if len(words) < 2 or words[0] not in VERBS:
+        return print(" ".join(VERBS))
+    os.environ["COMP_LINE"] = " ".join([program, *words[1:]])
+    _run(words[0], arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""From a backbone's config to a network that is known to fit its data."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from imgcls import config as configs
+from imgcls.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def build_network(config: Mapping[str, Any], num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+    """Builds a backbone, gives it its first weights, and tries it on the shape of the data.
+
+    Raises:
+        UserError: a key does not fit, the weights do not, or the images are too small for the network.
+    """
+    options = dict(config)
+    weights = options.pop("weights", None)
+    network: nn.Module = configs.build(
+        options, "backbone", num_classes=num_classes, in_channels=in_channels, image_size=image_size
+    )
+    if weights is not None:
+        load_weights(network, Path(weights))
+    try_shapes(network, num_classes, in_channels, image_size)
+    return network
+
+
+def try_shapes(network: nn.Module, num_classes: int, in_channels: int, image_size: int) -> None:
+    """Runs the network on the meta device, which computes shapes alone: milliseconds, no memory."""
+    state = {name: tensor.to("meta") for name, tensor in (*network.named_parameters(), *network.named_buffers())}
+    images = torch.empty(2, in_channels, image_size, image_size, device="meta")
+    training = network.training
+    try:
+        outputs = torch.func.functional_call(network.train(), state, images)
+    except NotImplementedError:
+        return  # an operator without a meta kernel: training itself will tell
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"images of {in_channels}×{image_size}×{image_size} do not fit this network ({reason}); "
+            "take a larger data.image_size or another backbone"
+        ) from error
+    finally:
+        network.train(training)
+    logits = outputs if isinstance(outputs, Tensor) else outputs[0]
+    if logits.shape != (2, num_classes):
+        raise UserError(f"the backbone returns {tuple(logits.shape)} for 2 images; expected logits (2, {num_classes})")
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Returns the tensors of a .safetensors file or of a pickle that carries nothing but data.
+
+    A state dict may lie under `state_dict`, `model` or the like, and its keys may start with `module.`,
+    `network.` or `_orig_mod.`, as wrappers leave them.
+
+    Raises:
+        UserError: no such file, not whole, or a pickle that carries code (which is not run).
+    """
+    if not path.is_file():
+        raise UserError(f"weights={path}: there is no such file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # many types, one for each way of being damaged
+        raise UserError(f"weights={path}: {unloadable(error)}") from error
+    for key in ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "net"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+            break
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"weights={path}: expected a state dict, names to tensors, but found {type(state).__name__}")
+    tensors = dict(state)
+    for prefix in ("module.", "network.", "_orig_mod."):
+        if tensors and sum(key.startswith(prefix) for key in tensors) > len(tensors) / 2:
+            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
+    return tensors
+
+
+def unloadable(error: Exception) -> str:
+    """Says in a few words why `torch.load` or safetensors refused a file."""
+    text = str(error)
+    if "weights_only" in text or "Unsupported global" in text or "Unsupported class" in text:
+        return "it carries code or objects beside tensors, so it was not loaded; save its state dict alone"
+    return "it is damaged or no file of weights; fetch or copy it again"
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Loads a local state dict; says which keys did not fit.
+
+    Raises:
+        UserError: fewer than half of the network's tensors found theirs in the file.
+    """
+    own, state = network.state_dict(), read_state(path)
+    fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
+    shapes = [key for key in state if key in own and key not in fitting]
+    missing, unknown = [key for key in own if key not in state], [key for key in state if key not in own]
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]  # absent in files of old
+    problems = [
+        f"{what}: {', '.join(keys[:6])}{f' and {len(keys) - 6} more' if len(keys) > 6 else ''}"
+        for what, keys in (("other shape", shapes), ("not in the file", missing), ("not in the network", unknown))
+        if keys
+    ]
+    if 2 * len(fitting) < len(own):
+        raise UserError(
+            f"weights={path}: only {len(fitting)} of {len(own)} tensors fit this network ({'; '.join(problems)})"
+        )
+    network.load_state_dict(fitting, strict=False)
+    log.info("weights: %d of %d tensors from %s%s", len(fitting), len(own), path, "".join(f"\n  {p}" for p in problems))

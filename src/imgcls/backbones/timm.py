@@ -1,0 +1,34 @@
+"""Every network of timm, by name, for any number of classes and channels."""
+
+from typing import Any
+
+import timm
+from torch import nn
+
+from imgcls.errors import UserError, nearest
+
+
+def timm_network(
+    num_classes: int, in_channels: int, image_size: int, name: str, pretrained: bool = False, **options: Any
+) -> nn.Module:
+    """Returns `timm.create_model(name)`; `options` go to it (drop_rate, drop_path_rate, …).
+
+    Raises:
+        UserError: an unknown name or option, or weights that could not be had.
+    """
+    if not timm.is_model(name.partition(".")[0]):
+        raise UserError(f"backbone.name={name}: timm has no such network; {nearest(name, timm.list_models())}")
+    known = timm.get_pretrained_cfg(name.partition(".")[0], allow_unregistered=True)
+    if known is not None and known.fixed_input_size:  # transformers: positions depend on the size
+        options = {"img_size": image_size} | options
+    try:
+        network: nn.Module = timm.create_model(
+            name, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels, **options
+        )
+    except (TypeError, AssertionError, ValueError, RuntimeError, OSError) as error:
+        reason = " ".join((str(error) or type(error).__name__).split())[:200]
+        advice = "; fetch the weights elsewhere and give backbone.weights=FILE" if pretrained else ""
+        raise UserError(f"backbone.name={name}: timm could not make it ({reason}){advice}") from error
+    heads = network.pretrained_cfg["classifier"]  # type: ignore[index]
+    network.head_names = (heads,) if isinstance(heads, str) else tuple(heads)  # type: ignore[assignment]
+    return network

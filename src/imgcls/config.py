@@ -1,0 +1,176 @@
+"""From a composed config to objects: every name and type is checked before anything is built.
+
+A node with a `_target_` is a call: the other keys are the keyword arguments of what `_target_`
+names. `check` compares all of them with its signature, so that `trainer.max_epochs=abc` or a key
+that no parameter takes stops the run in a line; `build` makes the call.
+"""
+
+import functools
+import importlib
+import inspect
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from imgcls.errors import UserError, nearest
+
+
+def locate(target: str, where: str = "_target_") -> Callable[..., Any]:
+    """Returns the class or function that a dotted name stands for.
+
+    Raises:
+        UserError: there is no such module, or nothing of that name in it.
+    """
+    if not isinstance(target, str) or "." not in target.strip("."):
+        raise UserError(f"{where}={target}: expected a dotted name such as torch.optim.SGD")
+    module_name, *names = target, target
+    while "." in module_name:
+        module_name = module_name.rpartition(".")[0]
+        names = target[len(module_name) + 1 :].split(".")
+        try:
+            found: Any = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if not target.startswith(f"{error.name}"):
+                raise UserError(f"{where}={target} needs the package {error.name}, which is not installed") from error
+            continue
+        for name in names:
+            if not hasattr(found, name):
+                known = (n for n in vars(found) if not n.startswith("_"))
+                raise UserError(f"{where}={target}: no {name!r} there; {nearest(name, known)}")
+            found = getattr(found, name)
+        if not callable(found):
+            raise UserError(f"{where}={target} is no class or function")
+        return found  # type: ignore[no-any-return]
+    raise UserError(f"{where}={target}: there is no package {module_name!r}; correct the name or install it")
+
+
+@functools.lru_cache(maxsize=256)
+def _parameters(target: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
+    """Returns the type hint of each parameter of `target` (Any where none can be read), and whether it
+    takes further keywords."""
+    function = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
+    parameters = inspect.signature(target).parameters.values()
+    try:
+        hints = typing.get_type_hints(function)
+    except (NameError, TypeError):  # names that the library imports for type checkers alone
+        hints = {}
+    named = {p.name: hints.get(p.name, Any) for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    return named, any(p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def typed(value: Any, hint: Any, where: str) -> Any:
+    """Returns `value` as the type hint has it (a list becomes the tuple that is asked for).
+
+    Raises:
+        UserError: the value is not of that type.
+    """
+    from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
+    from pydantic.errors import PydanticSchemaGenerationError
+
+    try:
+        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True, strict=False))
+    except (PydanticUserError, PydanticSchemaGenerationError):
+        try:
+            adapter = TypeAdapter(hint)  # a dataclass or model brings a config of its own
+        except (PydanticUserError, PydanticSchemaGenerationError):
+            return value
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(
+            [where, *(str(part) for part in first["loc"] if isinstance(part, str) and part.isidentifier())]
+        )
+        expected = first["msg"][0].lower() + first["msg"][1:]
+        if len({e["loc"][:1] for e in error.errors()}) > 1:  # a union: none of its members fitted
+            place, expected = where, f"expected {_name(hint)}"
+        raise UserError(f"{place}={first['input'] if place != where else value}: {expected}") from error
+
+
+def _name(hint: Any) -> str:
+    if typing.get_origin(hint) is None:
+        return getattr(hint, "__name__", str(hint)).replace("NoneType", "null")
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(map(str, typing.get_args(hint)))
+    if arguments := [_name(a) for a in typing.get_args(hint) if not inspect.isclass(a) or a.__module__ == "builtins"]:
+        return " or ".join(dict.fromkeys(arguments))
+    return str(hint)
+
+
+def arguments(node: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Returns the keyword arguments of a node, checked against the signature of its `_target_`.
+
+    Raises:
+        UserError: a key that is no parameter of the target, or a value of a wrong type.
+    """
+    named, open_ended = _parameters(locate(node["_target_"], f"{where}._target_"))
+    checked = {}
+    for key, value in node.items():
+        if key == "_target_":
+            continue
+        if key not in named and not open_ended:
+            raise UserError(f"{where}.{key}: {node['_target_']} takes no {key!r}; {nearest(key, named)}")
+        nested = isinstance(value, Mapping) and any("_target_" in n for _, n in _nodes(value, ""))
+        checked[key] = value if nested else typed(value, named.get(key, Any), f"{where}.{key}")
+    return checked
+
+
+def _nodes(config: Mapping[str, Any], where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    yield where, config
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _nodes(value, f"{where}.{key}".lstrip("."))
+
+
+def check(config: Mapping[str, Any], where: str = "") -> None:
+    """Checks every node of a plain config that has a `_target_`; raises UserError at the first that is wrong."""
+    for place, node in _nodes(config, where):
+        if "_target_" in node:
+            arguments(node, place)
+
+
+def build(node: Mapping[str, Any], where: str, **given: Any) -> Any:
+    """Calls what a node's `_target_` names with the node's other keys and `given`.
+
+    Raises:
+        UserError: a key or a value does not fit, or the target itself says so.
+    """
+    return locate(node["_target_"])(**arguments(node, where), **given)
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """Returns a composed config as plain dicts and lists with all interpolations resolved.
+
+    Raises:
+        UserError: a value that must be given is missing, or an interpolation leads nowhere.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise UserError(f"{missing[0]} must be given: {missing[0]}=…")
+    try:
+        resolved = OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    assert isinstance(resolved, dict)
+    return typing.cast(dict[str, Any], resolved)
+
+
+def explain(error: Exception) -> str:
+    """Returns what Hydra says of a command line that it can't compose, in one line and with the nearest right word."""
+    from hydra.errors import MissingConfigException, OverrideParseException
+    from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: {' '.join(error.message.split())}"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        return f"{group}={choice}: there is no such choice; {nearest(choice, error.options or [], most=40)}"
+    cause = error.__cause__
+    if isinstance(cause, ConfigKeyError | AttributeError) and isinstance(cause, OmegaConfBaseException):
+        known = [str(key) for key in cause.parent_node] if cause.parent_node is not None else []  # type: ignore[attr-defined]
+        return f"{cause.full_key}: there is no such key; {nearest(str(cause.key), known)}"
+    if isinstance(cause, OmegaConfBaseException):
+        return f"{cause.full_key}: {str(cause).splitlines()[0]}"
+    return " ".join(str(error).split())

@@ -1,0 +1,264 @@
+"""The base of all datamodules: splits, loaders, and the batch that they yield."""
+
+import os
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor, distributed
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from imgcls.augment import Augment
+from imgcls.data.spec import DataSpec
+from imgcls.errors import UserError
+from imgcls.keyed import key_seed
+
+SPLITS = ("train", "val", "test")
+
+
+class Batch(NamedTuple):
+    """`images (N, C, H, W) uint8`, `targets (N,) int64`, `indices (N,) int64` into the split's dataset.
+
+    A target of -1 is padding: it keeps the ranks of a distributed evaluation in step and counts nowhere.
+    """
+
+    images: Tensor
+    targets: Tensor
+    indices: Tensor
+
+
+class ImageDataset(Dataset[Batch]):
+    """A split. A key is `epoch * len(self) + index`, an ordinary int from which a worker learns the epoch too.
+
+    So what is drawn for a sample is a function of (seed, epoch, index), whichever worker draws it.
+    Negative keys are padding.
+    """
+
+    targets: Tensor  # (N,) int64
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitems__(self, keys: Sequence[int]) -> Batch:
+        key = torch.as_tensor(keys)
+        index = key.clamp_min(0) % len(self)
+        targets = self.targets[index].masked_fill_(key < 0, -1)
+        return Batch(self.images(key.clamp_min(0)), targets, index)
+
+    def __getitem__(self, key: int) -> Batch:
+        return self.__getitems__([key])
+
+    @abstractmethod
+    def images(self, keys: Tensor) -> Tensor:
+        """Returns the images `(N, C, H, W) uint8` of a batch of keys."""
+
+    @abstractmethod
+    def picture(self, index: int) -> Tensor:
+        """Returns one image `(C, H, W) uint8` as evaluation sees it."""
+
+    def name(self, index: int) -> str:
+        """Returns what a person finds the sample by: its path, or its place in the set."""
+        return str(index)
+
+    def sample_seed(self, key: int) -> int:
+        epoch, index = divmod(key, len(self))
+        return key_seed(self.seed, epoch, index)
+
+
+class EpochSampler(Sampler[int]):
+    """Keys of one rank for one epoch: a function of (seed, epoch), the same whatever ran before.
+
+    Each rank gets as many as the others. In training what doesn't divide is left out (another part each
+    epoch); in evaluation the last places are filled with padding, so that nothing counts twice.
+    """
+
+    def __init__(self, length: int, seed: int, shuffle: bool, training: bool) -> None:
+        self.length, self.seed, self.shuffle, self.training, self.epoch = length, seed, shuffle, training, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        ranks = world_size()
+        return self.length // ranks if self.training else -(-self.length // ranks)
+
+    def __iter__(self) -> Iterator[int]:
+        rank, ranks = (distributed.get_rank(), distributed.get_world_size()) if world_size() > 1 else (0, 1)
+        order = torch.arange(self.length)
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(key_seed(self.seed, self.epoch))
+            order = torch.randperm(self.length, generator=generator)
+        keys = order + (self.epoch * self.length if self.training else 0)
+        padded = torch.full((len(self) * ranks,), -1)
+        kept = min(self.length, len(padded))
+        padded[:kept] = keys[:kept]
+        yield from padded[rank::ranks].tolist()
+
+
+def world_size() -> int:
+    """Returns the number of processes that train together."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def stratified(targets: np.ndarray, fraction: float, seed: int = 0) -> np.ndarray:
+    """Returns the sorted indices of a part of `targets` with the same share of each class.
+
+    A class gives at least one sample and keeps one, where it has two.
+    """
+    generator = np.random.default_rng(seed)
+    chosen = []
+    for members in (np.flatnonzero(targets == label) for label in np.unique(targets)):
+        count = min(max(round(fraction * len(members)), 1), max(len(members) - 1, 1)) if fraction < 1 else len(members)
+        chosen.append(generator.permutation(members)[:count])
+    return np.sort(np.concatenate(chosen))
+
+
+class ImageDataModule(LightningDataModule):
+    """A source of images. A subclass says what it holds (`spec`) and loads a split (`load`).
+
+    Args:
+        batch_size: images a step on each device.
+        num_workers: processes that decode; null: none for sets in memory, one a core for folders.
+        fraction: stratified share of the training images that is used.
+        val_fraction: stratified share of train that becomes the validation split, where the set has none.
+        test_fraction: likewise for test. The cuts are the same for every seed.
+        shuffle: false keeps the order of the files in training.
+        seed: of the order and of what workers draw.
+        augment: what is done to training images (conf/augment).
+    """
+
+    def __init__(
+        self,
+        *,
+        batch_size: int = 128,
+        num_workers: int | None = None,
+        fraction: float = 1.0,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.2,
+        shuffle: bool = True,
+        seed: int = 0,
+        augment: Augment | None = None,
+    ) -> None:
+        super().__init__()
+        for name, share in (("fraction", fraction), ("val_fraction", val_fraction), ("test_fraction", test_fraction)):
+            if not 0 < share <= (1 if name == "fraction" else 0.9):
+                raise UserError(f"data.{name}={share}: expected a share of the images, above 0 and at most 1")
+        if batch_size < 1:
+            raise UserError(f"data.batch_size={batch_size}: expected 1 or more")
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.fraction, self.val_fraction, self.test_fraction = fraction, val_fraction, test_fraction
+        self.shuffle, self.seed, self.augment = shuffle, seed, augment or Augment()
+        self.sets: dict[str, ImageDataset] = {}
+
+    _spec: DataSpec  # a subclass sets it when it is made, before anything is downloaded or decoded
+
+    @property
+    def spec(self) -> DataSpec:
+        """The set's facts."""
+        return self._spec
+
+    def use_spec(self, spec: DataSpec) -> None:
+        """Takes the spec of a network that is to be tested on this data."""
+        self._spec = spec
+
+    @abstractmethod
+    def load(self, split: str) -> ImageDataset | None:
+        """Returns a split, or None where the set has no such split and it must be cut from train."""
+
+    @abstractmethod
+    def part(self, dataset: ImageDataset, indices: np.ndarray, training: bool) -> ImageDataset:
+        """Returns the samples of `dataset` at `indices`, to be read as in training or as in evaluation."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """Loads all splits and checks them; a second call does nothing."""
+        if self.sets:
+            return
+        loaded = {split: self.load(split) for split in SPLITS}
+        train = loaded["train"]
+        assert train is not None
+        rest = np.arange(len(train))
+        sets: dict[str, ImageDataset] = {}
+        for split, share in (("test", self.test_fraction), ("val", self.val_fraction)):  # test first: val can't move it
+            own = loaded[split]
+            if own is not None:
+                sets[split] = self.part(own, np.arange(len(own)), training=False)
+                continue
+            cut = rest[stratified(train.targets.numpy()[rest], share)]
+            rest = np.setdiff1d(rest, cut, assume_unique=True)
+            sets[split] = self.part(train, cut, training=False)
+        if self.fraction < 1:
+            rest = rest[stratified(train.targets.numpy()[rest], self.fraction)]
+        sets["train"] = self.part(train, rest, training=True)
+        for split in SPLITS:
+            check_targets(sets[split].targets, self.spec.class_names, split)
+            sets[split].seed = self.seed
+        self.sets = sets
+
+    def class_counts(self) -> list[int]:
+        """Returns how many training images each class has."""
+        return torch.bincount(self.sets["train"].targets, minlength=self.spec.num_classes).tolist()  # type: ignore[no-any-return]
+
+    def batches_per_epoch(self, ranks: int) -> int:
+        """Returns the number of training batches that each of `ranks` processes gets in an epoch."""
+        samples = len(self.sets["train"]) // ranks
+        return max(samples // self.batch_size, 1)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        sampler = EpochSampler(len(self.sets["train"]), self.seed, self.shuffle, training=True)
+        return self._loader("train", sampler, drop_last=len(sampler) >= self.batch_size)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self._evaluation("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self._evaluation("test")
+
+    def _evaluation(self, split: str) -> DataLoader[Batch]:
+        return self._loader(split, EpochSampler(len(self.sets[split]), 0, shuffle=False, training=False), False)
+
+    def default_workers(self) -> int:
+        return 0
+
+    def _loader(self, split: str, sampler: EpochSampler, drop_last: bool) -> DataLoader[Batch]:
+        workers = self.default_workers() if self.num_workers is None else self.num_workers
+        return DataLoader(
+            self.sets[split],
+            batch_size=self.batch_size,
+            sampler=sampler,
+            drop_last=drop_last,
+            collate_fn=_as_it_is,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def cores() -> int:
+    """Returns the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_targets(targets: Tensor, class_names: Sequence[str], split: str) -> None:
+    """Raises UserError where a split is empty, a label is out of range, or a class has no image."""
+    if not len(targets):
+        raise UserError(f"the {split} split is empty; give it images, or a larger share of them")
+    low, high = int(targets.min()), int(targets.max())
+    if low < 0 or high >= len(class_names):
+        raise UserError(
+            f"the {split} split has labels from {low} to {high}; expected 0 to {len(class_names) - 1}, "
+            f"one for each of the {len(class_names)} classes"
+        )
+    counts = torch.bincount(targets, minlength=len(class_names))
+    if empty := [class_names[i] for i in torch.nonzero(counts == 0).flatten().tolist()]:
+        raise UserError(
+            f"the {split} split has no image of {len(empty)} of {len(class_names)} classes ({', '.join(empty[:5])}"
+            f"{', …' if len(empty) > 5 else ''}); give each class an image in each split"
+        )

@@ -1,0 +1,26 @@
+"""scikit-learn's digits: 1,797 grey images of 8×8 pixels, shipped with the package, nothing to download.
+
+The test part of UCI's "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, 1998).
+"""
+
+import numpy as np
+
+from imgcls.data.memory import MemoryDataModule
+from imgcls.data.spec import DataSpec
+
+
+class Digits(MemoryDataModule):
+    """All ten digits; test and validation are cut from the one part that there is."""
+
+    def __init__(self, *, image_size: int = 8, channels: int = 1, **common: object) -> None:
+        super().__init__(**common)  # type: ignore[arg-type]
+        names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+        self._spec = DataSpec(names, channels, image_size, (0.305,) * channels, (0.376,) * channels, mirror=False)
+
+    def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray] | None:
+        from sklearn.datasets import load_digits
+
+        if split != "train":
+            return None
+        digits = load_digits()
+        return (digits.images * (255 / 16)).round().astype(np.uint8), digits.target

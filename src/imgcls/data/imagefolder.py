@@ -1,0 +1,157 @@
+"""Folders of image files: `root/<class>/…` or `root/{train,val,test}/<class>/…`."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import InterpolationMode
+
+from imgcls.augment import worker_transform
+from imgcls.data.base import SPLITS, ImageDataModule, ImageDataset, cores
+from imgcls.data.decode import EXTENSIONS, decode
+from imgcls.data.spec import DataSpec
+from imgcls.data.torchvision_sets import per_channel
+from imgcls.errors import UserError
+
+FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+
+
+class FolderImages(ImageDataset):
+    """Image files, decoded one by one in the loader's workers, each to a square of `spec.image_size`.
+
+    Paths are one array of bytes: workers share it and never copy it.
+    """
+
+    def __init__(self, root: Path, paths: np.ndarray, targets: Tensor, channels: int, evaluate: nn.Module) -> None:
+        self.root, self.paths, self.targets, self.channels = root, paths, targets, channels
+        self.evaluate, self.transform = evaluate, evaluate
+
+    def images(self, keys: Tensor) -> Tensor:
+        out = []
+        for key in keys.tolist():
+            torch.manual_seed(self.sample_seed(key))
+            out.append(self.transform(decode(self.name(key % len(self)), self.channels)))
+        return torch.stack(out)
+
+    def picture(self, index: int) -> Tensor:
+        return self.evaluate(decode(self.name(index), self.channels))  # type: ignore[no-any-return]
+
+    def name(self, index: int) -> str:
+        return str(self.root / os.fsdecode(self.paths[index]))
+
+
+class ImageFolder(ImageDataModule):
+    """Any folder of images with one folder for each class; splits that it lacks are cut from train.
+
+    Args:
+        root: the folder.
+        image_size, channels, mean, std, crop_ratio, interpolation, mirror: as in `DataSpec`.
+        Other arguments: `ImageDataModule`.
+    """
+
+    layout = "root/<class>/… or root/{train,val,test}/<class>/…"
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        image_size: int = 224,
+        channels: int = 3,
+        mean: list[float],
+        std: list[float],
+        crop_ratio: float = 0.875,
+        interpolation: str = "bilinear",
+        mirror: bool = True,
+        **common: object,
+    ) -> None:
+        super().__init__(**common)  # type: ignore[arg-type]
+        self.root = Path(root).expanduser()
+        if not self.root.is_dir():
+            raise UserError(f"data.root={root}: there is no such folder; expected {self.layout}")
+        self.folders, self.classes = self.find()
+        self._spec = DataSpec(
+            self.class_names(), channels, image_size, per_channel(mean, channels), per_channel(std, channels),
+            interpolation, crop_ratio, mirror,
+        )  # fmt: skip
+
+    def find(self) -> tuple[dict[str, Path], list[str]]:
+        """Returns the folder of each split that there is, and the names of the class folders, sorted."""
+        folders = split_folders(self.root)
+        return folders, class_folders(folders["train"])
+
+    def class_names(self) -> tuple[str, ...]:
+        """Returns what people call the classes, in the order of the class folders."""
+        return tuple(self.classes)
+
+    def load(self, split: str) -> FolderImages | None:
+        if split not in self.folders:
+            return None
+        folder = self.folders[split]
+        if unknown := sorted(set(class_folders(folder)) - set(self.classes)):
+            raise UserError(
+                f"{folder} has the class {unknown[0]!r}, which {self.folders['train']} does not; expected the same classes"
+            )
+        paths, labels = [], []
+        for label, name in enumerate(self.classes):
+            found = list_images(folder / name) if (folder / name).is_dir() else []
+            if not found:
+                kinds = " ".join(sorted(EXTENSIONS))
+                raise UserError(f"{folder / name} holds no image; expected files that end in one of {kinds}")
+            paths += [os.path.join(name, path) for path in found]
+            labels += [label] * len(found)
+        encoded = np.array([os.fsencode(path) for path in paths])
+        return FolderImages(folder, encoded, torch.tensor(labels), self.spec.channels, evaluation_transform(self.spec))
+
+    def part(self, dataset: ImageDataset, indices: np.ndarray, training: bool) -> FolderImages:
+        assert isinstance(dataset, FolderImages)
+        targets = dataset.targets[torch.from_numpy(indices)]
+        out = FolderImages(dataset.root, dataset.paths[indices], targets, dataset.channels, dataset.evaluate)
+        if training:
+            out.transform = worker_transform(self.augment, self.spec, dataset.evaluate) or dataset.evaluate
+        return out
+
+    def default_workers(self) -> int:
+        return min(cores(), 16)
+
+
+def evaluation_transform(spec: DataSpec) -> nn.Module:
+    """Returns what evaluation does to a decoded image: resize of the short side, and the centre square."""
+    interpolation = InterpolationMode(spec.interpolation)
+    return v2.Compose([
+        v2.Resize(round(spec.image_size / spec.crop_ratio), interpolation=interpolation, antialias=True),
+        v2.CenterCrop(spec.image_size),
+    ])  # fmt: skip
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """Returns the folder of each split that there is; a root without split folders is all train."""
+    found = {s: root / name for s in SPLITS for name in reversed(FOLDERS[s]) if (root / name).is_dir()}
+    if "train" in found:
+        return found
+    if found:
+        raise UserError(
+            f"{root} has {', '.join(path.name for path in found.values())} but no train folder; expected root/train/<class>/…"
+        )
+    return {"train": root}
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Returns the names of the class folders, sorted."""
+    names = sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
+    if not names:
+        raise UserError(f"{folder} has no class folders; expected {folder}/<class>/<image files>")
+    return names
+
+
+def list_images(folder: Path) -> list[str]:
+    """Returns the image files below a folder, sorted, as paths relative to it."""
+    found = []
+    for directory, _, files in os.walk(folder, followlinks=True):
+        relative = os.path.relpath(directory, folder)
+        for file in files:
+            if os.path.splitext(file)[1].lower() in EXTENSIONS and not file.startswith("."):
+                found.append(os.path.normpath(os.path.join(relative, file)))
+    return sorted(found)

@@ -1,0 +1,66 @@
+"""Several processes: ranks started for one job of a sweep, and sharding over all devices."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies.launchers import subprocess_script
+
+RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def rank_command(local_rank: int) -> tuple[list[str], str]:
+    """Returns the command and folder that start a rank beside rank 0: this one job, in the same run directory.
+
+    Lightning would replay the command line, and with `-m` in it the whole sweep.
+    """
+    hydra = HydraConfig.get()
+    verb = str(hydra.job.config_name)
+    sources = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
+    command = [
+        sys.executable,
+        "-m",
+        "imgcls",
+        verb,
+        *(f"--config-dir={path}" for path in sources),
+        *hydra.overrides.task,
+    ]
+    command += ["hydra.mode=RUN", f"hydra.run.dir={_quoted(hydra.runtime.output_dir)}", "hydra.output_subdir=null"]
+    command += [f"hydra.job.name={verb}_rank{local_rank}"]
+    return command, hydra.runtime.cwd
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+@contextmanager
+def single_job() -> Iterator[None]:
+    """Around one training: its ranks are started by `rank_command`, and nothing of them stays for the next job."""
+    before = {name: os.environ.get(name) for name in RANK_VARIABLES}
+    first = before["LOCAL_RANK"] is None  # not itself a rank that another process started
+    subprocess_script._hydra_subprocess_cmd = rank_command  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if first:
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+            for name in RANK_VARIABLES:
+                os.environ.pop(name, None)
+
+
+class FullyShardStrategy(ModelParallelStrategy):
+    """FSDP2 over all devices; checkpoints are whole, one file, as in any other run."""
+
+    def __init__(self) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()

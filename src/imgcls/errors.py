@@ -1,0 +1,26 @@
+"""The one exception that stands for a user's mistake, and the words that help to mend it."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in what was asked for.
+
+    Its message is one line: what was given, what was expected, what to do. The command prints that
+    line alone and exits with status 1.
+    """
+
+
+def nearest(word: str, choices: Iterable[str], most: int = 8) -> str:
+    """Returns "did you mean …" where one of `choices` is near to `word`, else the first of them."""
+    choices = sorted(choices)
+    if close := difflib.get_close_matches(str(word), choices, n=1, cutoff=0.6):
+        return f"did you mean {close[0]!r}?"
+    shown = ", ".join(choices[:most]) + (f", … ({len(choices)} in all)" if len(choices) > most else "")
+    return f"choose one of: {shown}" if choices else "there is nothing to choose from"
+
+
+def one_line(error: UserError) -> str:
+    """Returns the message; of one that a loader's worker raised, what follows the worker's traceback."""
+    return str(error).strip().splitlines()[-1].rpartition("UnreadableImage: ")[2]

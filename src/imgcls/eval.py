@@ -1,0 +1,74 @@
+"""imgcls eval: the test of a checkpoint, on its own data or on other data with the same classes."""
+
+from pathlib import Path
+from typing import Any
+
+from imgcls.command import verb
+from imgcls.errors import UserError, nearest
+from imgcls.run import shown
+
+
+@verb("eval")
+def main(config: dict[str, Any], run_dir: Path) -> float:
+    """Tests a checkpoint and writes a report; returns its top1."""
+    from imgcls.checkpoint import find_checkpoint, load_checkpoint
+    from imgcls.report import print_summary
+    from imgcls.training import build_data, build_trainer, prepare, run_test
+
+    path = find_checkpoint(str(config["checkpoint"]))
+    classifier, trained = load_checkpoint(path)
+    prepare(trained["seed"])
+    trainer_config = {
+        **EVALUATION,
+        **given(trained["trainer"], ("accelerator", "precision")),
+        **given(config["trainer"]),
+    }
+    data = build_data(data_config(trained["data"], config["data"]), None, trained["seed"])
+    to_classes_of(classifier, data)
+    trainer = build_trainer(trainer_config, [], [], run_dir)
+    report = run_test(trainer, classifier, data, run_dir)
+    if report is None:  # not the first process
+        return 0.0
+    print_summary(f"Test of {shown(path)}", report, {"test report": shown(run_dir)})
+    return report.metrics["test/top1"]
+
+
+EVALUATION = {
+    "_target_": "lightning.pytorch.Trainer", "devices": 1, "inference_mode": True,
+    "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
+}  # fmt: skip
+
+
+def given(config: dict[str, Any] | None, keys: tuple[str, ...] | None = None) -> dict[str, Any]:
+    """Returns the entries that are set, of these keys alone where they are named."""
+    return {k: v for k, v in (config or {}).items() if v is not None and (keys is None or k in keys)}
+
+
+def data_config(trained: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    """Returns the config of the data to test on: another set as it is given, or the run's own with what differs."""
+    return given(wanted) if "_target_" in wanted else {**trained, **given(wanted)}
+
+
+def to_classes_of(classifier: Any, data: Any) -> None:
+    """Relabels the data by class name to the checkpoint's order.
+
+    Raises:
+        UserError: the data has a class that the checkpoint does not know, or other channels.
+    """
+    known, found = classifier.spec.class_names, data.spec.class_names
+    if data.spec.channels != classifier.spec.channels:
+        raise UserError(
+            f"the data has {data.spec.channels} channels, the checkpoint {classifier.spec.channels}; set data.channels={classifier.spec.channels}"
+        )
+    if known == found:
+        return
+    if unknown := [name for name in found if name not in known]:
+        raise UserError(
+            f"the data has the class {unknown[0]!r}, which the checkpoint does not know; {nearest(unknown[0], known)}"
+        )
+    import torch
+
+    order = torch.tensor([known.index(name) for name in found])
+    for dataset in data.sets.values():
+        dataset.targets = order[dataset.targets]
+    data.use_spec(classifier.spec)

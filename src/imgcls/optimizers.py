@@ -1,0 +1,41 @@
+"""Optimizers of torch and timm, by config: parameter groups, and the fused step where there is one."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from timm.optim import param_groups_weight_decay
+from torch import nn
+from torch.optim import Optimizer
+
+from imgcls import config as configs
+from imgcls.errors import UserError
+
+FUSED = ("cuda", "cpu", "mps")  # devices for which torch has fused steps
+
+
+def build_optimizer(config: Mapping[str, Any], network: nn.Module, device: torch.device, fused: bool) -> Optimizer:
+    """Builds an optimizer over two groups: weight decay for weights, none for norms, biases and embeddings.
+
+    Args:
+        fused: take the fused step where the optimizer has one for this device and the config says nothing.
+
+    Raises:
+        UserError: the optimizer does not take these keys, values or parameters.
+    """
+    exempt = network.no_weight_decay() if hasattr(network, "no_weight_decay") else ()  # timm: embeddings
+    decay = config.get("weight_decay") or 0.0
+    target = configs.locate(config["_target_"], "optimizer._target_")
+    muon = "muon" in f"{config['_target_']} {config.get('opt', '')}".lower()
+    heads = network.head_names if muon else ()  # Muon is for inner weights; AdamW takes the head (Jordan 2024)
+    groups = param_groups_weight_decay(network, decay, no_weight_decay_list=exempt, fallback_list=heads)  # type: ignore[arg-type]
+    if not groups:
+        raise UserError("the network has no parameter to train")
+    given: dict[str, Any] = {}
+    if fused and device.type in FUSED and "fused" in inspect.signature(target).parameters and "fused" not in config:
+        given["fused"] = True
+    try:
+        return target(groups, **configs.arguments(config, "optimizer"), **given)  # type: ignore[no-any-return]
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise UserError(f"optimizer={config['_target_']}: {' '.join(str(error).split())}") from error

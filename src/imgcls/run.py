@@ -1,0 +1,64 @@
+"""What a run directory says of how it was made."""
+
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def git_state(folder: Path) -> dict[str, Any]:
+    """Returns commit, branch and whether anything is uncommitted, of the repository that `folder` is in, if any."""
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.rstrip("\n") if done.returncode == 0 else None
+
+    commit = git("rev-parse", "HEAD")
+    if commit is None:
+        return {}
+    return {"commit": commit, "branch": git("rev-parse", "--abbrev-ref", "HEAD"), "diff": git("diff", "HEAD") or ""}
+
+
+def environment() -> dict[str, Any]:
+    """Returns the command, versions and hardware."""
+    import torch
+
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "command": shlex.join(sys.argv),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
+        "cores": os.cpu_count(),
+        "devices": devices,
+        "packages": {d.name: d.version for d in sorted(metadata.distributions(), key=lambda d: d.name.lower())},
+    }
+
+
+def write_record(run_dir: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """Writes `config.yaml` (resolved), `environment.json` and `git.diff`; returns the git state without the diff."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    git = git_state(Path.cwd())
+    diff = git.pop("diff", "")
+    if diff:
+        (run_dir / "git.diff").write_text(diff + "\n")
+    git |= {"dirty": bool(diff)} if git else {}
+    (run_dir / "environment.json").write_text(json.dumps(environment() | {"git": git}, indent=2) + "\n")
+    return git
+
+
+def shown(path: Path | str) -> str:
+    """Returns a path as short as it can be written here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative

@@ -1,0 +1,101 @@
+"""Learning-rate schedules. Each is a function of the step: warm-up in a line, then its own shape.
+
+A schedule gets the optimizer and `Steps`; `warmup_epochs` may be a fraction. All but plateau change the
+rate at every step.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LinearLR, OneCycleLR, ReduceLROnPlateau
+
+from imgcls.errors import UserError
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Optimizer steps: in an epoch and in the whole training (null: without end)."""
+
+    per_epoch: int
+    total: int | None
+
+    def whole(self, name: str) -> int:
+        if self.total is None:
+            raise UserError(f"scheduler={name} needs an end: set trainer.max_epochs or trainer.max_steps")
+        return self.total
+
+
+Schedule = list[dict[str, Any]]  # as Lightning's configure_optimizers takes them
+
+
+def _by_step(optimizer: Optimizer, warmup: int, factor: Callable[[int], float]) -> Schedule:
+    def rate(step: int) -> float:
+        return (step + 1) / (warmup + 1) if step < warmup else factor(step)
+
+    return [{"scheduler": LambdaLR(optimizer, rate), "interval": "step"}]
+
+
+def cosine(optimizer: Optimizer, steps: Steps, warmup_epochs: float = 0.0, final: float = 0.0) -> Schedule:
+    """Half a cosine down to `final` times the rate (Loshchilov and Hutter 2016)."""
+    warmup, total = round(warmup_epochs * steps.per_epoch), steps.whole("cosine")
+
+    def factor(step: int) -> float:
+        progress = min((step - warmup) / max(total - warmup, 1), 1.0)
+        return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
+
+    return _by_step(optimizer, warmup, factor)
+
+
+def constant(optimizer: Optimizer, steps: Steps, warmup_epochs: float = 0.0) -> Schedule:
+    """The same rate throughout."""
+    return _by_step(optimizer, round(warmup_epochs * steps.per_epoch), lambda step: 1.0)
+
+
+def multi_step(
+    optimizer: Optimizer, steps: Steps, milestones: list[float], gamma: float = 0.1, warmup_epochs: float = 0.0
+) -> Schedule:
+    """The rate times `gamma` at each milestone, a share of the whole training (He et al. 2015: 0.5 and 0.75)."""
+    if any(not 0 <= milestone <= 1 for milestone in milestones):
+        raise UserError(f"scheduler.milestones={milestones}: expected shares of the training, from 0 to 1")
+    places = [milestone * steps.whole("multi_step") for milestone in milestones]
+    warmup = round(warmup_epochs * steps.per_epoch)
+    return _by_step(optimizer, warmup, lambda step: gamma ** sum(step >= place for place in places))
+
+
+def one_cycle(
+    optimizer: Optimizer,
+    steps: Steps,
+    pct_start: float = 0.3,
+    div_factor: float = 25.0,
+    final_div_factor: float = 1e4,
+    cycle_momentum: bool = True,
+) -> Schedule:
+    """Up, then down, momentum the other way round (Smith and Topin 2017); the optimizer's rate is the highest."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    total = steps.whole("one_cycle") + 1  # torch counts the rate after the last step too
+    cycle_momentum = cycle_momentum and ("momentum" in optimizer.defaults or "betas" in optimizer.defaults)
+    schedule = OneCycleLR(
+        optimizer, rates, total_steps=total, pct_start=pct_start, div_factor=div_factor,
+        final_div_factor=final_div_factor, cycle_momentum=cycle_momentum,
+    )  # fmt: skip
+    return [{"scheduler": schedule, "interval": "step"}]
+
+
+def plateau(
+    optimizer: Optimizer,
+    steps: Steps,
+    monitor: str = "val/loss",
+    mode: str = "min",
+    factor: float = 0.1,
+    patience: int = 5,
+    warmup_epochs: float = 0.0,
+) -> Schedule:
+    """The rate times `factor` where `monitor` has not improved for `patience` epochs."""
+    reduce = ReduceLROnPlateau(optimizer, mode, factor, patience)  # type: ignore[arg-type]
+    schedule: Schedule = [{"scheduler": reduce, "interval": "epoch", "monitor": monitor}]
+    if warmup := round(warmup_epochs * steps.per_epoch):
+        schedule.append({"scheduler": LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup), "interval": "step"})
+    return schedule

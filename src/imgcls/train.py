@@ -1,0 +1,165 @@
+"""imgcls train: from a config to a trained, tested, logged network in a run directory."""
+
+import gc
+import logging
+import shlex
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from imgcls import config as configs
+from imgcls.command import verb
+from imgcls.errors import UserError, nearest
+from imgcls.run import shown, write_record
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The types of conf/train.yaml's own keys."""
+
+    seed: int
+    run_dir: str
+    test: bool
+    class_weights: Literal["balanced"] | list[float] | None
+    channels_last: bool
+    compile: bool
+    optimized_metric: str
+
+
+@verb("train")
+def main(config: dict[str, Any], run_dir: Path) -> float | None:
+    """Runs one training; returns the best value of `optimized_metric`, which a sweep optimises."""
+    settings = configs.typed({k: v for k, v in config.items() if k in Settings.__annotations__}, Settings, "")
+    network = {k: v for k, v in config["backbone"].items() if k != "weights"}  # a file: not the network's business
+    trainer = {k: v for k, v in config["trainer"].items() if (k, v) != ("precision", "auto")}  # ours
+    configs.check({**config, "backbone": network, "trainer": trainer})
+    from imgcls.distributed import single_job
+
+    with single_job():
+        return train(config, settings, run_dir)
+
+
+def train(config: dict[str, Any], settings: Settings, run_dir: Path) -> float | None:
+    """Trains, tests the best checkpoint, and reports."""
+    from imgcls.callbacks import SaveConfig
+    from imgcls.training import build_data, build_trainer, prepare
+
+    prepare(settings.seed)
+    data = build_data(config["data"], config["augment"], settings.seed)
+    classifier = build_classifier(config, settings, data)
+    nodes = {k: v for k, v in (config["callbacks"] or {}).items() if v}
+    callbacks = [configs.build(node, f"callbacks.{name}") for name, node in nodes.items()]
+    check_monitored(config, callbacks, classifier.logged_names(), settings)
+    trainer = build_trainer(config["trainer"], [*callbacks, SaveConfig(config)], [], run_dir)
+    if trainer.is_global_zero:
+        describe(config, classifier, data, trainer, run_dir)
+        config = {**config, "git": write_record(run_dir, config)}
+    status = 1
+    try:
+        trainer.loggers = [configs.build(n, f"logger.{k}") for k, n in (config["logger"] or {}).items() if n]
+        for logger in trainer.loggers:
+            logger.log_hyperparams(config)
+        trainer.fit(classifier, datamodule=data)
+        if trainer.interrupted:
+            raise SystemExit(130)
+        best = finish(trainer, classifier, data, settings, run_dir)
+        status = 0
+        return best
+    finally:
+        close_loggers(status)
+        del trainer, classifier, data
+        gc.collect()
+
+
+def build_classifier(config: dict[str, Any], settings: Settings, data: Any) -> Any:
+    """Builds the classifier for the data."""
+    from imgcls.classifier import ImageClassifier
+
+    weights = settings.class_weights
+    if weights == "balanced":  # as scikit-learn's: classes count alike, and the mean weight of a sample is 1
+        counts = data.class_counts()
+        weights = [sum(counts) / (len(counts) * count) for count in counts]
+    return ImageClassifier(
+        spec=asdict(data.spec), backbone=config["backbone"], loss=config["loss"], optimizer=config["optimizer"],
+        scheduler=config["scheduler"], augment=config["augment"], class_weights=weights, seed=settings.seed,
+        channels_last=settings.channels_last, compile=settings.compile,
+    )  # fmt: skip
+
+
+def check_monitored(config: dict[str, Any], callbacks: list[Any], names: set[str], settings: Settings) -> None:
+    """Raises UserError where something is to watch a metric that is never logged."""
+    watched = {f"callbacks: {type(c).__name__}.monitor": c.monitor for c in callbacks if getattr(c, "monitor", None)}
+    watched |= {"scheduler.monitor": config["scheduler"].get("monitor"), "optimized_metric": settings.optimized_metric}
+    for where, name in watched.items():
+        if name is not None and name not in names:
+            raise UserError(f"{where}={name}: no such metric is logged; {nearest(name, names)}")
+
+
+def describe(config: dict[str, Any], classifier: Any, data: Any, trainer: Any, run_dir: Path) -> None:
+    """Says in four lines what is going to be trained, on what, where."""
+    parameters = sum(p.numel() for p in classifier.network.parameters())
+    backbone = config["backbone"].get("name") or config["backbone"]["_target_"].rpartition(".")[2]
+    sizes = ", ".join(f"{len(data.sets[s]):,} {s}" for s in ("train", "val", "test"))
+    spec = data.spec
+    log.info(
+        "data: %s images of %d×%d×%d, %d classes",
+        sizes,
+        spec.channels,
+        spec.image_size,
+        spec.image_size,
+        spec.num_classes,
+    )
+    log.info("backbone: %s, %s parameters", backbone, f"{parameters:,}")
+    world = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
+    log.info("device: %s, precision %s%s", trainer.strategy.root_device.type, trainer.precision, world)
+    log.info("run directory: %s", shown(run_dir))
+
+
+def finish(trainer: Any, classifier: Any, data: Any, settings: Settings, run_dir: Path) -> float | None:
+    """Tests the best checkpoint (with none: the weights in memory); prints and logs what came out."""
+    from lightning.pytorch.loggers import WandbLogger
+
+    from imgcls.report import log_to_wandb, print_summary
+    from imgcls.training import run_test
+
+    keeper = trainer.checkpoint_callback
+    best = keeper.best_model_path if keeper is not None else ""
+    value = trainer.callback_metrics.get(settings.optimized_metric)
+    if keeper is not None and keeper.monitor == settings.optimized_metric and keeper.best_model_score is not None:
+        value = keeper.best_model_score
+    if settings.test:
+        report = run_test(trainer, classifier, data, run_dir / "test", best or None)
+        if report is not None:
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    log_to_wandb(logger.experiment, report, data.sets["test"], data.spec)
+                    logger.experiment.summary.update(best_epoch(run_dir, settings.optimized_metric, keeper))
+            lines = {"run directory": shown(run_dir), "test report": shown(run_dir / "test")}
+            if best:
+                lines["evaluate again"] = f"imgcls eval checkpoint={shlex.quote(shown(best))}"
+            print_summary(f"Test of {'the best checkpoint' if best else 'the last weights'}", report, lines)
+    return None if value is None else float(value)
+
+
+def best_epoch(run_dir: Path, monitor: str, keeper: Any) -> dict[str, float]:
+    """Returns all that was measured in the best epoch, as `best/…`; empty without a metrics.csv."""
+    import pandas as pd
+
+    path = run_dir / "metrics.csv"
+    if not path.is_file():
+        return {}
+    table = pd.read_csv(path)
+    if monitor not in table or table[monitor].isna().all():
+        return {}
+    falling = keeper.mode == "min" if keeper is not None and keeper.monitor == monitor else monitor.endswith("loss")
+    row = table.loc[table[monitor].idxmin() if falling else table[monitor].idxmax()]
+    return {f"best/{name}": float(value) for name, value in row.dropna().items()}
+
+
+def close_loggers(status: int) -> None:
+    """Ends the W&B run, if there is one, with its status: without a code a failed run would show as finished."""
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].finish(exit_code=status)

@@ -1,0 +1,96 @@
+"""What train and eval share: the trainer of a config, and a test with its report."""
+
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.loggers import Logger
+
+from imgcls import config as configs
+from imgcls.classifier import ImageClassifier
+from imgcls.data.base import ImageDataModule
+from imgcls.errors import UserError
+from imgcls.hardware import best_precision
+from imgcls.report import Report, make_report, write_report
+
+NOTES = (  # of Lightning's, that a user can do nothing about
+    ".*isinstance.treespec, LeafSpec.. is deprecated",
+    ".*is smaller than the logging interval",
+    ".*recommended to use `sync_dist=True`",  # what is logged is a metric's value, the same on all ranks
+    ".*does not have many workers",
+    ".*Checkpoint directory .* exists and is not empty",
+)
+
+
+def prepare(seed: int) -> None:
+    """Seeds everything, takes the device's fast matrix products (TF32), and keeps Lightning's chatter down."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in NOTES:
+        warnings.filterwarnings("ignore", message=message)
+    seed_everything(seed, workers=True, verbose=False)
+    torch.set_float32_matmul_precision("high")
+
+
+def build_data(config: Mapping[str, Any], augment: Mapping[str, Any] | None, seed: int) -> ImageDataModule:
+    """Builds the datamodule, fetches what it needs, and checks all its splits."""
+    data = configs.build(config, "data", seed=seed, **({} if augment is None else {"augment": to_augment(augment)}))
+    assert isinstance(data, ImageDataModule)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def to_augment(config: Mapping[str, Any]) -> Any:
+    """Returns a config of conf/augment as an `Augment`, checked."""
+    from imgcls.augment import Augment
+
+    return configs.typed(dict(config), Augment, "augment")
+
+
+def build_trainer(
+    config: Mapping[str, Any], callbacks: list[Callback], loggers: list[Logger], run_dir: Path
+) -> Trainer:
+    """Builds Lightning's trainer; precision "auto" is what the device is good at.
+
+    Raises:
+        UserError: a device, strategy or precision that is not to be had here.
+    """
+    settings = dict(config)
+    if settings["precision"] == "auto":
+        settings["precision"] = best_precision(str(settings["accelerator"]))
+    if isinstance(settings.get("strategy"), Mapping):
+        settings["strategy"] = configs.build(settings["strategy"], "trainer.strategy")
+    try:
+        trainer = configs.build(
+            settings,
+            "trainer",
+            callbacks=callbacks,
+            logger=loggers or False,
+            default_root_dir=str(run_dir),
+            use_distributed_sampler=False,
+        )
+    except (ValueError, RuntimeError, TypeError) as error:  # Lightning's misconfigurations are of these
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+    assert isinstance(trainer, Trainer)
+    return trainer
+
+
+def run_test(
+    trainer: Trainer, classifier: ImageClassifier, data: ImageDataModule, folder: Path, path: str | None = None
+) -> Report | None:
+    """Tests the checkpoint at `path` (none: the weights in memory); on rank 0 writes the report and returns it."""
+    metrics = trainer.test(classifier, datamodule=data, ckpt_path=path, verbose=False, weights_only=True)[0]
+    gathered = classifier.predictions.compute()
+    classifier.predictions.reset()
+    if not trainer.is_global_zero:
+        return None
+    ordered = ["top1", "top5", "loss", "precision", "recall", "f1", "calibration_error"]
+    metrics = {f"test/{name}": metrics[f"test/{name}"] for name in ordered if f"test/{name}" in metrics}
+    report = make_report(metrics, gathered, data.sets["test"], data.spec)
+    write_report(report, folder, data.spec)
+    return report
