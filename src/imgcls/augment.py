@@ -24,6 +24,8 @@ SMALL = 64  # up to this image size, "auto" crops from a padded image instead of
 class Mix:
     """Mixing of two images with a weight from Beta(alpha, alpha), for each sample with this probability."""
 
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
+
     alpha: float = 1.0
     probability: float = 0.0
 
@@ -41,6 +43,8 @@ class Augment:
         erase: probability of erasing a rectangle (Zhong et al. 2017).
         mixup, cutmix: Zhang et al. 2017, Yun et al. 2019; a sample gets one of them at the most.
     """
+
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     crop: Literal["none", "padded", "resized", "auto"] = "none"
     padding: float = 0.125
@@ -89,15 +93,15 @@ class BatchAugment(nn.Module):
         super().__init__()
         self.augment = augment
         self.flip = augment.flip if augment.flip is not None else 0.5 * spec.mirror
-        self.padding = round(augment.padding * spec.image_size) if augment.crop_of(spec) == "padded" else 0
+        self.padding = augment.padding if augment.crop_of(spec) == "padded" else 0.0
         self.num_classes = spec.num_classes
 
     def pixels(self, images: Tensor) -> Tensor:
         """Crops and mirrors `images (N, C, H, W) uint8`, all in one gather."""
-        if not self.padding and not self.flip:
-            return images
         n, _, height, width = images.shape
-        device, pad = images.device, self.padding
+        device, pad = images.device, round(self.padding * height)
+        if not pad and not self.flip:
+            return images
         rows = torch.arange(height, device=device).expand(n, height)
         columns = torch.arange(width, device=device).expand(n, width)
         if self.flip:

@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from imgcls.backbones.build import unloadable
+from imgcls.backbones.build import load_tensors, unloadable
 from imgcls.classifier import ImageClassifier
 from imgcls.errors import UserError
 
@@ -32,9 +31,9 @@ def load_checkpoint(path: Path) -> tuple[ImageClassifier, dict[str, Any]]:
         UserError: the file is damaged, carries code (which is not run), or is no checkpoint of an ImageClassifier.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_tensors(path)
     except Exception as error:  # many types, one for each way of being damaged
-        raise UserError(f"checkpoint={path}: {unloadable(error)}") from error
+        raise UserError(f"checkpoint={path}: {unloadable(path, error)}") from error
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters", "config"} <= content.keys():
         raise UserError(
             f"checkpoint={path}: it was not written by imgcls train; for a state dict use backbone.weights={path}"

@@ -17,7 +17,7 @@ from imgcls.data.base import Batch, ImageDataModule
 from imgcls.data.spec import DataSpec
 from imgcls.errors import UserError
 from imgcls.keyed import key_seed
-from imgcls.metrics import Predictions, evaluation_metrics, mean_loss
+from imgcls.metrics import MeanLoss, Predictions, evaluation_metrics
 from imgcls.optimizers import build_optimizer
 from imgcls.schedulers import Steps
 
@@ -76,10 +76,10 @@ class ImageClassifier(LightningModule):
         std = torch.tensor(self.spec.std).view(-1, 1, 1)
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -torch.tensor(self.spec.mean).view(-1, 1, 1) / std, persistent=False)
-        self.train_loss = mean_loss()
+        self.train_loss = MeanLoss()
         self.train_top1 = MulticlassAccuracy(classes, average="micro", validate_args=False)
         for split in ("val", "test"):
-            setattr(self, f"{split}_loss", mean_loss())
+            setattr(self, f"{split}_loss", MeanLoss())
             setattr(self, f"{split}_metrics", evaluation_metrics(classes, f"{split}/"))
         self.predictions = Predictions()
 
@@ -108,7 +108,7 @@ class ImageClassifier(LightningModule):
         loss: Tensor = self.loss(logits, targets)
         for extra in auxiliary:
             loss = loss + self.network.auxiliary_weight * self.loss(extra.float(), targets)  # type: ignore[operator]
-        self.train_loss.update(loss.detach())  # on the device; read once an epoch
+        self.train_loss.update(loss.detach(), len(targets))  # on the device; read once an epoch
         self.train_top1.update(logits.detach(), targets.argmax(1) if targets.ndim == 2 else targets)
         return loss
 
@@ -153,9 +153,11 @@ class ImageClassifier(LightningModule):
     def logged_names(self) -> set[str]:
         """Returns the names that a callback or a schedule may monitor."""
         names = {"train/loss", "train/top1", "lr", "images_per_second", "val/loss"}
-        return names | set(self.val_metrics.keys())
+        return names | {str(name) for name in evaluation_metrics(self.spec.num_classes, "val/")}
 
     def configure_model(self) -> None:
+        if self._trainer is None:  # loaded from a checkpoint, to be used without a trainer
+            return
         strategy = self.trainer.strategy
         if isinstance(strategy, ModelParallelStrategy):  # FSDP2
             from torch.distributed.fsdp import fully_shard

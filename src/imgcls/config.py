@@ -5,9 +5,11 @@ names. `check` compares all of them with its signature, so that `trainer.max_epo
 that no parameter takes stops the run in a line; `build` makes the call.
 """
 
+import dataclasses
 import functools
 import importlib
 import inspect
+import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -21,7 +23,7 @@ def locate(target: str, where: str = "_target_") -> Callable[..., Any]:
     Raises:
         UserError: there is no such module, or nothing of that name in it.
     """
-    if not isinstance(target, str) or "." not in target.strip("."):
+    if not isinstance(target, str) or "." not in target.strip(".") or target.startswith("."):
         raise UserError(f"{where}={target}: expected a dotted name such as torch.optim.SGD")
     module_name, *names = target, target
     while "." in module_name:
@@ -47,15 +49,22 @@ def locate(target: str, where: str = "_target_") -> Callable[..., Any]:
 @functools.lru_cache(maxsize=256)
 def _parameters(target: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
     """Returns the type hint of each parameter of `target` (Any where none can be read), and whether it
-    takes further keywords."""
-    function = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
-    parameters = inspect.signature(target).parameters.values()
-    try:
-        hints = typing.get_type_hints(function)
-    except (NameError, TypeError):  # names that the library imports for type checkers alone
-        hints = {}
-    named = {p.name: hints.get(p.name, Any) for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-    return named, any(p.kind is p.VAR_KEYWORD for p in parameters)
+    takes further keywords. A class that passes keywords on to its bases has their parameters too."""
+    functions = [target]
+    if inspect.isclass(target):
+        functions = [base.__init__ for base in target.__mro__[:-1] if "__init__" in vars(base)]  # type: ignore[misc]
+    named: dict[str, Any] = {}
+    for function in functions:
+        parameters = inspect.signature(function).parameters.values()
+        try:
+            hints = typing.get_type_hints(function)
+        except (NameError, TypeError):  # names that the library imports for type checkers alone
+            hints = {}
+        plain_kinds = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name != "self"]
+        named = {p.name: hints.get(p.name, Any) for p in plain_kinds} | named
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return named, False
+    return named, True
 
 
 def typed(value: Any, hint: Any, where: str) -> Any:
@@ -78,23 +87,27 @@ def typed(value: Any, hint: Any, where: str) -> Any:
         return adapter.validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(
-            [where, *(str(part) for part in first["loc"] if isinstance(part, str) and part.isidentifier())]
-        )
-        expected = first["msg"][0].lower() + first["msg"][1:]
-        if len({e["loc"][:1] for e in error.errors()}) > 1:  # a union: none of its members fitted
-            place, expected = where, f"expected {_name(hint)}"
-        raise UserError(f"{place}={first['input'] if place != where else value}: {expected}") from error
+        names = [part for part in first["loc"] if isinstance(part, str) and part.isidentifier()]
+        if len({e["loc"][:1] for e in error.errors()}) > 1 and not dataclasses.is_dataclass(hint):  # none of a union
+            raise UserError(f"{where}={value}: expected {_name(hint)}") from error
+        place = ".".join([where, *names]) if where else ".".join(names)
+        given = first["input"] if names else value
+        raise UserError(f"{place}={given}: {first['msg'][0].lower()}{first['msg'][1:]}") from error
 
 
 def _name(hint: Any) -> str:
-    if typing.get_origin(hint) is None:
-        return getattr(hint, "__name__", str(hint)).replace("NoneType", "null")
-    if typing.get_origin(hint) is typing.Literal:
-        return " or ".join(map(str, typing.get_args(hint)))
-    if arguments := [_name(a) for a in typing.get_args(hint) if not inspect.isclass(a) or a.__module__ == "builtins"]:
-        return " or ".join(dict.fromkeys(arguments))
-    return str(hint)
+    """Returns the words for a type that a person can set in a config."""
+    origin, members = typing.get_origin(hint), typing.get_args(hint)
+    if hint in (int, float):
+        return "a number"
+    if hint is type(None):
+        return "null"
+    if origin is typing.Literal:
+        return " or ".join(map(str, members))
+    if origin in (typing.Union, types.UnionType):
+        words = [_name(member) for member in members if not inspect.isclass(member) or member.__module__ == "builtins"]
+        return " or ".join(dict.fromkeys(word for phrase in words for word in phrase.split(" or ")))
+    return getattr(hint, "__name__", str(hint)) if origin is None else str(hint).replace("typing.", "")
 
 
 def arguments(node: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -135,7 +148,15 @@ def build(node: Mapping[str, Any], where: str, **given: Any) -> Any:
     Raises:
         UserError: a key or a value does not fit, or the target itself says so.
     """
-    return locate(node["_target_"])(**arguments(node, where), **given)
+    target, keywords = locate(node["_target_"]), arguments(node, where)
+    try:
+        inspect.signature(target).bind(**keywords, **given)
+    except TypeError as error:
+        raise UserError(f"{where}: {node['_target_']} can't be called so: {error}") from error
+    try:
+        return target(**keywords, **given)
+    except ValueError as error:  # what the target itself says of a value
+        raise UserError(f"{where}: {' '.join(str(error).split())}") from error
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -147,12 +168,14 @@ def plain(config: Any) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    if missing := sorted(OmegaConf.missing_keys(config)):
-        raise UserError(f"{missing[0]} must be given: {missing[0]}=…")
     try:
+        if missing := sorted(OmegaConf.missing_keys(config)):
+            raise UserError(f"{missing[0]} must be given: {missing[0]}=…")
         resolved = OmegaConf.to_container(config, resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    except RecursionError as error:
+        raise UserError("the config has an interpolation that leads back to itself") from error
     assert isinstance(resolved, dict)
     return typing.cast(dict[str, Any], resolved)
 
@@ -165,8 +188,11 @@ def explain(error: Exception) -> str:
     if isinstance(error, OverrideParseException):
         return f"{error.override}: {' '.join(error.message.split())}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        from imgcls.command import CONF
+
         group, _, choice = error.missing_cfg_file.rpartition("/")
-        return f"{group}={choice}: there is no such choice; {nearest(choice, error.options or [], most=40)}"
+        options = error.options or [path.stem for path in (CONF / group).glob("*.yaml")]
+        return f"{group}={choice}: there is no such choice; {nearest(choice, options, most=40)}"
     cause = error.__cause__
     if isinstance(cause, ConfigKeyError | AttributeError) and isinstance(cause, OmegaConfBaseException):
         known = [str(key) for key in cause.parent_node] if cause.parent_node is not None else []  # type: ignore[attr-defined]

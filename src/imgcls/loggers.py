@@ -89,10 +89,10 @@ def wandb_logger(
         raise UserError(
             f"logger.wandb.{min(unknown)}: expected project, entity, group, name, tags, notes, job_type, id or resume"
         )
-    if rank_zero_only.rank != 0:
+    if getattr(rank_zero_only, "rank", 0) != 0:
         return WandbLogger(save_dir=save_dir)
     settings = wandb.Settings(init_timeout=timeout, silent=True)
-    begin = functools.partial(wandb.init, dir=save_dir, settings=settings, reinit="finish_previous", **options)
+    begin: Any = functools.partial(wandb.init, dir=save_dir, settings=settings, reinit="finish_previous", **options)
     try:
         run = begin(mode=mode)
     except (wandb.Error, OSError) as error:

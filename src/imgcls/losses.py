@@ -1,5 +1,6 @@
 """Losses that torch and timm lack. A loss takes logits `(N, K)` and targets, classes `(N,)` or shares `(N, K)`."""
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,12 +23,13 @@ class FocalLoss(nn.Module):
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         classes = logits.shape[1]
-        shares = targets if targets.ndim == 2 else F.one_hot(targets, classes).to(logits.dtype)
+        dense = targets.ndim == 2
+        shares = targets if dense else F.one_hot(targets, classes).to(logits.dtype)
         shares = shares * (1 - self.label_smoothing) + self.label_smoothing / classes
-        if self.weight is not None:
+        total: Tensor | int = len(logits)
+        if self.weight is not None:  # scaled as torch's cross-entropy is, to which gamma 0 is equal
             shares = shares * self.weight
+            total = len(logits) if dense else self.weight[targets].sum()
         log_probability = logits.log_softmax(1)
-        terms = (1 - log_probability.exp()) ** self.gamma * log_probability * shares
-        # As in torch's cross-entropy, class weights leave the scale of the loss as it is.
-        total = shares.sum() if self.weight is not None else len(logits)
-        return -terms.sum() / total
+        wrong = (-torch.expm1(log_probability)).clamp_min(1e-12)  # 1 - p; never 0, where a power has no gradient
+        return -(wrong**self.gamma * log_probability * shares).sum() / total

@@ -1,7 +1,8 @@
 """What is measured in evaluation, by torchmetrics: exact over any number of processes."""
 
+import torch
 from torch import Tensor
-from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassCalibrationError,
@@ -19,7 +20,7 @@ def evaluation_metrics(num_classes: int, prefix: str) -> MetricCollection:
         "precision": MulticlassPrecision(num_classes, average="macro", validate_args=False),
         "recall": MulticlassRecall(num_classes, average="macro", validate_args=False),
         "f1": MulticlassF1Score(num_classes, average="macro", validate_args=False),
-        "calibration_error": MulticlassCalibrationError(num_classes, n_bins=15, norm="l1", validate_args=False),
+        "calibration_error": CalibrationError(num_classes, n_bins=15, norm="l1", validate_args=False),
     }
     if num_classes > 5:
         metrics["top5"] = MulticlassAccuracy(num_classes, top_k=5, average="micro", validate_args=False)
@@ -29,9 +30,34 @@ def evaluation_metrics(num_classes: int, prefix: str) -> MetricCollection:
     return MetricCollection(metrics, prefix=prefix, compute_groups=groups)
 
 
-def mean_loss() -> MeanMetric:
-    """Returns a mean that never reads its input back from the device to look for NaN."""
-    return MeanMetric(nan_strategy="disable")
+class CalibrationError(MulticlassCalibrationError):
+    """torchmetrics' own takes logits that happen to lie in [0, 1] for probabilities."""
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        super().update(preds.softmax(1), target)
+
+
+class MeanLoss(Metric):
+    """The mean of batch means, each weighted by the number of its samples; never reads from the device.
+
+    (torchmetrics' MeanMetric looks for NaN on the host, and with that switched off it drops the weights.)
+    """
+
+    full_state_update = False
+    total: Tensor
+    samples: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", default=torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("samples", default=torch.tensor(0.0), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, samples: int) -> None:
+        self.total += loss * samples
+        self.samples += samples
+
+    def compute(self) -> Tensor:
+        return self.total / self.samples
 
 
 class Predictions(Metric):

@@ -12,6 +12,8 @@ from torch.optim import Optimizer
 from imgcls import config as configs
 from imgcls.errors import UserError
 
+# No weights of a layer, though of more than one dimension: torchvision's names; timm's networks name their own.
+EMBEDDINGS = ("*class_token", "*pos_embedding", "*relative_position_bias_table", "*layer_scale")
 FUSED = ("cuda", "cpu", "mps")  # devices for which torch has fused steps
 
 
@@ -24,7 +26,7 @@ def build_optimizer(config: Mapping[str, Any], network: nn.Module, device: torch
     Raises:
         UserError: the optimizer does not take these keys, values or parameters.
     """
-    exempt = network.no_weight_decay() if hasattr(network, "no_weight_decay") else ()  # timm: embeddings
+    exempt = {*EMBEDDINGS, *getattr(network, "no_weight_decay", tuple)()}  # type: ignore[misc]
     decay = config.get("weight_decay") or 0.0
     target = configs.locate(config["_target_"], "optimizer._target_")
     muon = "muon" in f"{config['_target_']} {config.get('opt', '')}".lower()
@@ -33,7 +35,12 @@ def build_optimizer(config: Mapping[str, Any], network: nn.Module, device: torch
     if not groups:
         raise UserError("the network has no parameter to train")
     given: dict[str, Any] = {}
-    if fused and device.type in FUSED and "fused" in inspect.signature(target).parameters and "fused" not in config:
+    if (
+        fused
+        and device.type in FUSED
+        and "fused" in inspect.signature(target).parameters
+        and not {"fused", "foreach", "differentiable"} & set(config)
+    ):
         given["fused"] = True
     try:
         return target(groups, **configs.arguments(config, "optimizer"), **given)  # type: ignore[no-any-return]

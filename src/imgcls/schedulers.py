@@ -7,7 +7,7 @@ rate at every step.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, OneCycleLR, ReduceLROnPlateau
@@ -88,13 +88,13 @@ def plateau(
     optimizer: Optimizer,
     steps: Steps,
     monitor: str = "val/loss",
-    mode: str = "min",
+    mode: Literal["min", "max"] = "min",
     factor: float = 0.1,
     patience: int = 5,
     warmup_epochs: float = 0.0,
 ) -> Schedule:
     """The rate times `factor` where `monitor` has not improved for `patience` epochs."""
-    reduce = ReduceLROnPlateau(optimizer, mode, factor, patience)  # type: ignore[arg-type]
+    reduce = ReduceLROnPlateau(optimizer, mode, factor, patience)
     schedule: Schedule = [{"scheduler": reduce, "interval": "epoch", "monitor": monitor}]
     if warmup := round(warmup_epochs * steps.per_epoch):
         schedule.append({"scheduler": LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup), "interval": "step"})

@@ -155,7 +155,8 @@ def best_epoch(run_dir: Path, monitor: str, keeper: Any) -> dict[str, float]:
     if monitor not in table or table[monitor].isna().all():
         return {}
     falling = keeper.mode == "min" if keeper is not None and keeper.monitor == monitor else monitor.endswith("loss")
-    row = table.loc[table[monitor].idxmin() if falling else table[monitor].idxmax()]
+    best = table[monitor].argmin() if falling else table[monitor].argmax()
+    row = table.iloc[int(best)]
     return {f"best/{name}": float(value) for name, value in row.dropna().items()}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from imgcls import config as configs
 from imgcls.classifier import ImageClassifier
@@ -20,7 +21,7 @@ from imgcls.report import Report, make_report, write_report
 NOTES = (  # of Lightning's, that a user can do nothing about
     ".*isinstance.treespec, LeafSpec.. is deprecated",
     ".*is smaller than the logging interval",
-    ".*recommended to use `sync_dist=True`",  # what is logged is a metric's value, the same on all ranks
+    ".*It is recommended to use .self.log",  # what is logged is a metric's value, the same on all ranks
     ".*does not have many workers",
     ".*Checkpoint directory .* exists and is not empty",
 )
@@ -74,7 +75,7 @@ def build_trainer(
             default_root_dir=str(run_dir),
             use_distributed_sampler=False,
         )
-    except (ValueError, RuntimeError, TypeError) as error:  # Lightning's misconfigurations are of these
+    except (MisconfigurationException, ValueError, RuntimeError, TypeError) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
     assert isinstance(trainer, Trainer)
     return trainer

@@ -1,6 +1,7 @@
 """From a backbone's config to a network that is known to fit its data."""
 
 import logging
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ def try_shapes(network: nn.Module, num_classes: int, in_channels: int, image_siz
         outputs = torch.func.functional_call(network.train(), state, images)
     except NotImplementedError:
         return  # an operator without a meta kernel: training itself will tell
-    except (RuntimeError, AssertionError, ValueError) as error:
+    except (RuntimeError, AssertionError, ValueError, ArithmeticError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(
             f"images of {in_channels}×{image_size}×{image_size} do not fit this network ({reason}); "
@@ -70,9 +71,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
             state: Any = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = load_tensors(path)
     except Exception as error:  # many types, one for each way of being damaged
-        raise UserError(f"weights={path}: {unloadable(error)}") from error
+        raise UserError(f"weights={path}: {unloadable(path, error)}") from error
     for key in ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "net"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
@@ -86,10 +87,19 @@ def read_state(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def unloadable(error: Exception) -> str:
-    """Says in a few words why `torch.load` or safetensors refused a file."""
-    text = str(error)
-    if "weights_only" in text or "Unsupported global" in text or "Unsupported class" in text:
+def load_tensors(path: Path) -> Any:
+    """Loads a file of torch.save that holds nothing but tensors and plain Python; code in it is never run."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Detected pickle protocol")
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def unloadable(path: Path, error: Exception) -> str:
+    """Says in a few words why `load_tensors` or safetensors refused a file."""
+    with path.open("rb") as file:
+        bare_pickle = file.read(1) == b"\x80"
+    refused = ("unsupported global", "unsupported class", "not an allowed global")
+    if bare_pickle or any(word in str(error).lower() for word in refused):
         return "it carries code or objects beside tensors, so it was not loaded; save its state dict alone"
     return "it is damaged or no file of weights; fetch or copy it again"
 

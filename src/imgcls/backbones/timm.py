@@ -25,7 +25,7 @@ def timm_network(
         network: nn.Module = timm.create_model(
             name, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels, **options
         )
-    except (TypeError, AssertionError, ValueError, RuntimeError, OSError) as error:
+    except (TypeError, AssertionError, ValueError, RuntimeError, OSError, ArithmeticError) as error:
         reason = " ".join((str(error) or type(error).__name__).split())[:200]
         advice = "; fetch the weights elsewhere and give backbone.weights=FILE" if pretrained else ""
         raise UserError(f"backbone.name={name}: timm could not make it ({reason}){advice}") from error

@@ -9,7 +9,9 @@ from torch import nn
 
 from imgcls.errors import UserError, nearest
 
-AUXILIARY_WEIGHT = {"inception_v3": 0.4, "googlenet": 0.3}  # Szegedy et al. 2015 (code of torchvision), 2014
+# Networks with auxiliary heads: the weight of their losses (torchvision's; Szegedy et al. 2014) and their heads.
+AUXILIARY_WEIGHT = {"inception_v3": 0.4, "googlenet": 0.3}
+AUXILIARY_HEADS = {"inception_v3": ("fc", "AuxLogits.fc"), "googlenet": ("fc", "aux2.fc2", "aux1.fc2")}
 
 
 def torchvision_network(
@@ -34,14 +36,14 @@ def torchvision_network(
     else:
         network = _call(builder, name, {**_size(builder, image_size), "num_classes": num_classes, **options})
     old = num_classes if not pretrained else 1000
-    heads = [key for key, module in network.named_modules() if _outputs(module) == old][::-1]
-    if name not in AUXILIARY_WEIGHT:
-        heads = heads[:1]
+    there = dict(network.named_modules())
+    last = [key for key, module in there.items() if _outputs(module) == old][-1:]
+    heads = [key for key in AUXILIARY_HEADS.get(name, last) if key in there]
     if old != num_classes:
         for head in heads:
             network.set_submodule(head, _resized(network.get_submodule(head), num_classes))
         if hasattr(network, "num_classes"):  # SqueezeNet
-            network.num_classes = num_classes
+            network.num_classes = num_classes  # type: ignore[assignment]
     if in_channels != 3:
         adapt_stem(network, in_channels)
     network.head_names = tuple(heads)  # type: ignore[assignment]
@@ -53,12 +55,12 @@ def torchvision_network(
 def _call(builder: Any, name: str, options: dict[str, Any]) -> nn.Module:
     try:
         return builder(**options)  # type: ignore[no-any-return]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise UserError(f"backbone.name={name}: {' '.join(str(error).split())}") from error
 
 
 def _download(builder: Any, name: str, image_size: int, options: dict[str, Any]) -> nn.Module:
-    weights = models.get_model_weights(name).DEFAULT
+    weights = models.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
     size = _size(builder, image_size)
     if size and image_size != weights.meta.get("min_size", (224,))[0] and "image_size" not in size:
         raise UserError(f"backbone.name={name}: its weights are for one image size; set data.image_size to it")
@@ -66,7 +68,7 @@ def _download(builder: Any, name: str, image_size: int, options: dict[str, Any])
         state = weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:
         raise UserError(
-            f"backbone.pretrained=true: the weights of {name} could not be downloaded ({str(error).splitlines()[0]}); "
+            f"backbone.pretrained=true: the weights of {name} could not be downloaded ({(str(error) or type(error).__name__).splitlines()[0]}); "
             "fetch them elsewhere and give backbone.weights=FILE"
         ) from error
     network = _call(builder, name, {**size, **options})

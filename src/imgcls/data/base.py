@@ -3,7 +3,7 @@
 import os
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -145,8 +145,9 @@ class ImageDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         for name, share in (("fraction", fraction), ("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-            if not 0 < share <= (1 if name == "fraction" else 0.9):
-                raise UserError(f"data.{name}={share}: expected a share of the images, above 0 and at most 1")
+            most = 1.0 if name == "fraction" else 0.9
+            if not 0 < share <= most:
+                raise UserError(f"data.{name}={share}: expected a share of the images, above 0 and at most {most:g}")
         if batch_size < 1:
             raise UserError(f"data.batch_size={batch_size}: expected 1 or more")
         self.batch_size, self.num_workers = batch_size, num_workers
@@ -237,7 +238,7 @@ class ImageDataModule(LightningDataModule):
         )
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 

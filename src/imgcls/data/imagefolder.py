@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ class ImageFolder(ImageDataModule):
         mean: list[float],
         std: list[float],
         crop_ratio: float = 0.875,
-        interpolation: str = "bilinear",
+        interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear",
         mirror: bool = True,
         **common: object,
     ) -> None:
@@ -149,7 +150,8 @@ def class_folders(folder: Path) -> list[str]:
 def list_images(folder: Path) -> list[str]:
     """Returns the image files below a folder, sorted, as paths relative to it."""
     found = []
-    for directory, _, files in os.walk(folder, followlinks=True):
+    for directory, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
         relative = os.path.relpath(directory, folder)
         for file in files:
             if os.path.splitext(file)[1].lower() in EXTENSIONS and not file.startswith("."):

@@ -8,8 +8,10 @@ imagenet_val_labels.txt.gz holds the class (0 to 999, by sorted WordNet id) of e
 the order of the files; from TensorFlow Datasets (Apache-2.0), `datasets/imagenet2012/validation_labels.txt`.
 """
 
+import functools
 import gzip
 import importlib.resources
+import re
 import shutil
 import tarfile
 from collections import Counter
@@ -63,15 +65,18 @@ class ImageNet(ImageFolder):
                 partial = self.root / f"{split}.partial"
                 shutil.rmtree(partial, ignore_errors=True)
                 try:
-                    with tarfile.open(self.root / tar) as archive:
+                    with tarfile.open(self.root / tar, "r:") as archive:
                         unpack(archive, partial)
-                except (tarfile.TarError, OSError, EOFError) as error:
+                    check_end(self.root / tar)
+                except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+                    reason = " ".join(str(error).split())
                     raise UserError(
-                        f"{self.root / tar} can't be unpacked ({error}); fetch it again or free some disk"
+                        f"{self.root / tar} can't be unpacked ({reason}); fetch it again or free some disk"
                     ) from error
                 partial.rename(done)
 
 
+@functools.cache
 def _names() -> dict[str, str]:
     """Returns the words for each WordNet id: the first synonym, or as many as make it unique."""
     from timm.data import ImageNetInfo
@@ -86,13 +91,23 @@ def _names() -> dict[str, str]:
     return names
 
 
+def check_end(tar: Path) -> None:
+    """Raises ValueError where a tar file lacks the two zero blocks of its end: one cut between members reads as whole."""
+    with tar.open("rb") as file:
+        file.seek(-1024, 2)
+        if any(file.read()):
+            raise ValueError("its end is missing")
+
+
 def _unpack_train(archive: tarfile.TarFile, folder: Path) -> None:
     """A tar of one tar for each class, named by its WordNet id."""
     for member in archive:
         content = archive.extractfile(member)
-        if content is None or not member.name.endswith(".tar"):
+        if content is None:
             continue
-        with tarfile.open(fileobj=content) as inner:
+        if not re.fullmatch(r"(.*/)?n\d{8}\.tar", member.name):
+            raise ValueError(f"it holds {member.name!r} where n<8 digits>.tar is expected")
+        with tarfile.open(fileobj=content, mode="r:") as inner:
             inner.extractall(folder / Path(member.name).stem, filter="data")
 
 
@@ -105,7 +120,10 @@ def _unpack_val(archive: tarfile.TarFile, folder: Path) -> None:
         if content is None:
             continue
         name = Path(member.name).name
-        target = folder / wnids[labels[int(name.split("_")[-1].split(".")[0]) - 1]] / name
+        number = re.fullmatch(r"ILSVRC2012_val_(\d{8})\.JPEG", name)
+        if number is None or not 1 <= int(number[1]) <= len(labels):
+            raise ValueError(f"it holds {name!r} where ILSVRC2012_val_<8 digits>.JPEG is expected")
+        target = folder / wnids[labels[int(number[1]) - 1]] / name
         target.parent.mkdir(parents=True, exist_ok=True)
         with content, target.open("wb") as out:
             shutil.copyfileobj(content, out)

@@ -1,7 +1,9 @@
 """Fashion-MNIST, CIFAR-10 and CIFAR-100 through torchvision's classes, held in memory."""
 
 import gzip
+import zlib
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from filelock import FileLock
@@ -25,7 +27,7 @@ class TorchvisionImages(MemoryDataModule):
     def __init__(
         self,
         *,
-        dataset: str,
+        dataset: Literal["FashionMNIST", "CIFAR10", "CIFAR100"],
         root: str,
         class_names: list[str],
         mean: list[float],
@@ -56,7 +58,7 @@ class TorchvisionImages(MemoryDataModule):
                 for train in (True, False):
                     getattr(datasets, self.dataset)(self.root, train=train, download=True)
         except (OSError, RuntimeError) as error:
-            reason = str(error).splitlines()[0].rstrip(":. ")
+            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(":. ")
             raise UserError(f"{self.dataset} could not be downloaded ({reason}); {advice}") from error
 
     @property
@@ -84,14 +86,26 @@ class TorchvisionImages(MemoryDataModule):
             self.prepare_data()
             files = self._files(split)
         assert files is not None
+        if self._is_mnist:
+            images, targets = _idx(files[0]), _idx(files[1])
+        else:
+            images, targets = self._cifar(files[0], split)
+        if len(images) != len(targets):
+            raise UserError(
+                f"{files[0]} has {len(images)} images and {files[-1]} {len(targets)} labels; fetch them again"
+            )
+        return images, targets
+
+    def _cifar(self, folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
         try:
-            if self._is_mnist:
-                return _idx(files[0]), _idx(files[1])
             loaded = getattr(datasets, self.dataset)(self.root, train=split == "train")
-            return loaded.data, np.asarray(loaded.targets)
         except (OSError, EOFError, ValueError, RuntimeError, KeyError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{files[0]} is damaged ({reason}); delete it and run again") from error
+            raise damaged(folder, error) from error
+        return loaded.data, np.asarray(loaded.targets)
+
+
+def damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} is damaged ({' '.join(str(error).split())}); delete it and run again")
 
 
 _MNIST_FILES = {
@@ -104,12 +118,15 @@ _CIFAR_FOLDER = {"CIFAR10": "cifar-10-batches-py", "CIFAR100": "cifar-100-python
 
 def _idx(path: Path) -> np.ndarray:
     """Reads an IDX file of unsigned bytes, gzipped or not (format: LeCun's MNIST page)."""
-    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    if len(content) < 4 or content[:3] != b"\0\0\x08":
-        raise ValueError("no IDX file of bytes")
-    dimensions = content[3]
-    shape = np.frombuffer(content, ">i4", dimensions, offset=4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        if len(content) < 4 or content[:3] != b"\0\0\x08":
+            raise ValueError("no IDX file of bytes")
+        dimensions = content[3]
+        shape = np.frombuffer(content, ">i4", dimensions, offset=4)
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise damaged(path, error) from error
 
 
 def per_channel(numbers: list[float], channels: int) -> tuple[float, ...]:

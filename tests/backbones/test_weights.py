@@ -1,0 +1,311 @@
+"""Weights from files: public ones, such as fit in part, and such as must not be loaded."""
+
+import logging
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from imgcls.backbones.build import build_network, load_weights
+from imgcls.checkpoint import find_checkpoint, load_checkpoint
+from imgcls.classifier import ImageClassifier
+from imgcls.errors import UserError
+
+CIFAR = "imgcls.backbones.resnet_cifar.resnet_cifar"
+CNN = "imgcls.backbones.simple_cnn.simple_cnn"
+
+
+class Shortcut(nn.Module):
+    def __init__(self, planes: int) -> None:
+        super().__init__()
+        self.pad = planes // 4
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad))
+
+
+class PublishedBlock(nn.Module):
+    """A block as github.com/akamaster/pytorch_resnet_cifar10 has it, written from its layout."""
+
+    def __init__(self, in_planes: int, planes: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_planes, planes, kernel_size=3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, kernel_size=3, stride=1, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.shortcut: nn.Module = Shortcut(planes) if stride != 1 or in_planes != planes else nn.Sequential()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+class Published(nn.Module):
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, kernel_size=3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        rest = blocks - 1
+        self.layer1 = nn.Sequential(*(PublishedBlock(16, 16, 1) for _ in range(blocks)))
+        self.layer2 = nn.Sequential(PublishedBlock(16, 32, 2), *(PublishedBlock(32, 32, 1) for _ in range(rest)))
+        self.layer3 = nn.Sequential(PublishedBlock(32, 64, 2), *(PublishedBlock(64, 64, 1) for _ in range(rest)))
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.layer3(self.layer2(self.layer1(F.relu(self.bn1(self.conv1(x))))))
+        return self.linear(F.avg_pool2d(out, out.shape[3]).flatten(1))  # type: ignore[no-any-return]
+
+
+def published(depth: int = 20) -> Published:
+    """Returns such a network with weights and statistics as after training."""
+    torch.manual_seed(3)
+    network = Published((depth - 2) // 6)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_(std=0.3)
+            module.running_var.uniform_(0.5, 1.5)
+    return network.eval()
+
+
+def load(path: Path, classes: int = 10, depth: int = 20) -> nn.Module:
+    return build_network({"_target_": CIFAR, "depth": depth, "weights": str(path)}, classes, 3, 32)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "key", "prefix"),
+    [
+        (".th", "state_dict", "module."), (".th", "state_dict", ""), (".pth", "model", ""), (".pth", "net", "module."),
+        (".pth", None, ""), (".pt", None, "_orig_mod."), (".ckpt", "state_dict", "network."),
+        (".pth", None, "module._orig_mod."), (".safetensors", None, ""), (".safetensors", None, "module."),
+    ],
+)  # fmt: skip
+def test_public_weights_give_the_same_logits(suffix: str, key: str | None, prefix: str, tmp_path: Path) -> None:
+    network, path = published(), tmp_path / f"resnet20{suffix}"
+    state = {prefix + name: value for name, value in network.state_dict().items()}
+    if suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save({key: state, "best_prec1": 92.6, "epoch": 200} if key else state, path)
+    images = torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(load(path).eval()(images), network(images), rtol=1e-6, atol=1e-6)
+
+
+def test_public_weights_of_a_deeper_one(tmp_path: Path) -> None:
+    network = published(56)
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "resnet56.th")
+    images = torch.randn(2, 3, 32, 32)
+    logits = load(tmp_path / "resnet56.th", depth=56).eval()(images)
+    torch.testing.assert_close(logits, network(images), rtol=1e-5, atol=1e-5)
+
+
+def test_old_files_without_batch_counts_fit_in_silence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = {k: v for k, v in published().state_dict().items() if not k.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "old.pth")
+    with caplog.at_level(logging.INFO):
+        load(tmp_path / "old.pth")
+    assert f"weights: {len(state)} of" in caplog.text
+    assert "not in the file" not in caplog.text
+
+
+def test_what_does_not_fit_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = published().state_dict()
+    state["layer1.0.conv1.weight"] = torch.zeros(16, 16, 5, 5)
+    del state["bn1.bias"]
+    state |= {f"extra.{i}": torch.zeros(1) for i in range(8)}
+    torch.save(state, tmp_path / "part.pth")
+    with caplog.at_level(logging.INFO):
+        network = load(tmp_path / "part.pth")
+    assert "other shape: layer1.0.conv1.weight" in caplog.text
+    assert "not in the file: bn1.bias" in caplog.text
+    assert "not in the network: extra.0, extra.1, extra.2, extra.3, extra.4, extra.5 and 2 more" in caplog.text
+    assert torch.equal(network.get_parameter("bn1.weight"), state["bn1.weight"])
+
+
+def test_other_classes_keep_the_new_head_and_say_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = published().state_dict()
+    torch.save(state, tmp_path / "ten.pth")
+    with caplog.at_level(logging.INFO):
+        network = load(tmp_path / "ten.pth", classes=7)
+    assert "other shape: linear.weight, linear.bias" in caplog.text
+    assert network.get_parameter("linear.weight").shape == (7, 64)
+    own = network.state_dict()
+    assert all(torch.equal(own[key], value) for key, value in state.items() if not key.startswith("linear."))
+
+
+class Code:
+    """Pickled, it is a call that leaves a file behind."""
+
+    def __init__(self, *call: Any) -> None:
+        self.call = call
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.call[0], self.call[1:]
+
+
+def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
+    torch.save(nn.Sequential(nn.Linear(2, 2)).state_dict(), tmp_path / "other.pth")
+    with pytest.raises(UserError, match=r"only 0 of \d+ tensors fit this network \(not in the file: conv1.weight"):
+        load(tmp_path / "other.pth")
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no such file"):
+        load(tmp_path / "none.pth")
+    with pytest.raises(UserError, match="there is no such file"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("kept", [0, 100, -100])
+def test_a_truncated_file(suffix: str, kept: int, tmp_path: Path) -> None:
+    path = tmp_path / f"cut{suffix}"
+    state = published().state_dict()
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(UserError, match="damaged") as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+
+
+def unlisted(trace: Path) -> Code:
+    return Code(open, str(trace), "w")
+
+
+def blocked(trace: Path) -> Code:  # of a module that torch refuses by its name
+    return Code(os.mkdir, str(trace))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        unlisted,
+        blocked,
+    ],
+)
+@pytest.mark.parametrize("whole", [True, False])
+def test_code_in_a_file_is_said_to_be_code(whole: bool, code: Callable[[Path], Code], tmp_path: Path) -> None:
+    made = code(tmp_path / "ran")
+    torch.save(made if whole else {"state_dict": published().state_dict(), "config": made}, tmp_path / "code.pth")
+    with pytest.raises(UserError, match="it carries code") as caught:
+        load(tmp_path / "code.pth")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("code", [unlisted, blocked])
+@pytest.mark.parametrize("plain", [True, False])
+def test_code_in_a_file_does_not_run(plain: bool, code: Callable[[Path], Code], tmp_path: Path) -> None:
+    path, trace = tmp_path / "code.pth", tmp_path / "ran"
+    path.write_bytes(pickle.dumps(code(trace), protocol=2)) if plain else torch.save(code(trace), path)
+    with pytest.raises(UserError):
+        load(path)
+    assert not trace.exists()
+
+
+def test_such_code_would_run(tmp_path: Path) -> None:
+    pickle.loads(pickle.dumps(blocked(tmp_path / "ran")))
+    assert (tmp_path / "ran").exists()
+
+
+def test_a_whole_module_is_refused(tmp_path: Path) -> None:
+    torch.save(nn.Linear(2, 2), tmp_path / "module.pth")
+    with pytest.raises(UserError, match="it carries code or objects beside tensors"):
+        load(tmp_path / "module.pth")
+
+
+@pytest.mark.parametrize("content", [[torch.zeros(2)], torch.zeros(2), {"epoch": 3}, {"state_dict": {"a": 1}}])
+def test_a_file_that_is_no_state_dict(content: Any, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "no.pth")
+    with pytest.raises(UserError, match="expected a state dict"):
+        load(tmp_path / "no.pth")
+
+
+def test_an_empty_state_dict_is_refused(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "empty.pth")
+    with pytest.raises(UserError, match="only 0 of"):
+        load_weights(nn.Linear(2, 2), tmp_path / "empty.pth")
+
+
+def classifier() -> ImageClassifier:
+    names = [str(i) for i in range(10)]
+    spec = {"class_names": names, "channels": 1, "image_size": 8, "mean": [0.5], "std": [0.5]}
+    return ImageClassifier(spec, {"_target_": CNN, "width": 4}, {"_target_": "torch.nn.CrossEntropyLoss"})
+
+
+def content() -> dict[str, Any]:
+    made = classifier()
+    parameters = dict(made.hparams)
+    return {"state_dict": made.state_dict(), "hyper_parameters": parameters, "config": {"seed": 3}}
+
+
+def test_checkpoint(tmp_path: Path) -> None:
+    saved = content()
+    torch.save(saved, tmp_path / "a.ckpt")
+    loaded, config = load_checkpoint(tmp_path / "a.ckpt")
+    assert config == {"seed": 3}
+    assert not loaded.training
+    assert not loaded.network.training
+    assert all(torch.equal(value, saved["state_dict"][key]) for key, value in loaded.state_dict().items())
+
+
+def test_checkpoint_of_another_network(tmp_path: Path) -> None:
+    saved = content()
+    saved["hyper_parameters"]["backbone"] = {"_target_": CNN, "width": 8}
+    torch.save(saved, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match="its weights are of another network than its settings say") as caught:
+        load_checkpoint(tmp_path / "a.ckpt")
+    assert "\n" not in str(caught.value)
+
+
+def test_checkpoint_with_unknown_settings(tmp_path: Path) -> None:
+    saved = content()
+    saved["hyper_parameters"]["colour"] = "red"
+    torch.save(saved, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match="colour"):
+        load_checkpoint(tmp_path / "a.ckpt")
+
+
+def test_truncated_checkpoint(tmp_path: Path) -> None:
+    torch.save(content(), tmp_path / "a.ckpt")
+    (tmp_path / "a.ckpt").write_bytes((tmp_path / "a.ckpt").read_bytes()[:-200])
+    with pytest.raises(UserError, match=r"checkpoint=.*damaged"):
+        load_checkpoint(tmp_path / "a.ckpt")
+
+
+def test_checkpoint_with_code(tmp_path: Path) -> None:
+    torch.save({**content(), "extra": unlisted(tmp_path / "ran")}, tmp_path / "a.ckpt")
+    with pytest.raises(UserError, match=r"checkpoint=.*it carries code"):
+        load_checkpoint(tmp_path / "a.ckpt")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("saved", [{"conv.weight": torch.zeros(1)}, [1, 2], torch.zeros(2)])
+def test_no_checkpoint_but_a_state_dict(saved: Any, tmp_path: Path) -> None:
+    torch.save(saved, tmp_path / "a.pth")
+    with pytest.raises(UserError, match=r"not written by imgcls train; for a state dict use backbone\.weights="):
+        load_checkpoint(tmp_path / "a.pth")
+
+
+def test_find_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no such file"):
+        find_checkpoint(str(tmp_path / "none.ckpt"))
+    with pytest.raises(UserError, match=r"no checkpoints/best\.ckpt or last\.ckpt"):
+        find_checkpoint(str(tmp_path))
+    folder = tmp_path / "checkpoints"
+    folder.mkdir()
+    (folder / "last.ckpt").touch()
+    assert find_checkpoint(str(tmp_path)) == folder / "last.ckpt"
+    (folder / "best.ckpt").touch()
+    assert find_checkpoint(str(tmp_path)) == folder / "best.ckpt"
+    assert find_checkpoint(str(folder)) == folder / "best.ckpt"
+    assert find_checkpoint(str(folder / "last.ckpt")) == folder / "last.ckpt"

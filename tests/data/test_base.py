@@ -1,0 +1,303 @@
+"""Splits, the order of samples, ranks, and batches that do not depend on who fetches them."""
+
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from imgcls.augment import Augment
+from imgcls.data import base
+from imgcls.data.base import Batch, EpochSampler, ImageDataModule, check_targets, stratified
+from imgcls.data.digits import Digits
+from imgcls.data.imagefolder import ImageFolder
+from imgcls.data.memory import MemoryImages
+from imgcls.errors import UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
+
+
+def ready(**arguments: Any) -> Digits:
+    data = Digits(**arguments)
+    data.setup()
+    return data
+
+
+def stored(data: ImageDataModule, split: str) -> Tensor:
+    images = data.sets[split]
+    assert isinstance(images, MemoryImages)
+    return images.stored
+
+
+# stratified
+
+
+def test_stratified_takes_the_same_share_of_each_class() -> None:
+    targets = np.repeat([0, 1, 2], [100, 40, 10])
+    chosen = stratified(np.random.default_rng(1).permutation(targets), 0.1)
+    again = stratified(np.random.default_rng(1).permutation(targets), 0.1)
+    labels = np.random.default_rng(1).permutation(targets)[chosen]
+    assert np.bincount(labels).tolist() == [10, 4, 1]
+    assert len(set(chosen.tolist())) == len(chosen) and (np.diff(chosen) > 0).all()
+    assert chosen.tolist() == again.tolist()
+    assert chosen.tolist() != list(range(len(chosen)))
+
+
+@pytest.mark.parametrize(
+    ("count", "fraction", "taken"),
+    [(1, 0.1, 1), (2, 0.1, 1), (2, 0.9, 1), (3, 0.01, 1), (3, 0.99, 2), (10, 0.5, 5), (1, 1.0, 1), (7, 1.0, 7)],
+)
+def test_stratified_of_small_classes(count: int, fraction: float, taken: int) -> None:
+    """At least one is taken; one stays where there are two."""
+    targets = np.repeat([4, 7], [count, 50])
+    assert (targets[stratified(targets, fraction)] == 4).sum() == taken
+
+
+def test_stratified_differs_by_seed() -> None:
+    targets = np.zeros(100, int)
+    assert stratified(targets, 0.3, seed=0).tolist() != stratified(targets, 0.3, seed=1).tolist()
+
+
+# EpochSampler
+
+
+def epochs(sampler: EpochSampler, *numbers: int) -> list[list[int]]:
+    out = []
+    for number in numbers:
+        sampler.set_epoch(number)
+        out.append(list(sampler))
+    return out
+
+
+def test_each_index_once_in_each_epoch_in_another_order() -> None:
+    first, second = epochs(EpochSampler(50, seed=3, shuffle=True, training=True), 0, 1)
+    assert sorted(first) == list(range(50)) and sorted(second) == list(range(50, 100))  # a key holds the epoch
+    assert first != [key - 50 for key in second]
+
+
+def test_order_is_a_function_of_seed_and_epoch() -> None:
+    once = epochs(EpochSampler(50, seed=3, shuffle=True, training=True), 0, 1, 2)
+    torch.rand(5)
+    assert epochs(EpochSampler(50, seed=3, shuffle=True, training=True), 2, 0) == [once[2], once[0]]
+    assert epochs(EpochSampler(50, seed=4, shuffle=True, training=True), 0) != [once[0]]
+
+
+def test_no_shuffle_keeps_the_order() -> None:
+    sampler = EpochSampler(5, seed=3, shuffle=False, training=True)
+    assert epochs(sampler, 0, 2) == [[0, 1, 2, 3, 4], [10, 11, 12, 13, 14]]
+
+
+def ranks(monkeypatch: pytest.MonkeyPatch, count: int, sampler: EpochSampler) -> list[list[int]]:
+    """Returns the keys that each of `count` processes would get."""
+    out = []
+    for rank in range(count):
+        with monkeypatch.context() as patched:
+            patched.setattr(base.distributed, "is_initialized", lambda: True)
+            patched.setattr(base.distributed, "get_world_size", lambda: count)
+            patched.setattr(base.distributed, "get_rank", lambda rank=rank: rank)
+            out.append(list(sampler))
+            assert len(out[-1]) == len(sampler)
+    return out
+
+
+@pytest.mark.parametrize(("length", "count"), [(12, 3), (13, 3), (14, 3), (3, 2), (7, 4)])
+def test_ranks_in_training_share_no_sample(monkeypatch: pytest.MonkeyPatch, length: int, count: int) -> None:
+    sampler = EpochSampler(length, seed=0, shuffle=True, training=True)
+    keys = ranks(monkeypatch, count, sampler)
+    together = list(chain(*keys))
+    assert {len(own) for own in keys} == {length // count}
+    assert len(set(together)) == len(together) and set(together) <= set(range(length))
+    assert sorted(together) == sorted(list(sampler)[: len(together)])
+
+
+def test_another_part_is_left_out_in_each_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = EpochSampler(10, seed=0, shuffle=True, training=True)
+    seen: set[int] = set()
+    for epoch in range(20):
+        sampler.set_epoch(epoch)
+        seen |= {key % 10 for key in chain(*ranks(monkeypatch, 3, sampler))}
+    assert seen == set(range(10))
+
+
+@pytest.mark.parametrize(("length", "count"), [(12, 3), (13, 3), (14, 3), (3, 2), (2, 4)])
+def test_ranks_in_evaluation_are_padded(monkeypatch: pytest.MonkeyPatch, length: int, count: int) -> None:
+    sampler = EpochSampler(length, seed=0, shuffle=False, training=False)
+    sampler.set_epoch(5)
+    keys = ranks(monkeypatch, count, sampler)
+    together = list(chain(*keys))
+    assert {len(own) for own in keys} == {-(-length // count)}
+    assert sorted(key for key in together if key >= 0) == list(range(length))
+    assert together.count(-1) == len(together) - length
+
+
+# datasets
+
+
+def test_padding_has_target_minus_one() -> None:
+    dataset = ready().sets["val"]
+    images, targets, indices = dataset.__getitems__([2, -1, -1])
+    assert targets.tolist() == [int(dataset.targets[2]), -1, -1]
+    assert indices.tolist() == [2, 0, 0] and images.shape == (3, 1, 8, 8)
+    assert dataset.targets.min() == 0  # what is stored stays as it was
+
+
+def test_a_key_holds_epoch_and_index() -> None:
+    dataset = ready(seed=5).sets["train"]
+    length = len(dataset)
+    first, later = dataset.__getitems__([3, 9]), dataset.__getitems__([3 + 4 * length, 9 + 4 * length])
+    assert first.indices.tolist() == later.indices.tolist() == [3, 9]
+    assert torch.equal(first.images, later.images) and torch.equal(first.targets, later.targets)
+    assert dataset.sample_seed(3) != dataset.sample_seed(3 + length)
+    assert len({dataset.sample_seed(key) for key in range(1000)}) == 1000
+    assert dataset.sample_seed(3) != ready(seed=6).sets["train"].sample_seed(3)
+    assert dataset[3].indices.tolist() == [3]
+
+
+def digest(images: Tensor) -> list[bytes]:
+    return [image.numpy().tobytes() for image in images]
+
+
+@pytest.mark.parametrize("arguments", [{}, {"val_fraction": 0.3, "test_fraction": 0.5}, {"fraction": 0.5}])
+def test_splits_never_overlap(arguments: dict[str, float]) -> None:
+    data = ready(**arguments)
+    pictures = {split: digest(stored(data, split)) for split in base.SPLITS}
+    everything = list(chain(*pictures.values()))
+    assert len(set(everything)) == len(everything) and min(map(len, pictures.values())) > 100
+    assert len(everything) == 1797 or "fraction" in arguments
+
+
+def test_splits_are_stratified_and_the_same_for_every_seed() -> None:
+    one, other = ready(seed=1), ready(seed=2)
+    for split, share in (("train", 0.72), ("val", 0.08), ("test", 0.2)):
+        assert torch.equal(stored(one, split), stored(other, split))
+        assert len(one.sets[split]) == pytest.approx(1797 * share, abs=6)
+        counts = torch.bincount(one.sets[split].targets, minlength=10)
+        assert counts.max() - counts.min() <= 0.1 * counts.max() + 1
+
+
+def test_val_fraction_does_not_move_the_test_split() -> None:
+    assert torch.equal(stored(ready(val_fraction=0.4), "test"), stored(ready(), "test"))
+
+
+def test_fraction_is_stratified_and_of_train_alone() -> None:
+    whole, part = ready(), ready(fraction=0.1)
+    for split in ("val", "test"):
+        assert torch.equal(stored(whole, split), stored(part, split))
+    assert set(digest(stored(part, "train"))) < set(digest(stored(whole, "train")))
+    assert part.class_counts() == [round(0.1 * count) for count in whole.class_counts()]
+
+
+def test_setup_a_second_time_keeps_the_splits() -> None:
+    data = ready()
+    before = data.sets
+    data.setup("fit")
+    assert data.sets is before
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ([], "the val split is empty; give it images, or a larger share of them"),
+        ([0, 1, 3], "the val split has labels from 0 to 3; expected 0 to 2, one for each of the 3 classes"),
+        ([-1, 1, 2], "the val split has labels from -1 to 2; expected 0 to 2, one for each of the 3 classes"),
+        ([0, 0], "the val split has no image of 2 of 3 classes (dog, fox); give each class an image in each split"),
+    ],
+)
+def test_check_targets(targets: list[int], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_targets(torch.tensor(targets, dtype=torch.int64), ("cat", "dog", "fox"), "val")
+    assert str(caught.value) == message
+
+
+def test_check_targets_names_five_classes_at_the_most() -> None:
+    with pytest.raises(UserError, match=r"no image of 7 of 8 classes \(1, 2, 3, 4, 5, …\)"):
+        check_targets(torch.tensor([0]), tuple("01234567"), "val")
+    check_targets(torch.tensor([2, 0, 1]), ("cat", "dog", "fox"), "val")
+
+
+# the datamodule
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "data.batch_size=0: expected 1 or more"),
+        ({"fraction": 0.0}, "data.fraction=0.0: expected a share"),
+        ({"fraction": 1.5}, "data.fraction=1.5: expected a share"),
+        ({"val_fraction": -0.1}, "data.val_fraction=-0.1: expected a share"),
+        ({"test_fraction": 0.0}, "data.test_fraction=0.0: expected a share"),
+        pytest.param(
+            {"val_fraction": 0.95},
+            "at most 0.9",
+        ),
+    ],
+)
+def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Digits(**arguments)
+    assert message in str(caught.value)
+
+
+def test_batches_of_an_epoch() -> None:
+    data = ready(batch_size=100)
+    batches = list(data.train_dataloader())
+    length = len(data.sets["train"])
+    assert len(batches) == data.batches_per_epoch(1) == length // 100  # the last, smaller one is dropped
+    assert all(batch.images.shape == (100, 1, 8, 8) and batch.images.dtype == torch.uint8 for batch in batches)
+    assert len(set(torch.cat([batch.indices for batch in batches]).tolist())) == 100 * len(batches)
+    assert data.batches_per_epoch(3) == length // 3 // 100
+    assert sum(data.class_counts()) == length
+
+
+def test_a_batch_larger_than_the_set_is_kept() -> None:
+    data = ready(batch_size=5000)
+    (batch,) = data.train_dataloader()
+    assert len(batch.targets) == len(data.sets["train"]) and data.batches_per_epoch(1) == 1
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_evaluation_sees_each_sample_once_in_order(split: str) -> None:
+    data = ready(batch_size=64)
+    batches = list(data.val_dataloader() if split == "val" else data.test_dataloader())
+    assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(len(data.sets[split])))
+    assert torch.equal(torch.cat([batch.targets for batch in batches]), data.sets[split].targets)
+    assert torch.equal(torch.cat([batch.images for batch in batches]), stored(data, split))
+
+
+def two_epochs(folder: Path, workers: int, seed: int = 0) -> list[Batch]:
+    policy = {"_target_": "torchvision.transforms.v2.RandAugment"}
+    data = ImageFolder(
+        root=str(folder), image_size=24, mean=[0.5], std=[0.5], batch_size=5, num_workers=workers, seed=seed,
+        augment=Augment(crop="resized", policy=policy),
+    )  # fmt: skip
+    data.setup()
+    loader = data.train_dataloader()
+    assert isinstance(loader.sampler, EpochSampler)
+    out: list[Batch] = []
+    for epoch in range(2):
+        loader.sampler.set_epoch(epoch)
+        out += list(loader)
+    return out
+
+
+def test_draws_do_not_depend_on_the_workers(folder: Path) -> None:
+    alone, shared = two_epochs(folder, 0), two_epochs(folder, 2)
+    assert len(alone) == len(shared) == 10  # 27 images in batches of 5, twice
+    for own, other in zip(alone, shared, strict=True):
+        assert torch.equal(own.indices, other.indices)
+        assert torch.equal(own.targets, other.targets)
+        assert torch.equal(own.images, other.images)
+
+
+def test_draws_differ_by_epoch_and_seed(folder: Path) -> None:
+    """The same sample, looked up in two epochs and under another seed."""
+
+    def of_sample_3(batches: list[Batch]) -> list[Tensor]:
+        return [image for batch in batches for image, i in zip(batch.images, batch.indices, strict=True) if i == 3]
+
+    runs = of_sample_3(two_epochs(folder, 0)) + of_sample_3(two_epochs(folder, 0, seed=1))
+    assert len(runs) >= 3
+    assert not any(torch.equal(runs[i], runs[j]) for i in range(len(runs)) for j in range(i))

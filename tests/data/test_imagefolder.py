@@ -1,0 +1,226 @@
+"""Folders of images: layouts, splits, what is in the way, and what evaluation sees."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_picture
+from PIL import Image
+from torchvision.transforms import v2
+
+from imgcls.augment import Augment
+from imgcls.config import build
+from imgcls.data.base import SPLITS
+from imgcls.data.decode import UnreadableImage, decode
+from imgcls.data.imagefolder import ImageFolder
+from imgcls.errors import UserError, one_line
+
+pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
+
+CLASSES = ("cat", "dog", "fox")
+
+
+def data_of(root: Path, **arguments: Any) -> ImageFolder:
+    settings = {"image_size": 24, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2], "num_workers": 0, "batch_size": 4}
+    return ImageFolder(root=str(root), **{**settings, **arguments})
+
+
+def ready(root: Path, **arguments: Any) -> ImageFolder:
+    data = data_of(root, **arguments)
+    data.setup()
+    return data
+
+
+def names(data: ImageFolder, split: str) -> list[str]:
+    return [data.sets[split].name(i) for i in range(len(data.sets[split]))]
+
+
+def write_split(root: Path, split: str, count: int, classes: tuple[str, ...] = CLASSES) -> None:
+    for label, name in enumerate(classes):
+        for i in range(count):
+            write_picture(root / split / name / f"{split}{i}.png", seed=100 * label + i)
+
+
+def refused(root: Path, **arguments: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        ready(root, **arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_flat_folder_is_cut(folder: Path) -> None:
+    data = ready(folder)
+    assert data.spec.class_names == CLASSES and data.spec.num_classes == 3
+    counts = {split: torch.bincount(data.sets[split].targets).tolist() for split in SPLITS}
+    assert counts == {"train": [9] * 3, "val": [1] * 3, "test": [2] * 3}
+    found = [name for split in SPLITS for name in names(data, split)]
+    assert sorted(found) == sorted(str(path) for path in folder.glob("*/*.jpg"))
+    assert {split: names(ready(folder, seed=7), split) for split in SPLITS} == {s: names(data, s) for s in SPLITS}
+
+
+def test_targets_belong_to_their_folders(folder: Path) -> None:
+    data = ready(folder)
+    for split in SPLITS:
+        labels = [CLASSES.index(Path(name).parent.name) for name in names(data, split)]
+        assert labels == data.sets[split].targets.tolist()
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation"])
+def test_split_folders(tmp_path: Path, val: str) -> None:
+    for split, count in (("train", 4), (val, 2), ("test", 3)):
+        write_split(tmp_path, split, count)
+    data = ready(tmp_path)
+    assert [len(data.sets[split]) for split in SPLITS] == [12, 6, 9]
+    for split, name in zip(SPLITS, ("train", val, "test"), strict=True):
+        assert {Path(path).parts[-3] for path in names(data, split)} == {name}
+
+
+@pytest.mark.parametrize("missing", ["val", "test"])
+def test_the_split_that_is_missing_is_cut_from_train(tmp_path: Path, missing: str) -> None:
+    given = "test" if missing == "val" else "val"
+    write_split(tmp_path, "train", 10)
+    write_split(tmp_path, given, 2)
+    data = ready(tmp_path, val_fraction=0.2, test_fraction=0.2)
+    assert [len(data.sets[split]) for split in ("train", missing, given)] == [24, 6, 6]
+    assert not set(names(data, "train")) & set(names(data, missing))
+    assert all("/train/" in path for path in names(data, missing))
+
+
+def test_a_class_that_val_lacks(tmp_path: Path) -> None:
+    write_split(tmp_path, "train", 4)
+    write_split(tmp_path, "val", 2, classes=("cat", "fox"))
+    assert refused(tmp_path).startswith(f"{tmp_path}/val/dog holds no image; expected files that end in one of .bmp")
+
+
+def test_a_class_that_only_val_has(tmp_path: Path) -> None:
+    write_split(tmp_path, "train", 4)
+    write_split(tmp_path, "val", 2, classes=(*CLASSES, "owl"))
+    message = f"{tmp_path}/val has the class 'owl', which {tmp_path}/train does not; expected the same classes"
+    assert refused(tmp_path) == message
+
+
+def test_an_empty_class_folder(folder: Path) -> None:
+    (folder / "ant").mkdir()
+    (folder / "ant" / "notes.txt").write_text("no picture")
+    assert refused(folder).startswith(f"{folder}/ant holds no image")
+
+
+def test_too_few_images_to_cut_from(tmp_path: Path) -> None:
+    write_split(tmp_path, "", 2)
+    assert "the train split" in refused(tmp_path)
+
+
+def test_no_folder(tmp_path: Path) -> None:
+    message = refused(tmp_path / "nope")
+    assert message.startswith(f"data.root={tmp_path}/nope: there is no such folder; expected root/<class>/")
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    assert refused(tmp_path).startswith(f"{tmp_path} has no class folders")
+
+
+def test_splits_without_train(tmp_path: Path) -> None:
+    write_split(tmp_path, "valid", 2)
+    assert refused(tmp_path).startswith(f"{tmp_path} has valid but no train folder")
+
+
+def test_means_that_fit_no_channels(folder: Path) -> None:
+    assert "data.mean and data.std have 2 numbers for 3 channels" in refused(folder, mean=[0.5, 0.5], std=[0.2, 0.2])
+
+
+def test_an_interpolation_that_there_is_not(folder: Path) -> None:
+    node = {"_target_": "imgcls.data.imagefolder.ImageFolder", "root": str(folder), "interpolation": "cubic"}
+    with pytest.raises(UserError, match="data.interpolation=cubic: input should be 'nearest', 'bilinear' or 'bicubic'"):
+        build(node, "data")
+
+
+def test_hidden_files_and_other_files_are_ignored(folder: Path) -> None:
+    write_picture(folder / "cat" / "._00.jpg")
+    write_picture(folder / ".thumbnails" / "00.jpg")
+    (folder / "cat" / "notes.txt").write_text("no picture")
+    (folder / "labels.csv").write_text("a,b")
+    data = ready(folder)
+    assert data.spec.class_names == CLASSES and sum(len(data.sets[split]) for split in SPLITS) == 36
+
+
+def test_hidden_folders_within_a_class_are_ignored(folder: Path) -> None:
+    write_picture(folder / "cat" / ".ipynb_checkpoints" / "00-checkpoint.jpg")
+    data = ready(folder)
+    assert sum(len(data.sets[split]) for split in SPLITS) == 36
+
+
+def test_nested_folders_and_upper_case_suffixes(folder: Path) -> None:
+    write_picture(folder / "cat" / "b" / "c" / "deep.PNG", seed=1)
+    write_picture(folder / "cat" / "ü ä.webp", seed=2)
+    data = ready(folder)
+    found = [name for split in SPLITS for name in names(data, split)]
+    assert len(found) == 38 and {str(folder / "cat/b/c/deep.PNG"), str(folder / "cat/ü ä.webp")} <= set(found)
+    assert all(Path(name).is_file() for name in found)
+
+
+def test_links_to_class_folders(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "links").mkdir()
+    for name in CLASSES:
+        (tmp_path / "links" / name).symlink_to(folder / name)
+    assert len(ready(tmp_path / "links").sets["train"]) == 27
+
+
+def test_means_follow_the_channels(folder: Path) -> None:
+    assert list(data_of(folder, channels=1).spec.mean) == pytest.approx([0.4])
+    assert data_of(folder, mean=[0.5], std=[0.1]).spec.mean == (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("image_size", [16, 48])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_evaluation_resizes_and_cuts_the_centre(
+    folder: Path, channels: int, image_size: int, interpolation: str
+) -> None:
+    data = ready(folder, channels=channels, image_size=image_size, crop_ratio=0.8, interpolation=interpolation)
+    mode = v2.InterpolationMode(interpolation)
+    expected = v2.Compose([v2.Resize(round(image_size / 0.8), mode, antialias=True), v2.CenterCrop(image_size)])
+    (images, _, indices), *_ = data.test_dataloader()
+    assert images.shape == (4, channels, image_size, image_size) and images.dtype == torch.uint8
+    for image, index in zip(images, indices.tolist(), strict=True):
+        assert torch.equal(image, expected(decode(data.sets["test"].name(index), channels)))
+        assert torch.equal(image, data.sets["test"].picture(index))
+
+
+def test_the_centre_of_a_known_picture(tmp_path: Path) -> None:
+    """Of a wide picture in three stripes, evaluation sees the middle one."""
+    stripes = np.repeat(np.array([[[255, 0, 0]] * 32 + [[0, 255, 0]] * 32 + [[0, 0, 255]] * 32], np.uint8), 32, axis=0)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            Image.fromarray(stripes).save(tmp_path / name / f"{i}.png")
+    data = ready(tmp_path, image_size=28)
+    seen = data.sets["val"].picture(0)[:, :, 1:-1].float().mean((1, 2))
+    assert seen.tolist() == pytest.approx([0, 255, 0], abs=3)
+
+
+def test_training_without_augmentation_is_as_evaluation(folder: Path) -> None:
+    data = ready(folder)
+    batch = next(iter(data.train_dataloader()))
+    for image, index in zip(batch.images, batch.indices.tolist(), strict=True):
+        assert torch.equal(image, data.sets["train"].picture(index))
+
+
+def test_resized_crops_are_of_training_alone(folder: Path) -> None:
+    data = ready(folder, augment=Augment(crop="resized"))
+    train, val = next(iter(data.train_dataloader())), next(iter(data.val_dataloader()))
+    same = [torch.equal(im, data.sets["train"].picture(i)) for im, i in zip(train.images, train.indices, strict=True)]
+    assert train.images.shape == (4, 3, 24, 24) and not any(same)
+    assert all(torch.equal(im, data.sets["val"].picture(i)) for im, i in zip(val.images, val.indices, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_stops_the_loader_with_one_line(folder: Path, workers: int) -> None:
+    for path in folder.glob("fox/*.jpg"):
+        path.write_bytes(path.read_bytes()[:200])
+    data = ready(folder, num_workers=workers)
+    with pytest.raises(UnreadableImage) as caught:
+        list(data.train_dataloader())
+    message = one_line(caught.value)
+    assert message.startswith(f"{folder}/fox/") and "can't be read as an image (" in message and "\n" not in message

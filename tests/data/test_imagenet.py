@@ -1,0 +1,238 @@
+"""ImageNet from folders and from the two tar files, with few classes and images."""
+
+import io
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import write_picture
+from PIL import Image
+
+from imgcls.data.base import SPLITS
+from imgcls.data.imagenet import TRAIN_TAR, VAL_TAR, ImageNet
+from imgcls.errors import UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
+
+VAL_LABELS = ["n01751748", "n09193705", "n02105855", "n04263257", "n03125729"]  # of the first five official images
+CLASSES = sorted(VAL_LABELS)
+
+
+def jpeg(seed: int) -> bytes:
+    out = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(out, "JPEG")
+    return out.getvalue()
+
+
+def tar(files: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return out.getvalue()
+
+
+def inner(wnid: str) -> bytes:
+    return tar({f"{wnid}_{i}.JPEG": jpeg(i) for i in range(4)})
+
+
+def train_tar() -> bytes:
+    return tar({f"{wnid}.tar": inner(wnid) for wnid in CLASSES})
+
+
+def val_tar() -> bytes:
+    return tar({f"ILSVRC2012_val_{i:08}.JPEG": jpeg(100 + i) for i in range(1, 6)})
+
+
+def imagenet(root: Path, **arguments: Any) -> ImageNet:
+    settings = {"mean": [0.5], "std": [0.2], "image_size": 16, "batch_size": 4, "num_workers": 0, "val_fraction": 0.25}
+    return ImageNet(root=str(root), **{**settings, **arguments})
+
+
+def refused(root: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        data = imagenet(root)
+        data.prepare_data()
+        data.setup()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.fixture
+def tars(tmp_path: Path) -> Path:
+    """A root with both official tar files."""
+    root = tmp_path / "imagenet"
+    root.mkdir()
+    (root / TRAIN_TAR).write_bytes(train_tar())
+    (root / VAL_TAR).write_bytes(val_tar())
+    return root
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*.JPEG")}
+
+
+def test_tars_are_unpacked(tars: Path) -> None:
+    data = imagenet(tars)
+    assert data.spec.num_classes == 1000  # known before anything is unpacked
+    data.prepare_data()
+    expected = {f"train/{wnid}/{wnid}_{i}.JPEG": jpeg(i) for wnid in CLASSES for i in range(4)}
+    expected |= {f"val/{wnid}/ILSVRC2012_val_{i:08}.JPEG": jpeg(100 + i) for i, wnid in enumerate(VAL_LABELS, 1)}
+    assert files(tars) == expected
+    assert not list(tars.glob("*.partial"))
+
+
+def test_what_was_unpacked_is_read(tars: Path) -> None:
+    imagenet(tars).prepare_data()
+    data = imagenet(tars)
+    data.prepare_data()
+    data.setup()
+    assert [len(data.sets[split]) for split in SPLITS] == [15, 5, 5]
+    assert data.classes == CLASSES and data.spec.num_classes == 5
+    for split, folder in (("train", "train"), ("val", "train"), ("test", "val")):
+        for i, target in enumerate(data.sets[split].targets.tolist()):
+            path = Path(data.sets[split].name(i))
+            assert (path.parts[-3], path.parts[-2]) == (folder, CLASSES[target])
+    assert next(iter(data.train_dataloader())).images.shape == (4, 3, 16, 16)
+
+
+def test_what_is_there_is_not_unpacked_again(tars: Path) -> None:
+    imagenet(tars).prepare_data()
+    before = files(tars)
+    for name in (TRAIN_TAR, VAL_TAR):
+        (tars / name).write_bytes(b"no tar")
+    imagenet(tars).prepare_data()
+    assert files(tars) == before
+
+
+def test_what_an_earlier_failure_left_is_removed(tars: Path) -> None:
+    write_picture(tars / "val.partial" / "n00000000" / "left.jpg")
+    imagenet(tars).prepare_data()
+    assert sorted(path.name for path in (tars / "val").iterdir()) == CLASSES
+
+
+@pytest.mark.parametrize(
+    ("name", "within"),
+    [(TRAIN_TAR, f"{CLASSES[2]}_3.JPEG"), (VAL_TAR, "ILSVRC2012_val_00000004.JPEG")],
+)
+def test_a_truncated_tar(tars: Path, name: str, within: str) -> None:
+    """Cut in the middle of an image."""
+    path = tars / name
+    content = path.read_bytes()
+    path.write_bytes(content[: content.index(within.encode()) + 512 + 100])
+    with pytest.raises(UserError, match=rf"^{path} can't be unpacked \([^$]+; fetch it again or free some disk$"):
+        imagenet(tars).prepare_data()
+    assert not (tars / ("train" if name == TRAIN_TAR else "val")).exists()
+
+
+@pytest.mark.parametrize("name", [TRAIN_TAR, VAL_TAR])
+@pytest.mark.parametrize("content", [b"", b"<html>" * 200], ids=["empty", "text"])
+def test_no_tar(tars: Path, name: str, content: bytes) -> None:
+    (tars / name).write_bytes(content)
+    assert refused(tars).startswith(f"{tars / name} can't be unpacked (")
+
+
+def test_a_truncated_train_tar_is_said_in_one_line(tars: Path) -> None:
+    content = train_tar()
+    (tars / TRAIN_TAR).write_bytes(content[: content.index(f"{CLASSES[2]}_3.JPEG".encode()) + 512 + 100])
+    assert refused(tars).startswith(f"{tars / TRAIN_TAR} can't be unpacked (")
+
+
+def test_a_tar_that_ends_between_two_members(tars: Path) -> None:
+    content = val_tar()
+    third = content.index(b"ILSVRC2012_val_00000003")
+    (tars / VAL_TAR).write_bytes(content[:third])
+    assert refused(tars).startswith(f"{tars / VAL_TAR} can't be unpacked")
+
+
+def test_a_val_tar_of_something_else(tars: Path) -> None:
+    (tars / VAL_TAR).write_bytes(tar({"readme.txt": b"hello"}))
+    assert str(tars / VAL_TAR) in refused(tars)
+
+
+@pytest.mark.parametrize("outside", ["../../evil.JPEG", "../evil.JPEG"])
+def test_a_path_out_of_the_folder_is_refused(tars: Path, outside: str) -> None:
+    (tars / TRAIN_TAR).write_bytes(tar({f"{CLASSES[0]}.tar": tar({outside: b"evil"})}))
+    assert "can't be unpacked" in refused(tars)
+    assert not list(tars.parent.rglob("evil*")) and not (tars / "train").exists()
+
+
+def test_no_member_leaves_the_folder(tars: Path) -> None:
+    """By its name: of the tars of classes and of the validation images."""
+    (tars / TRAIN_TAR).write_bytes(tar({f"../../{CLASSES[0]}.tar": inner(CLASSES[0])}))
+    (tars / VAL_TAR).write_bytes(tar({f"../../ILSVRC2012_val_{1:08}.JPEG": jpeg(1)}))
+    imagenet(tars).prepare_data()
+    assert {path.split("/")[0] for path in files(tars.parent)} == {"imagenet"}
+    assert {path.split("/")[0] for path in files(tars)} == {"train", "val"}
+
+
+def test_a_class_named_as_the_folder_above(tars: Path) -> None:
+    (tars / TRAIN_TAR).write_bytes(tar({f"{CLASSES[0]}.tar": inner(CLASSES[0]), "...tar": tar({"evil.JPEG": b"evil"})}))
+    refused(tars)
+    assert not (tars / "evil.JPEG").exists()
+
+
+def test_links_out_of_the_folder_are_refused(tars: Path) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        link = tarfile.TarInfo("link.JPEG")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
+        archive.addfile(link)
+    (tars / TRAIN_TAR).write_bytes(tar({f"{CLASSES[0]}.tar": out.getvalue()}))
+    assert "can't be unpacked" in refused(tars)
+    assert not (tars / "train").exists()
+
+
+def write_folders(root: Path, *wnids: str) -> Path:
+    for split, count in (("train", 4), ("val", 2)):
+        for wnid in wnids:
+            for i in range(count):
+                write_picture(root / split / wnid / f"{wnid}_{i}.JPEG", seed=i)
+    return root
+
+
+def test_a_subset_of_the_classes(tmp_path: Path) -> None:
+    data = imagenet(write_folders(tmp_path, "n02123045", "n01440764"))
+    data.prepare_data()
+    data.setup()
+    assert data.spec.class_names == ("tench", "tabby")
+    assert [len(data.sets[split]) for split in SPLITS] == [6, 2, 4]
+    assert all("/val/" in data.sets["test"].name(i) for i in range(4))  # the official validation images
+
+
+def test_without_val_a_test_split_is_cut(tmp_path: Path) -> None:
+    root = write_folders(tmp_path, "n02123045", "n01440764")
+    (root / "val").rename(root / "other")
+    data = imagenet(root, test_fraction=0.25)
+    data.setup()
+    assert [len(data.sets[split]) for split in SPLITS] == [4, 2, 2]
+
+
+def test_a_folder_that_is_no_wordnet_id(tmp_path: Path) -> None:
+    message = refused(write_folders(tmp_path, "n02123045", "n99999999"))
+    assert message.startswith(f"{tmp_path}/train has the folder 'n99999999', which is no WordNet id of ImageNet-1k")
+
+
+def test_a_folder_without_imagenet(tmp_path: Path) -> None:
+    message = refused(tmp_path)
+    assert message.startswith(f"data.root={tmp_path} holds no ImageNet; expected root/train/<WordNet id>/")
+    assert TRAIN_TAR in message and VAL_TAR in message
+
+
+def test_a_thousand_names_in_words(tars: Path) -> None:
+    names = imagenet(tars).spec.class_names
+    assert len(names) == len(set(names)) == 1000
+    assert names[0] == "tench" and names[281].startswith("tabby") and names[999].startswith("toilet")
+    assert all(name.strip() == name and not name[1:9].isdigit() for name in names)
+
+
+def test_names_are_looked_up_once() -> None:
+    """Reading them for each class folder would take a minute for all of ImageNet."""
+    from imgcls.data import imagenet as module
+
+    assert module._names() is module._names()

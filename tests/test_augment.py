@@ -1,0 +1,346 @@
+"""Augmentation: what is drawn, that it differs for each sample, and that shares are what the pixels say."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.transforms import v2
+
+from imgcls.augment import Augment, BatchAugment, Mix, ThreeAugment, chosen, rectangles, worker_transform
+from imgcls.data.memory import MemoryImages
+from imgcls.data.spec import DataSpec
+from imgcls.errors import UserError
+
+CLASSES = 10
+
+
+def spec(image_size: int = 16, channels: int = 3, mirror: bool = True) -> DataSpec:
+    names = tuple(map(str, range(CLASSES)))
+    return DataSpec(names, channels, image_size, (0.5,) * channels, (0.2,) * channels, mirror=mirror)
+
+
+def batch_augment(image_size: int = 16, mirror: bool = True, **settings: Any) -> BatchAugment:
+    return BatchAugment(Augment(**settings), spec(image_size, mirror=mirror))
+
+
+def noise(*shape: int) -> Tensor:
+    """Pixels from 1 to 255: no pixel looks like padding."""
+    return torch.randint(1, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def placed(image: Tensor, padding: int) -> dict[tuple[int, int, bool], bytes]:
+    """Returns each crop of the padded image, mirrored or not, by its place."""
+    size = image.shape[-1]
+    padded = F.pad(image, (padding,) * 4)
+    out = {}
+    for top in range(2 * padding + 1):
+        for left in range(2 * padding + 1):
+            crop = padded[:, top : top + size, left : left + size]
+            out[top, left, False], out[top, left, True] = as_bytes(crop), as_bytes(crop.flip(2))
+    return out
+
+
+def as_bytes(image: Tensor) -> bytes:
+    return image.contiguous().numpy().tobytes()
+
+
+def draws(images: Tensor, out: Tensor, padding: int) -> list[tuple[int, int, bool]]:
+    """Returns what was drawn for each image; fails where the output is no crop of it."""
+    found = []
+    for image, crop in zip(images, out, strict=True):
+        places = [place for place, content in placed(image, padding).items() if content == as_bytes(crop)]
+        assert len(places) == 1
+        found += places
+    return found
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pixels_are_crops_and_mirrored_crops(channels: int) -> None:
+    torch.manual_seed(0)
+    images = noise(200, channels, 16, 16)
+    out = batch_augment(crop="padded", padding=0.125, flip=0.5).pixels(images)
+    assert out.shape == images.shape and out.dtype == torch.uint8
+    tops, lefts, mirrored = zip(*draws(images, out, 2), strict=True)
+    assert set(tops) == set(lefts) == set(range(5))  # all places, each for itself
+    assert len(set(zip(tops, lefts, strict=True))) > 20
+    assert 70 < sum(mirrored) < 130
+
+
+def test_pixels_equal_a_crop_by_hand_for_the_same_draws() -> None:
+    images = noise(20, 3, 16, 16)
+    torch.manual_seed(3)
+    out = batch_augment(crop="padded", padding=0.25, flip=0.5).pixels(images)
+    torch.manual_seed(3)
+    mirrored = torch.rand(20, 1) < 0.5
+    tops, lefts = torch.randint(0, 9, (20, 1)), torch.randint(0, 9, (20, 1))
+    for i in range(20):
+        # mirrored after padding, as columns of the padded image are counted from the other side
+        by_hand = F.pad(images[i], (4,) * 4)[:, tops[i] : tops[i] + 16, lefts[i] : lefts[i] + 16]
+        assert torch.equal(out[i], by_hand.flip(2) if mirrored[i] else by_hand)
+
+
+def test_the_same_seed_gives_the_same_pixels() -> None:
+    images, augment = noise(50, 3, 16, 16), batch_augment(crop="padded", flip=0.5)
+    outs = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        outs.append(augment.pixels(images))
+    assert torch.equal(outs[0], outs[1]) and not torch.equal(outs[0], outs[2])
+
+
+def test_samples_of_a_batch_get_draws_of_their_own() -> None:
+    images = noise(1, 3, 16, 16).expand(64, -1, -1, -1)
+    out = batch_augment(crop="padded", flip=0.5).pixels(images)
+    assert len({as_bytes(image) for image in out}) > 20
+
+
+@pytest.mark.parametrize(
+    ("flip", "mirror", "low", "high"),
+    [(0.0, True, 0, 0), (1.0, True, 400, 400), (None, True, 150, 250), (None, False, 0, 0), (0.25, False, 60, 140)],
+)
+def test_flips(flip: float | None, mirror: bool, low: int, high: int) -> None:
+    torch.manual_seed(0)
+    images = noise(400, 3, 8, 8)
+    out = batch_augment(8, mirror=mirror, crop="none", flip=flip).pixels(images)
+    assert low <= sum(mirrored for _, _, mirrored in draws(images, out, 0)) <= high
+
+
+@pytest.mark.parametrize("settings", [{}, {"crop": "padded", "padding": 0.0}, {"crop": "resized"}])
+def test_nothing_asked_nothing_done(settings: dict[str, Any]) -> None:
+    images = noise(8, 3, 16, 16)
+    assert torch.equal(batch_augment(**settings).pixels(images), images)
+
+
+def test_wide_images_keep_their_shape() -> None:
+    images = noise(4, 3, 8, 12)
+    assert torch.equal(batch_augment(8, flip=1.0).pixels(images), images.flip(3))
+
+
+def test_padding_is_a_share_of_the_images_own_side() -> None:
+    """Small images are enlarged after they were cropped: an eighth of 8 pixels is 1."""
+    images = noise(100, 3, 8, 8)
+    out = batch_augment(64, crop="padded", padding=0.125).pixels(images)
+    assert min(int((image > 0).sum()) for image in out) >= 3 * 7 * 7
+
+
+# mix
+
+
+def colours(count: int, size: int = 32) -> tuple[Tensor, Tensor]:
+    """Plain images, each of another value, and targets; the value of sample i is i + 1."""
+    values = torch.arange(1, count + 1, dtype=torch.float32)
+    return values[:, None, None, None].expand(-1, 3, size, size).clone(), torch.arange(count) % CLASSES
+
+
+def mixed(count: int = 400, **settings: Any) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    images, targets = colours(count)
+    out, shares = batch_augment(32, **settings).mix(images, targets)
+    assert out.shape == images.shape and out.dtype == images.dtype
+    return out, shares, targets
+
+
+def test_mix_off_changes_nothing() -> None:
+    images, targets = colours(8)
+    out, same = batch_augment().mix(images, targets)
+    assert out is images and same is targets
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"mixup": Mix(0.4, 1.0)},
+        {"cutmix": Mix(1.0, 1.0)},
+        {"mixup": Mix(0.2, 0.5), "cutmix": Mix(1.0, 0.5)},
+        {"mixup": Mix(0.2, 0.1), "erase": 0.5},
+    ],
+)
+def test_shares_are_shares(settings: dict[str, Any]) -> None:
+    _, shares, _ = mixed(**settings)
+    assert shares.shape == (400, CLASSES) and shares.dtype == torch.float32
+    assert float(shares.min()) >= 0
+    torch.testing.assert_close(shares.sum(1), torch.ones(400))
+    assert int((shares > 0).sum(1).max()) == 2
+
+
+def test_mixup_is_own_and_other_in_these_shares() -> None:
+    torch.manual_seed(0)
+    images, targets = colours(CLASSES)  # a class for each sample: the shares name the other image
+    for _ in range(20):
+        out, shares = batch_augment(32, mixup=Mix(1.0, 1.0)).mix(images, targets)
+        expected = torch.einsum("nk,kchw->nchw", shares, images)
+        torch.testing.assert_close(out, expected)
+    own = shares.gather(1, targets[:, None])
+    assert len(set(own.flatten().tolist())) > CLASSES // 2  # a weight for each sample
+
+
+def test_cutmix_pastes_the_share_of_pixels_that_it_says() -> None:
+    torch.manual_seed(0)
+    images, targets = colours(CLASSES)
+    pasted = 0
+    for _ in range(20):
+        out, shares = batch_augment(32, cutmix=Mix(1.0, 1.0)).mix(images, targets)
+        pixels = torch.stack([(out[:, 0] == value + 1).float().mean((1, 2)) for value in range(CLASSES)], 1)
+        torch.testing.assert_close(pixels, shares)  # each pixel is of one image: the shares add up to 1
+        assert torch.equal(out[:, 0], out[:, 2])
+        pasted += int((shares.gather(1, targets[:, None]) < 1).sum())
+    assert pasted > 100
+
+
+def test_cutmix_pastes_one_rectangle() -> None:
+    torch.manual_seed(0)
+    images, targets = colours(CLASSES)
+    out, _ = batch_augment(32, cutmix=Mix(1.0, 1.0)).mix(images, targets)
+    for image, own in zip(out[:, 0], images[:, 0], strict=True):
+        strange = image != own
+        rows, columns = strange.any(1), strange.any(0)
+        assert torch.equal(strange, rows[:, None] & columns[None, :])
+        for side in (rows, columns):
+            places = side.nonzero().flatten()
+            assert not len(places) or len(places) == int(places[-1] - places[0]) + 1
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.3, 0.0), (0.0, 0.3), (0.3, 0.5), (0.5, 0.5)])
+def test_probabilities(mixup: float, cutmix: float) -> None:
+    count = 3000
+    torch.manual_seed(0)
+    images, targets = colours(count, size=16)
+    out, _ = batch_augment(16, mixup=Mix(1.0, mixup), cutmix=Mix(1.0, cutmix)).mix(images, targets)
+    whole = (out == out[:, :, :1, :1]).flatten(1).all(1)
+    changed = (out != images).flatten(1).any(1)
+    assert float((changed & whole).float().mean()) == pytest.approx(mixup, abs=0.06)  # a full paste counts too
+    assert float((changed & ~whole).float().mean()) == pytest.approx(cutmix, abs=0.06)
+
+
+def test_beta_of_a_small_alpha_leaves_most_images_nearly_whole() -> None:
+    """Beta(0.2, 0.2): half of the weights are within 0.03 of 0 or 1; Beta(1, 1): 6 %."""
+    near = {}
+    for alpha in (0.2, 1.0):
+        _, shares, targets = mixed(2000, mixup=Mix(alpha, 1.0))
+        own = shares.gather(1, targets[:, None])
+        near[alpha] = float(((own < 0.03) | (own > 0.97)).float().mean())
+    assert near[0.2] > 0.4 and near[1.0] < 0.25
+
+
+@pytest.mark.parametrize("probability", [0.25, 1.0])
+def test_erase(probability: float) -> None:
+    out, targets, given = mixed(2000, erase=probability)
+    assert targets is not None and torch.equal(targets, given)
+    share = (out[:, 0] == 0).float().mean((1, 2))
+    assert float(share.max()) < 0.4  # a third at the most, and the rim of the pixels
+    assert float((share > 0).float().mean()) == pytest.approx(probability, abs=0.06)
+    assert 0.05 < float(share[share > 0].mean()) < 0.2
+    untouched = (out == 0) | (out == colours(2000)[0])
+    assert bool(untouched.all())
+
+
+def test_rectangles_of_an_area() -> None:
+    torch.manual_seed(0)
+    images = torch.zeros(3000, 3, 40, 40)
+    for area in (0.0625, 0.25):
+        covered = rectangles(images, torch.full((3000,), area)).float().mean((1, 2, 3))
+        assert float(covered.max()) == pytest.approx(area, rel=0.15)
+    assert not rectangles(images, torch.zeros(3000)).float().mean((1, 2, 3)).gt(1 / 1600 + 1e-6).any()
+    assert chosen(images, 0.3).shape == (3000, 1, 1, 1)
+
+
+# the workers' part
+
+
+RAND = {"_target_": "torchvision.transforms.v2.RandAugment", "num_ops": 1}
+
+
+@pytest.mark.parametrize(
+    ("settings", "image_size", "expected"),
+    [
+        ({}, 32, []),
+        ({"crop": "padded"}, 32, []),
+        ({"crop": "auto"}, 64, []),
+        ({"crop": "auto"}, 65, [v2.RandomResizedCrop]),
+        ({"crop": "resized"}, 32, [v2.RandomResizedCrop]),
+        ({"policy": RAND}, 32, [v2.RandAugment]),
+        ({"crop": "resized", "policy": RAND}, 32, [v2.RandomResizedCrop, v2.RandAugment]),
+    ],
+)
+def test_worker_transform(settings: dict[str, Any], image_size: int, expected: list[type]) -> None:
+    transform = worker_transform(Augment(**settings), spec(image_size))
+    steps = [] if transform is None else [type(step) for step in transform.transforms]  # type: ignore[union-attr]
+    assert steps == expected
+    resize = v2.Resize(8)
+    transform = worker_transform(Augment(**settings), spec(image_size), resize)
+    steps = [type(step) for step in transform.transforms]  # type: ignore[union-attr]
+    assert steps == ([] if v2.RandomResizedCrop in expected else [v2.Resize]) + expected
+
+
+def test_resized_crop_takes_the_settings() -> None:
+    transform = worker_transform(Augment(crop="resized", scale=(0.5, 0.5), ratio=(1.0, 1.0)), spec(32))
+    crop = transform.transforms[0]  # type: ignore[union-attr, index]
+    assert isinstance(crop, v2.RandomResizedCrop)
+    assert tuple(crop.size) == (32, 32) and tuple(crop.scale) == (0.5, 0.5) and tuple(crop.ratio) == (1.0, 1.0)
+    assert crop(noise(3, 80, 50)).shape == (3, 32, 32)
+
+
+def test_auto_crops_pad_or_resize_and_never_both() -> None:
+    for image_size in (32, 64, 65, 224):
+        augment, facts = Augment(crop="auto"), spec(image_size)
+        resized = worker_transform(augment, facts) is not None
+        assert resized == (image_size > 64) and (BatchAugment(augment, facts).padding > 0) != resized
+
+
+POLICIES: dict[str, Callable[[], nn.Module]] = {
+    "randaugment": v2.RandAugment,
+    "trivialaugment": v2.TrivialAugmentWide,
+    "autoaugment": v2.AutoAugment,
+    "three_augment": ThreeAugment,
+}
+
+
+@pytest.mark.parametrize("size", [8, 32])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", POLICIES)
+def test_policies(name: str, channels: int, size: int) -> None:
+    """One picture, 40 times: each gets a draw of its own, and the same one when it is asked for again."""
+    pictures = noise(1, channels, size, size).expand(40, -1, -1, -1)
+    dataset = MemoryImages(pictures, torch.zeros(40, dtype=torch.int64), POLICIES[name]())
+    keys = list(range(40))
+    first = dataset.__getitems__(keys).images
+    assert first.shape == pictures.shape and first.dtype == torch.uint8
+    assert len({as_bytes(image) for image in first}) > 10
+    torch.rand(3)
+    assert torch.equal(dataset.__getitems__(keys[::-1]).images.flip(0), first)
+    assert not torch.equal(dataset.__getitems__([key + 40 for key in keys]).images, first)  # the next epoch
+    assert torch.equal(dataset.picture(0), pictures[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"flip": 1.5}, "augment.flip=1.5: expected a number from 0 to 1"),
+        ({"erase": -0.1}, "augment.erase=-0.1: expected a number from 0 to 1"),
+        ({"padding": 2.0}, "augment.padding=2.0: expected a number from 0 to 1"),
+        ({"mixup": Mix(1.0, 0.6), "cutmix": Mix(1.0, 0.6)}, "augment.mixup.probability + cutmix.probability=1.2"),
+        ({"mixup": Mix(-1.0, 0.5)}, "augment.mixup.alpha and augment.cutmix.alpha: expected a number above 0"),
+        ({"cutmix": Mix(0.0, 0.5)}, "augment.mixup.alpha and augment.cutmix.alpha: expected a number above 0"),
+    ],
+)
+def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Augment(**settings)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ({"_target_": "torchvision.transforms.v2.RandAugmen"}, "did you mean 'RandAugment'?"),
+        ({**RAND, "magnitud": 3}, "augment.policy.magnitud: "),
+        ({**RAND, "magnitude": "x"}, "augment.policy.magnitude=x: "),
+    ],
+)
+def test_wrong_policies(policy: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        worker_transform(Augment(policy=policy), spec())
+    assert message in str(caught.value)

@@ -1,0 +1,169 @@
+"""Every mistake on the command line: what is given, what is said, in one line and before anything is trained."""
+
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import imgcls, write_picture
+
+from imgcls.classifier import ImageClassifier
+
+Said = Callable[..., str]
+
+MISTAKES = [
+    ("tran", "there is no such verb; did you mean 'train'?"),
+    ("train date=cifar10", "date: there is no such key; did you mean 'data'?"),
+    ("train data=cifr10", "data=cifr10: there is no such choice; did you mean 'cifar10'?"),
+    ("train callbacks=[default,emma]", "callbacks=emma: there is no such choice; did you mean 'ema'?"),
+    ("train data.batchsize=3", "data.batchsize: there is no such key; did you mean 'batch_size'?"),
+    ("train +data.batchsize=3", "takes no 'batchsize'; did you mean 'batch_size'?"),
+    ("train optimizer.lr=[", "optimizer.lr=["),
+    ("train seed=x", "seed=x: input should be a valid integer"),
+    ("train trainer.max_epochs=abc", "trainer.max_epochs=abc: input should be a valid integer"),
+    ("train optimizer.lr=fast", "optimizer.lr=fast: expected a number"),
+    ("train data.num_workers=x", "data.num_workers=x: input should be a valid integer"),
+    ("train augment.crop=pad", "augment.crop=pad: input should be 'none', 'padded', 'resized' or 'auto'"),
+    ("train augment.flip=3", "augment.flip=3.0: expected a number from 0 to 1"),
+    ("train trainer.precision=foo", "trainer.precision=foo: expected 64 or 32"),
+    ("train trainer.accelerator=foo", "invalid accelerator name"),
+    ("train optimizer._target_=torch.optim.SDG", "no 'SDG' there; did you mean 'SGD'?"),
+    ("train loss._target_=nowhere.Loss", "there is no package 'nowhere'"),
+    ("train optimizer=timm optimizer.opt=adann", "Optimizer adann not found"),
+    ("train data=imagefolder", "data.root must be given: data.root=…"),
+    ("train data=imagefolder data.root=/nowhere", "data.root=/nowhere: there is no such folder; expected root/<class>/…"),
+    ("train data=imagefolder data.root=empty", "has no class folders"),
+    ("train data=imagenet data.root=.", "holds no ImageNet; expected root/train/<WordNet id>/…"),
+    ("train data=cifar10 data.download=false", "put cifar-10-python.tar.gz (unpacked) into data"),
+    ("train data.fraction=2", "data.fraction=2.0: expected a share"),
+    ("train data.batch_size=0", "data.batch_size=0: expected 1 or more"),
+    ("train backbone=vgg16_bn", "images of 1×8×8 do not fit this network"),
+    ("train backbone=torchvision backbone.name=resnet19", "torchvision has no such network; did you mean 'resnet18'?"),
+    ("train backbone=timm backbone.name=vit_smal_patch16_224", "did you mean 'vit_small_patch16_224'?"),
+    ("train backbone=resnet18 backbone.pretrained=true", "add backbone.stem=imagenet or data.image_size=224"),
+    ("train backbone=resnet20 backbone.depth=21", "backbone.depth=21: expected 6n+2"),
+    ("train backbone=resnet20 backbone.weights=nowhere.pth", "weights=nowhere.pth: there is no such file"),
+    ("train class_weights=[1,2]", "class_weights has 2 numbers; expected one for each of 10 classes"),
+    ("train callbacks.checkpoint.monitor=val/acc", "ModelCheckpoint.monitor=val/acc: no such metric is logged"),
+    ("train scheduler=plateau scheduler.monitor=val/los", "did you mean 'val/loss'?"),
+    ("train optimized_metric=val/top", "optimized_metric=val/top: no such metric is logged"),
+    ("train trainer.max_epochs=-1 logger=csv", "scheduler=cosine needs an end: set trainer.max_epochs"),
+    ("eval", "checkpoint must be given"),
+    ("eval checkpoint=nowhere", "checkpoint=nowhere: there is no such file"),
+    ("eval checkpoint=.", "the folder has no checkpoints/best.ckpt"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "expected"), MISTAKES, ids=[given for given, _ in MISTAKES])
+def test_what_is_said(said: Said, given: str, expected: str) -> None:
+    Path("empty").mkdir()
+    assert expected in said(*given.split())
+    assert not list(Path().rglob("*.ckpt"))
+
+
+def test_in_a_process_of_its_own() -> None:
+    done = imgcls("train", "data=cifr10")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "imgcls train: data=cifr10: there is no such choice; did you mean 'cifar10'?\n"
+
+
+def spoil(name: str, folder: Path) -> str:
+    """Damages a folder of pictures; returns what is to be said of it."""
+    if name == "class without an image":
+        shutil.rmtree(folder / "dog")
+        (folder / "dog").mkdir()
+        return "dog holds no image"
+    if name == "unreadable image":
+        data = (folder / "fox" / "03.jpg").read_bytes()
+        for picture in (folder / "fox").iterdir():
+            picture.write_bytes(data[: len(data) // 2])
+        return "can't be read as an image (Image is incomplete or truncated)"
+    for split, classes in {
+        "train": ("cat", "dog", "fox"),
+        "val": ("cat", "dog") if "fewer" in name else ("cat", "dog", "fox", "owl"),
+    }.items():
+        for label in classes:
+            write_picture(folder / split / label / "1.png", seed=len(label))
+            write_picture(folder / split / label / "2.png", seed=2 * len(label))
+    return "fox holds no image" if "fewer" in name else "has the class 'owl', which"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    "name", ["class without an image", "unreadable image", "fewer classes in val", "other classes in val"]
+)
+def test_spoilt_folders(said: Said, folder: Path, name: str, workers: int) -> None:
+    if workers and name != "unreadable image":
+        pytest.skip("found before there are workers")
+    expected = spoil(name, folder)
+    message = said(
+        "train",
+        "data=imagefolder",
+        f"data.root={folder}",
+        "data.image_size=32",
+        "data.batch_size=8",
+        f"data.num_workers={workers}",
+        "logger=csv",
+    )
+    assert expected in message and str(folder) in message
+
+
+class Code:
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, str]]:
+        return open, ("it_ran", "w")
+
+
+@pytest.fixture
+def checkpoint(said: Said) -> Path:
+    """A checkpoint as train writes it, of a network that has learnt nothing."""
+    from test_conf import composed, settings
+
+    from imgcls.train import build_classifier
+    from imgcls.training import build_data
+
+    config = composed()
+    classifier = build_classifier(config, settings(config), build_data(config["data"], config["augment"], 0))
+    content = {"state_dict": classifier.state_dict(), "hyper_parameters": dict(classifier.hparams), "config": config}
+    torch.save(content, "good.ckpt")
+    return Path("good.ckpt")
+
+
+def test_spoilt_checkpoints(said: Said, checkpoint: Path) -> None:
+    whole = checkpoint.read_bytes()
+    Path("cut.ckpt").write_bytes(whole[: len(whole) // 2])
+    Path("empty.ckpt").touch()
+    with Path("code.ckpt").open("wb") as file:
+        pickle.dump({"state_dict": Code()}, file)
+    torch.save({"state_dict": {}, "config": Code()}, "code_in_zip.ckpt")
+    content = torch.load(checkpoint, weights_only=True)
+    content["hyper_parameters"]["backbone"]["width"] = 16
+    torch.save(content, "other.ckpt")
+    torch.save(content["state_dict"], "state.ckpt")
+    for name, expected in {
+        "cut": "it is damaged", "empty": "it is damaged", "code": "it carries code", "code_in_zip": "it carries code",
+        "other": "its weights are of another network", "state": "it was not written by imgcls train",
+    }.items():  # fmt: skip
+        assert expected in said("eval", f"checkpoint={name}.ckpt"), name
+    assert not Path("it_ran").exists()
+    assert checkpoint.read_bytes() == whole
+    assert isinstance(ImageClassifier(**torch.load(checkpoint, weights_only=True)["hyper_parameters"]), ImageClassifier)
+
+
+def test_help_and_completion_answer_at_once() -> None:
+    done = imgcls("train", "--help")
+    assert done.returncode == 0 and "backbone: convnext_tiny, deit_tiny" in done.stdout, done.stderr
+    assert "imgcls VERB key=value" in imgcls().stdout
+    assert imgcls("--version").stdout.strip() == "0.1.0"
+    done = imgcls("-sc", "query=bash", COMP_LINE="imgcls train backbone=resnet1", COMP_POINT="29")
+    assert "backbone=resnet18" in done.stdout.split() and "backbone=resnet110" in done.stdout.split(), done
+    assert "eval" in imgcls("-sc", "query=bash", COMP_LINE="imgcls e").stdout.split()
+
+    imported = "import sys; sys.argv = ['imgcls', 'train', '--help']; from imgcls.__main__ import main\ntry: main()\nfinally: print(*sys.modules)"
+    modules = (
+        subprocess.run([sys.executable, "-c", imported], capture_output=True, text=True).stdout.splitlines()[-1].split()
+    )
+    assert "hydra" in modules and not {"torch", "lightning", "timm", "torchvision", "pandas", "wandb"} & set(modules)

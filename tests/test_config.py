@@ -1,0 +1,246 @@
+"""From a config to objects: names, types, and the one line where something is wrong."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from imgcls.augment import Augment, Mix
+from imgcls.command import CONF
+from imgcls.config import arguments, build, check, explain, locate, plain, typed
+from imgcls.errors import UserError, nearest
+
+SGD = "torch.optim.SGD"
+AUGMENT = "imgcls.augment.Augment"
+
+
+def refused(function: Callable[..., Any], *given: Any, **named: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        function(*given, **named)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# locate
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [(SGD, torch.optim.SGD), ("imgcls.config.locate", locate)],
+)
+def test_locate(name: str, found: Any) -> None:
+    assert locate(name) is found
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("torch.optim.SGDD", "x=torch.optim.SGDD: no 'SGDD' there; did you mean 'SGD'?"),
+        ("torch.optimm.SGD", "x=torch.optimm.SGD: no 'optimm' there; did you mean 'optim'?"),
+        ("toch.optim.SGD", "x=toch.optim.SGD: there is no package 'toch'; correct the name or install it"),
+        ("torch.optim", "x=torch.optim is no class or function"),
+        ("torch.__version__", "x=torch.__version__ is no class or function"),
+        ("sgd", "x=sgd: expected a dotted name such as torch.optim.SGD"),
+        ("", "x=: expected a dotted name such as torch.optim.SGD"),
+        (None, "x=None: expected a dotted name such as torch.optim.SGD"),
+        (5, "x=5: expected a dotted name such as torch.optim.SGD"),
+        pytest.param(
+            f".{SGD}",
+            f"x=.{SGD}: expected a dotted name such as torch.optim.SGD",
+        ),
+    ],
+)
+def test_locate_nothing(name: Any, message: str) -> None:
+    assert refused(locate, name, "x") == message
+
+
+def test_a_module_that_needs_a_missing_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "needy.py").write_text("import not_installed_here\n\n\nclass Network: ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    message = "x=needy.Network needs the package not_installed_here, which is not installed"
+    assert refused(locate, "needy.Network", "x") == message
+    sys.modules.pop("needy", None)
+
+
+# typed
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "expected"),
+    [
+        (5, int, 5),
+        (1, float, 1.0),
+        (True, bool, True),
+        (None, int | None, None),
+        ("a", Literal["a", "b"], "a"),
+        ([1, 2], tuple[float, float], (1.0, 2.0)),
+        ([0.1], list[float], [0.1]),
+        ("runs", Path, Path("runs")),
+        ({"alpha": 1}, Mix, Mix(1.0)),
+        ({"mixup": {"probability": 0.5}}, Augment, Augment(mixup=Mix(1.0, 0.5))),
+        ("anything", Any, "anything"),
+    ],
+)
+def test_typed(value: Any, hint: Any, expected: Any) -> None:
+    got = typed(value, hint, "x")
+    assert got == expected and type(got) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "begin", "phrase"),
+    [
+        ("abc", int, "data.x=abc: ", "integer"),
+        (5.5, int, "data.x=5.5: ", "integer"),
+        (None, int, "data.x=None: ", "integer"),
+        ("abc", int | None, "data.x=abc: ", ""),
+        ("abc", int | float | None, "data.x=abc: ", "expected a number or null"),
+        ("c", Literal["a", "b"], "data.x=c: ", "'a' or 'b'"),
+        ([1, 2, 3], tuple[float, float], "data.x=[1, 2, 3]: ", "at most 2 items"),
+        ([1, "b"], list[int], "data.x=[1, 'b']: ", "integer"),
+        (3, str, "data.x=3: ", "string"),
+        ({"alpha": "b"}, Mix, "data.x.alpha=b: ", "number"),
+        ({"mixup": {"alpha": "b"}}, Augment, "data.x.mixup.alpha=b: ", "number"),
+        ({"alpha": "b", "probability": "c"}, Mix, "data.x.alpha=b: ", "number"),
+    ],
+)
+def test_wrong_types(value: Any, hint: Any, begin: str, phrase: str) -> None:
+    message = refused(typed, value, hint, "data.x")
+    assert message.startswith(begin) and phrase in message
+
+
+def test_an_unknown_key_of_a_nested_dataclass() -> None:
+    assert "alhpa" in refused(build, {"_target_": AUGMENT, "mixup": {"alhpa": 0.2}}, "augment")
+
+
+# arguments, check, build
+
+
+def test_arguments_are_checked_and_converted() -> None:
+    node = {"_target_": AUGMENT, "crop": "resized", "scale": [0.5, 1], "mixup": {"alpha": 0.2, "probability": 0.1}}
+    assert arguments(node, "augment") == {"crop": "resized", "scale": (0.5, 1.0), "mixup": Mix(0.2, 0.1)}
+    assert build(node, "augment") == Augment(crop="resized", scale=(0.5, 1.0), mixup=Mix(0.2, 0.1))
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        ({"_target_": AUGMENT, "cropp": "none"}, f"a.cropp: {AUGMENT} takes no 'cropp'; did you mean 'crop'?"),
+        ({"_target_": AUGMENT, "flip": "often"}, "a.flip=often: "),
+        ({"_target_": AUGMENT, "crop": "big"}, "a.crop=big: "),
+        ({"_target_": SGD, "lrr": 1}, f"a.lrr: {SGD} takes no 'lrr'; did you mean 'lr'?"),
+        ({"_target_": "lightning.pytorch.Trainer", "max_epochs": "abc"}, "a.max_epochs=abc: "),
+        ({"_target_": "torch.optim.SGDD"}, "a._target_=torch.optim.SGDD: "),
+    ],
+)
+def test_what_does_not_fit_is_said_by_check_and_by_build(node: dict[str, Any], message: str) -> None:
+    assert refused(check, {"a": node}).startswith(message)
+    assert refused(check, node, "a").startswith(message)
+    if message.startswith("a._target_"):
+        message = message.replace("a._target_", "_target_")  # build says it of the node itself
+    assert refused(build, node, "a").startswith(message)
+
+
+def test_check_goes_down_and_leaves_alone_what_is_no_call() -> None:
+    check({"seed": 0, "optimizer": {"_target_": SGD, "lr": 0.1}, "any": {"thing": {"lrr": 1}}})
+    message = refused(check, {"b": {"c": {"_target_": SGD, "momentun": 0.9}}})
+    assert message == f"b.c.momentun: {SGD} takes no 'momentun'; did you mean 'momentum'?"
+
+
+def keywords(first: int, **others: Any) -> dict[str, Any]:
+    return {"first": first, **others}
+
+
+def test_a_target_that_takes_any_keyword() -> None:
+    node = {"_target_": "test_config.keywords", "first": 1, "second": "b"}
+    assert build(node, "x", third=3) == {"first": 1, "second": "b", "third": 3}
+    assert refused(build, {**node, "first": "a"}, "x").startswith("x.first=a: ")
+
+
+def test_what_the_target_itself_says() -> None:
+    message = "augment.flip=2.0: expected a number from 0 to 1"
+    assert refused(build, {"_target_": AUGMENT, "flip": 2.0}, "augment") == message
+
+
+def test_an_argument_that_is_missing() -> None:
+    assert "size" in refused(build, {"_target_": "torchvision.transforms.v2.Resize"}, "augment.policy")
+
+
+# plain
+
+
+def test_plain() -> None:
+    config = OmegaConf.create({"a": 1, "b": "${a}", "c": {"d": ["${c.e}"], "e": "x"}, "f": None})
+    got = plain(config)
+    assert got == {"a": 1, "b": 1, "c": {"d": ["x"], "e": "x"}, "f": None}
+    assert type(got) is dict and type(got["c"]) is dict and type(got["c"]["d"]) is list
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"data": {"root": "???"}}, "data.root must be given: data.root=…"),
+        ({"b": "???", "a": {"c": "???"}}, "a.c must be given: a.c=…"),
+        ({"a": "${nope:1}"}, "a: Unsupported interpolation type nope"),
+    ],
+)
+def test_plain_of_what_is_missing(config: dict[str, Any], message: str) -> None:
+    assert refused(plain, OmegaConf.create(config)) == message
+
+
+@pytest.mark.parametrize("config", [{"a": {"b": "${nowhere}"}}, {"a": {"b": "${.c}"}}, {"a": {"b": "${a.b}"}}])
+def test_interpolation_to_nowhere(config: dict[str, Any]) -> None:
+    assert refused(plain, OmegaConf.create(config)).startswith("a.b: ")
+
+
+# explain
+
+
+@pytest.fixture
+def conf() -> Iterator[None]:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF)):
+        yield
+
+
+@pytest.mark.usefixtures("conf")
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.lrr=1", "optimizer.lrr: there is no such key; did you mean 'lr'?"),
+        ("seeed=1", "seeed: there is no such key; did you mean 'seed'?"),
+        ("dta=cifar10", "dta: there is no such key; did you mean 'data'?"),
+        ("data=cifar11", "data=cifar11: there is no such choice; did you mean 'cifar10'?"),
+        ("data=strange", "data=strange: there is no such choice; choose one of: cifar10, cifar100, digits"),
+        ("optimizer.lr=[", "optimizer.lr=[: "),
+        ("data.root", "data.root: "),
+        ("~nope", "Could not delete from config. 'nope' does not exist."),
+        ("+seed=3", "Could not append to config. An item is already at 'seed'."),
+    ],
+)
+def test_explain(override: str, message: str) -> None:
+    with pytest.raises(Exception) as caught:
+        compose("train", overrides=[override])
+    said = explain(caught.value)
+    assert said.startswith(message) and "\n" not in said
+
+
+# nearest
+
+
+@pytest.mark.parametrize(
+    ("word", "choices", "expected"),
+    [
+        ("dgits", ["digits", "cifar10"], "did you mean 'digits'?"),
+        ("xyz", ["digits", "cifar10"], "choose one of: cifar10, digits"),
+        ("xyz", list("abcdefghijk"), "choose one of: a, b, c, d, e, f, g, h, … (11 in all)"),
+        ("xyz", [], "there is nothing to choose from"),
+    ],
+)
+def test_nearest(word: str, choices: list[str], expected: str) -> None:
+    assert nearest(word, choices) == expected

@@ -1,0 +1,151 @@
+"""What is measured, beside scikit-learn and beside a count by hand."""
+
+import pytest
+import torch
+from sklearn import metrics as sklearn
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from imgcls.classifier import ImageClassifier
+from imgcls.data.base import Batch
+from imgcls.metrics import MeanLoss, Predictions, evaluation_metrics
+
+
+def batches(classes: int, count: int = 3, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        (2 * torch.randn(n, classes, generator=generator), torch.randint(classes, (n,), generator=generator))
+        for n in (40, 64, 7)[:count]
+    ]
+
+
+def measured(given: list[tuple[Tensor, Tensor]], classes: int) -> dict[str, float]:
+    collection = evaluation_metrics(classes, "val/")
+    for logits, targets in given:
+        collection.update(logits, targets)
+    return {name: float(value) for name, value in collection.compute().items()}
+
+
+def calibration_error(logits: Tensor, targets: Tensor, bins: int = 15) -> float:
+    confidence, predicted = logits.softmax(1).max(1)
+    total = 0.0
+    for i in range(bins):
+        inside = (confidence > i / bins) & (confidence <= (i + 1) / bins)
+        if inside.any():
+            gap = (predicted[inside] == targets[inside]).float().mean() - confidence[inside].mean()
+            total += float(gap.abs()) * int(inside.sum()) / len(targets)
+    return total
+
+
+@pytest.mark.parametrize("classes", [2, 5, 6, 12])
+def test_as_scikit_learn(classes: int) -> None:
+    given = batches(classes)
+    logits, targets = torch.cat([l for l, _ in given]), torch.cat([t for _, t in given])  # noqa: E741
+    predicted = logits.argmax(1)
+    precision, recall, f1, _ = sklearn.precision_recall_fscore_support(
+        targets, predicted, average="macro", zero_division=0
+    )
+    expected = {
+        "val/top1": sklearn.accuracy_score(targets, predicted), "val/precision": precision, "val/recall": recall,
+        "val/f1": f1, "val/calibration_error": calibration_error(logits, targets),
+    }  # fmt: skip
+    if classes > 5:
+        expected["val/top5"] = sklearn.top_k_accuracy_score(targets, logits, k=5, labels=range(classes))
+    assert measured(given, classes) == pytest.approx(expected, abs=1e-5)
+
+
+def test_top5_is_not_taken_for_top1() -> None:
+    right = torch.arange(8)
+    wrong = (right + 1) % 8
+    logits = 5 * nn.functional.one_hot(right, 8).float() + 0.1 * nn.functional.one_hot(wrong, 8)
+    values = measured([(logits, right), (logits, wrong)], 8)
+    assert values["val/top1"] == 0.5
+    assert values["val/top5"] == 1.0
+
+
+def test_calibration_by_hand() -> None:
+    logits = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.7, 0.3], [0.4, 0.6]]).log()
+    values = measured([(logits, torch.tensor([0, 1, 0, 1]))], 2)
+    assert values["val/calibration_error"] == pytest.approx((2 * abs(0.5 - 0.9) + 0.3 + 0.4) / 4, abs=1e-5)
+
+
+def test_calibration_of_small_logits() -> None:
+    logits = torch.tensor([[0.2, 0.8, 0.5], [0.9, 0.1, 0.3]])
+    targets = torch.tensor([1, 2])
+    values = measured([(logits, targets)], 3)
+    assert values["val/calibration_error"] == pytest.approx(calibration_error(logits, targets), abs=1e-5)
+
+
+@pytest.mark.parametrize("prefix", ["val/", "test/"])
+def test_names(prefix: str) -> None:
+    names = {"top1", "precision", "recall", "f1", "calibration_error"}
+    assert set(evaluation_metrics(5, prefix)) == {prefix + name for name in names}
+    assert set(evaluation_metrics(6, prefix)) == {prefix + name for name in names | {"top5"}}
+
+
+def test_reset() -> None:
+    collection = evaluation_metrics(6, "val/")
+    collection.update(*batches(6, 1)[0])
+    collection.compute()
+    collection.reset()
+    given = batches(6, 2, seed=1)
+    for batch in given:
+        collection.update(*batch)
+    assert {name: float(value) for name, value in collection.compute().items()} == pytest.approx(measured(given, 6))
+
+
+def test_mean_loss_counts_samples() -> None:
+    mean = MeanLoss()
+    mean.update(torch.tensor(1.0), 3)
+    mean.update(torch.tensor(5.0), 1)
+    assert mean.compute() == 2.0
+    mean.reset()
+    mean.update(torch.tensor(7.0), 2)
+    assert mean.compute() == 7.0
+
+
+def test_predictions_are_in_the_order_of_the_set() -> None:
+    predictions = Predictions()
+    logits = torch.randn(7, 4)
+    targets, order = torch.arange(7) % 4, torch.tensor([5, 2, 0, 6, 3, 1, 4])
+    for part in order.split(3):
+        predictions.update(logits[part], targets[part], part)
+    found = predictions.compute()
+    confidences, predicted = logits.softmax(1).max(1)
+    assert found["indices"].tolist() == list(range(7))
+    assert torch.equal(found["targets"], targets)
+    assert torch.equal(found["predictions"], predicted)
+    torch.testing.assert_close(found["confidences"], confidences)
+    assert {name: value.dtype for name, value in found.items()} == {
+        "indices": torch.int64, "targets": torch.int64, "predictions": torch.int64, "confidences": torch.float32,
+    }  # fmt: skip
+    predictions.reset()
+    predictions.update(logits[:2], targets[:2], torch.tensor([1, 0]))
+    assert predictions.compute()["indices"].tolist() == [0, 1]
+
+
+def operators(classifier: ImageClassifier, batch: Batch) -> set[str]:
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        classifier.training_step(batch, 0).backward()
+    return {event.key for event in profiled.key_averages()}
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_training_step_reads_nothing_back(mixed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # torch's own looks at its values on a CPU, and on no other device
+    monkeypatch.setattr(nn.functional, "one_hot", lambda targets, classes: torch.eye(classes).long()[targets])
+    names = [str(i) for i in range(6)]
+    spec = {"class_names": names, "channels": 1, "image_size": 8, "mean": [0.5], "std": [0.5]}
+    augment = {"crop": "padded", "flip": 0.5, "erase": 0.3}
+    augment |= {"mixup": {"probability": 0.4}, "cutmix": {"probability": 0.4}} if mixed else {}
+    classifier = ImageClassifier(
+        spec, {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4},
+        {"_target_": "torch.nn.CrossEntropyLoss"}, augment=augment,
+    )  # fmt: skip
+    batch = Batch(torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8), torch.arange(8) % 6, torch.arange(8))
+    classifier.training_step(batch, 0)
+    seen = operators(classifier, batch)
+    assert "aten::convolution" in seen
+    assert "aten::_local_scalar_dense" not in seen
+    classifier.train_loss.update = lambda loss, samples: loss.item()  # type: ignore[method-assign, assignment, return-value]
+    assert "aten::_local_scalar_dense" in operators(classifier, batch)

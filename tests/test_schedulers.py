@@ -1,0 +1,178 @@
+"""Schedules as the rates that they give, step by step."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from imgcls import config as configs
+from imgcls.errors import UserError
+from imgcls.schedulers import Schedule, Steps, constant, cosine, multi_step, one_cycle, plateau
+
+RATE = 0.5
+
+
+def sgd(momentum: float = 0.9) -> SGD:
+    groups = [{"params": [nn.Parameter(torch.zeros(2))]}, {"params": [nn.Parameter(torch.zeros(2))]}]
+    return SGD(groups, lr=RATE, momentum=momentum)
+
+
+def rates(schedule: Schedule, optimizer: Optimizer, count: int) -> list[float]:
+    """Returns the rate of each of `count` steps, and the one after them."""
+    assert [entry["interval"] for entry in schedule] == ["step"]
+    seen = []
+    for _ in range(count):
+        assert len({group["lr"] for group in optimizer.param_groups}) == 1
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule[0]["scheduler"].step()
+    return [*seen, optimizer.param_groups[0]["lr"]]
+
+
+def test_cosine() -> None:
+    optimizer = sgd()
+    seen = rates(cosine(optimizer, Steps(10, 40), final=0.1), optimizer, 40)
+    assert seen[0] == RATE
+    assert seen[20] == pytest.approx(RATE * 0.55)
+    assert seen[10] == pytest.approx(RATE * (0.1 + 0.9 * (1 + math.cos(math.pi / 4)) / 2))
+    assert seen[40] == pytest.approx(RATE * 0.1)
+    assert seen == sorted(seen, reverse=True)
+
+
+def test_cosine_stays_at_its_end() -> None:
+    optimizer = sgd()
+    assert rates(cosine(optimizer, Steps(10, 20)), optimizer, 25)[20:] == pytest.approx([0.0] * 6)
+
+
+SHAPES: list[Callable[..., Schedule]] = [
+    cosine,
+    constant,
+    lambda optimizer, steps, **options: multi_step(optimizer, steps, milestones=[0.9], **options),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("epochs", "warmup"), [(1.0, 10), (0.5, 5), (2, 20), (0.0, 0)])
+def test_warm_up_is_a_line(shape: Callable[..., Schedule], epochs: float, warmup: int) -> None:
+    optimizer = sgd()
+    seen = rates(shape(optimizer, Steps(10, 40), warmup_epochs=epochs), optimizer, 40)
+    assert seen[:warmup] == pytest.approx([RATE * (i + 1) / (warmup + 1) for i in range(warmup)])
+    assert seen[warmup] == pytest.approx(RATE)
+    assert max(seen) == pytest.approx(RATE)
+
+
+def test_cosine_after_warm_up_ends_at_the_end() -> None:
+    optimizer = sgd()
+    seen = rates(cosine(optimizer, Steps(10, 40), warmup_epochs=1.0), optimizer, 40)
+    assert seen[25] == pytest.approx(RATE / 2)
+    assert seen[39] > 0
+    assert seen[40] == pytest.approx(0.0)
+
+
+def test_warm_up_longer_than_the_training() -> None:
+    optimizer = sgd()
+    seen = rates(cosine(optimizer, Steps(10, 5), warmup_epochs=1.0), optimizer, 5)
+    assert seen == pytest.approx([RATE * (i + 1) / 11 for i in range(6)])
+
+
+def test_constant() -> None:
+    optimizer = sgd()
+    assert rates(constant(optimizer, Steps(10, None)), optimizer, 30) == [RATE] * 31
+
+
+def test_multi_step() -> None:
+    optimizer = sgd()
+    seen = rates(multi_step(optimizer, Steps(7, 21), milestones=[0.5, 0.75], gamma=0.1), optimizer, 21)
+    assert seen == pytest.approx([RATE] * 11 + [RATE * 0.1] * 5 + [RATE * 0.01] * 6)  # places 10.5 and 15.75
+
+
+@pytest.mark.parametrize("milestones", [[0.5, 1.5], [-0.1], [30, 60]])
+def test_milestones_are_shares(milestones: list[float]) -> None:
+    with pytest.raises(UserError, match=r"scheduler\.milestones=.*from 0 to 1"):
+        multi_step(sgd(), Steps(10, 40), milestones=milestones)
+
+
+def test_one_cycle() -> None:
+    optimizer = sgd()
+    schedule = one_cycle(optimizer, Steps(10, 40), pct_start=0.25, div_factor=10.0, final_div_factor=100.0)
+    seen = rates(schedule, optimizer, 40)  # torch raises where it is asked for one more
+    assert seen[0] == pytest.approx(RATE / 10)
+    assert max(seen) == pytest.approx(RATE, rel=0.01)
+    assert abs(seen.index(max(seen)) - 10) <= 1
+    assert seen[40] == pytest.approx(RATE / 1000)
+    assert seen[:10] == sorted(seen[:10])
+    assert seen[10:] == sorted(seen[10:], reverse=True)
+
+
+def test_one_cycle_moves_momentum_the_other_way() -> None:
+    optimizer = sgd()
+    schedule = one_cycle(optimizer, Steps(10, 40), pct_start=0.25)
+    assert optimizer.param_groups[1]["momentum"] == pytest.approx(0.95)
+    rates(schedule, optimizer, 10)
+    assert optimizer.param_groups[1]["momentum"] == pytest.approx(0.85, abs=0.003)
+    adam = AdamW([nn.Parameter(torch.zeros(2))], lr=RATE)
+    one_cycle(adam, Steps(10, 40))
+    assert adam.param_groups[0]["betas"] == (pytest.approx(0.95), 0.999)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_one_cycle_without_momentum(given: bool) -> None:
+    if given:
+        optimizer: Optimizer = sgd()
+        one_cycle(optimizer, Steps(10, 40), cycle_momentum=False)
+        assert optimizer.param_groups[0]["momentum"] == 0.9
+    else:
+        optimizer = torch.optim.Adagrad([nn.Parameter(torch.zeros(2))], lr=RATE)
+        assert rates(one_cycle(optimizer, Steps(10, 40)), optimizer, 40)[40] < RATE / 1000
+
+
+def test_plateau() -> None:
+    optimizer = sgd()
+    (entry,) = plateau(optimizer, Steps(10, None), monitor="val/top1", mode="max", factor=0.5, patience=1)
+    assert (entry["interval"], entry["monitor"]) == ("epoch", "val/top1")
+    seen = []
+    for value in (0.5, 0.6, 0.6, 0.6, 0.7, 0.1, 0.1):
+        entry["scheduler"].step(value)
+        seen.append(optimizer.param_groups[0]["lr"])
+    assert seen == pytest.approx([RATE, RATE, RATE, RATE / 2, RATE / 2, RATE / 2, RATE / 4])
+
+
+def test_plateau_after_warm_up() -> None:
+    optimizer = sgd()
+    reduce, warm = plateau(optimizer, Steps(4, None), patience=0, factor=0.1, warmup_epochs=1.0)
+    seen = []
+    for step in range(12):
+        seen.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        warm["scheduler"].step()
+        if step % 4 == 3:
+            reduce["scheduler"].step({3: 1.0, 7: 2.0, 11: 3.0}[step])
+    assert seen == pytest.approx([RATE * i / 5 for i in (1, 2, 3, 4)] + [RATE] * 4 + [RATE * 0.1] * 4)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [cosine, one_cycle, lambda optimizer, steps: multi_step(optimizer, steps, milestones=[0.5])],
+)
+def test_a_shape_with_an_end_needs_one(build: Callable[[Optimizer, Steps], Schedule]) -> None:
+    with pytest.raises(UserError, match=r"needs an end: set trainer\.max_epochs or trainer\.max_steps"):
+        build(sgd(), Steps(10, None))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"_target_": "cosine", "warmup_epochs": "long"}, {"_target_": "cosine", "warmup": 1.0},
+        {"_target_": "one_cycle", "pct_start": 2.0},
+        {"_target_": "plateau", "factor": 2.0},
+        {"_target_": "plateau", "mode": "up"},
+    ],
+)  # fmt: skip
+def test_wrong_options(options: dict[str, Any]) -> None:
+    options = options | {"_target_": f"imgcls.schedulers.{options['_target_']}"}
+    with pytest.raises(UserError, match="scheduler"):
+        configs.build(options, "scheduler", optimizer=sgd(), steps=Steps(10, 40))

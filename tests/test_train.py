@@ -1,0 +1,164 @@
+"""imgcls train and eval as users run them: in processes of their own, on real files."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import imgcls
+
+SHORT = ("trainer.max_epochs=2", "trainer.limit_train_batches=4")
+
+
+def run_directory(under: str = "runs") -> Path:
+    found = sorted(path.parent for path in Path(under).rglob("config.yaml") if ".hydra" not in path.parts)
+    assert len(found) == 1, found
+    return found[0]
+
+
+def epochs(run: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
+
+
+def metrics(folder: Path) -> dict[str, float]:
+    return dict(json.loads((folder / "metrics.json").read_text()))
+
+
+def test_default_run_reaches_98_percent_and_eval_says_the_same() -> None:
+    done = imgcls("train", OMP_NUM_THREADS="2")
+    assert done.returncode == 0, done.stderr
+    run = run_directory()
+    found = metrics(run / "test")
+    assert found["test/top1"] >= 0.98 and found["test/top5"] >= found["test/top1"]
+    for line in (
+        "data: 1,295 train, 143 val, 359 test",
+        "epoch 20/20",
+        "Test of the best checkpoint",
+        f"evaluate again: imgcls eval checkpoint={run}",
+    ):
+        assert line in done.stdout, done.stdout
+    assert done.stderr == ""
+    names = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and "wandb" not in p.parts}
+    assert names >= {
+        "config.yaml", "environment.json", "metrics.csv", "run.log", ".hydra/overrides.yaml", "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt", "test/metrics.json", "test/per_class.csv", "test/confusion_matrix.csv",
+        "test/confusion_matrix.png", "test/predictions.csv",
+    }  # fmt: skip
+    rows = epochs(run)
+    assert [row["epoch"] for row in rows] == [str(i) for i in range(20)]
+    assert all(float(row[name]) >= 0 for row in rows for name in ("train/loss", "val/top1", "lr", "images_per_second"))
+    check_wandb(run, rows)
+
+    done = imgcls("eval", f"checkpoint={run}", OMP_NUM_THREADS="2")
+    assert done.returncode == 0, done.stderr
+    folder = next(Path("runs/eval").iterdir())
+    assert metrics(folder) == found  # to the last digit
+    assert (folder / "predictions.csv").read_text() == (run / "test" / "predictions.csv").read_text()
+
+
+def check_wandb(run: Path, rows: list[dict[str, str]]) -> None:
+    """Reads the offline run's own file back."""
+    command = [
+        str(Path(sys.executable).parent / "wandb"),
+        "leet",
+        "inspect",
+        "--json",
+        str(next((run / "wandb").glob("offline-run-*/*.wandb"))),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    text = done.stdout
+    best = max(float(row["val/top1"]) for row in rows)
+    for part in (
+        "simple_cnn",
+        "best/val/top1",
+        "test/top1",
+        "test/worst_mistakes",
+        "test/confusion_matrix",
+        "train/loss_step",
+    ):
+        assert part in text, f"{part} is not in the W&B file"
+    assert f"{best:.4f}"[:5] in text
+    assert next((run / "wandb").rglob("*worst_mistakes*.table.json")).stat().st_size > 0
+
+
+def test_folder_with_workers_and_everything_on(folder: Path) -> None:
+    done = imgcls(
+        "train", f"data.root={folder}", "data=imagefolder", "data.image_size=32", "data.crop_ratio=1", "data.batch_size=4", "data.num_workers=2",
+        "augment=randaugment", "augment.erase=0.5", "augment.mixup.probability=0.5", "augment.cutmix.probability=0.5", "backbone=resnet20",
+        "loss=focal", "optimizer=sgd", "scheduler=one_cycle", "callbacks=[default,ema,early_stopping]", "class_weights=balanced",
+        "trainer.gradient_clip_val=1", "trainer.accumulate_grad_batches=2", "logger=[csv,tensorboard]", "seed=3", *SHORT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run = run_directory()
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["seed"] == 3 and config["data"]["root"] == str(folder)
+    checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert checkpoint["config"]["backbone"]["depth"] == 20
+    assert list((run / "tensorboard").glob("events*"))
+    first = (run / "test" / "predictions.csv").read_text().splitlines()[1]
+    assert first.startswith(str(folder / "cat"))
+    # Other data with the same classes by name, in another order and with one missing, is relabelled.
+    done = imgcls(
+        "eval",
+        f"checkpoint={run}",
+        "data=imagefolder",
+        f"data.root={folder}",
+        "data.image_size=32",
+        "data.test_fraction=0.5",
+    )
+    assert done.returncode == 0, done.stderr
+    (folder / "wolf").mkdir()
+    (folder / "cat" / "00.jpg").rename(folder / "wolf" / "00.jpg")
+    done = imgcls("eval", f"checkpoint={run}", "data=imagefolder", f"data.root={folder}", "data.image_size=32")
+    assert done.returncode == 1
+    assert "the class 'wolf', which the checkpoint does not know" in done.stderr
+
+
+def test_two_processes_report_what_one_reports() -> None:
+    """The test set has 359 images: it does not divide by two."""
+    done = imgcls("train", "trainer=ddp_cpu", "logger=csv", "augment.mixup.probability=0.5", *SHORT)
+    assert done.returncode == 0, done.stderr
+    run = run_directory()  # one directory, one set of files
+    assert len(epochs(run)) == 2
+    assert done.stdout.count("epoch 2/2") == 1
+    done = imgcls("eval", f"checkpoint={run}")
+    assert done.returncode == 0, done.stderr
+    alone = metrics(next(Path("runs/eval").iterdir()))
+    together = metrics(run / "test")
+    assert together.keys() == alone.keys()
+    assert together == pytest.approx(alone, rel=1e-6)
+    assert together["test/top1"] == alone["test/top1"]
+    assert len((run / "test" / "predictions.csv").read_text().splitlines()) == 360
+
+
+def test_multirun_makes_a_run_for_each() -> None:
+    done = imgcls("train", "-m", "backbone=simple_cnn,resnet20", "debug=fast", "seed=1")
+    assert done.returncode == 0, done.stderr
+    runs = sorted(path.parent.name for path in Path("runs/sweeps").rglob("metrics.csv"))
+    assert [name.split("_")[0] for name in runs] == ["0", "1"] and "resnet20" in runs[1]
+
+
+@pytest.mark.parametrize("preset", ["overfit", "profile"])
+def test_debug_presets(preset: str) -> None:
+    shorter = ["trainer.max_epochs=20"] if preset == "overfit" else []
+    done = imgcls("train", f"debug={preset}", *shorter)
+    assert done.returncode == 0, done.stderr
+    run = run_directory()
+    if preset == "profile":
+        assert "optimizer_step" in next(run.glob("profile*")).read_text()
+    else:
+        rows = epochs(run)
+        assert float(rows[-1]["train/top1"]) > 0.9 > float(rows[0]["train/top1"])
+
+
+def test_sharded_on_two_cpu_processes() -> None:
+    strategy = "{_target_: imgcls.distributed.FullyShardStrategy}"
+    done = imgcls("train", "trainer=ddp_cpu", f"trainer.strategy={strategy}", "logger=csv", *SHORT)
+    assert done.returncode == 0, done.stderr
+    done = imgcls("eval", f"checkpoint={run_directory()}")
+    assert done.returncode == 0, done.stderr
