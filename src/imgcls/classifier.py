@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn import functional as F
 from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy
@@ -159,14 +160,13 @@ class ImageClassifier(LightningModule):
         if self._trainer is None:  # loaded from a checkpoint, to be used without a trainer
             return
         strategy = self.trainer.strategy
-        if isinstance(strategy, ModelParallelStrategy):  # FSDP2
-            from torch.distributed.fsdp import fully_shard
-
-            mesh = strategy.device_mesh["data_parallel"]
-            for module in self.network.children():
-                if any(True for _ in module.parameters()):
-                    fully_shard(module, mesh=mesh)
-            fully_shard(self.network, mesh=mesh)
+        if not isinstance(strategy, ModelParallelStrategy) or isinstance(self.network, FSDPModule):
+            return  # not sharded, or sharded already
+        mesh = strategy.device_mesh["data_parallel"]
+        self.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # all it can shard
+        for module in (*self.network.children(), self.network):
+            if any(True for _ in module.parameters()):
+                fully_shard(module, mesh=mesh)
 
     def configure_optimizers(self) -> Any:
         if self.hparams["optimizer"] is None or self.hparams["scheduler"] is None:

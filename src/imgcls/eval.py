@@ -23,7 +23,9 @@ def main(config: dict[str, Any], run_dir: Path) -> float:
         **given(trained["trainer"], ("accelerator", "precision")),
         **given(config["trainer"]),
     }
-    data = build_data(data_config(trained["data"], config["data"]), None, trained["seed"])
+    if config["split"] not in ("test", "val", "train", "all"):
+        raise UserError(f"split={config['split']}: expected test, val, train or all")
+    data = build_data(data_config(trained["data"], config["data"]), None, trained["seed"], config["split"])
     to_classes_of(classifier, data)
     trainer = build_trainer(trainer_config, [], [], run_dir)
     report = run_test(trainer, classifier, data, run_dir)

@@ -90,12 +90,13 @@ def draw_confusion(confusion: np.ndarray, names: list[str]) -> Figure:
 
 def print_summary(title: str, report: Report, lines: dict[str, str]) -> None:
     """Prints the test table and below it where things are and what to run next."""
-    table = Table(title=title, title_justify="left", title_style="bold", show_edge=False, pad_edge=False)
+    table = Table(show_edge=False, pad_edge=False)
     for name in report.metrics:
         table.add_column(name.removeprefix("test/"), justify="right")
     table.add_row(*(f"{value:.4f}" for value in report.metrics.values()))
     console = Console()
     console.print()
+    console.print(title, style="bold", soft_wrap=True, highlight=False, markup=False)
     console.print(table)
     worst = report.per_class.sort_values("f1").head(3)
     weakest = ", ".join(f"{row['class']} (f1 {row['f1']:.3f})" for _, row in worst.iterrows())

@@ -37,12 +37,14 @@ def prepare(seed: int) -> None:
     torch.set_float32_matmul_precision("high")
 
 
-def build_data(config: Mapping[str, Any], augment: Mapping[str, Any] | None, seed: int) -> ImageDataModule:
-    """Builds the datamodule, fetches what it needs, and checks all its splits."""
+def build_data(
+    config: Mapping[str, Any], augment: Mapping[str, Any] | None, seed: int, split: str = "test"
+) -> ImageDataModule:
+    """Builds the datamodule, fetches what it needs, and checks all its splits; tests will be on `split`."""
     data = configs.build(config, "data", seed=seed, **({} if augment is None else {"augment": to_augment(augment)}))
     assert isinstance(data, ImageDataModule)
     data.prepare_data()
-    data.setup()
+    data.setup_test(split) if split != "test" else data.setup()
     return data
 
 
@@ -64,8 +66,9 @@ def build_trainer(
     settings = dict(config)
     if settings["precision"] == "auto":
         settings["precision"] = best_precision(str(settings["accelerator"]))
-    if isinstance(settings.get("strategy"), Mapping):
-        settings["strategy"] = configs.build(settings["strategy"], "trainer.strategy")
+    for key in ("strategy", "profiler"):
+        if isinstance(settings.get(key), Mapping):
+            settings[key] = configs.build(settings[key], f"trainer.{key}")
     try:
         trainer = configs.build(
             settings,

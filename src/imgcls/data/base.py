@@ -199,6 +199,19 @@ class ImageDataModule(LightningDataModule):
             sets[split].seed = self.seed
         self.sets = sets
 
+    def setup_test(self, split: str) -> None:
+        """Makes the test set of another split, read as in evaluation, or of "all" images of a set without splits."""
+        if split == "all":
+            if self.load("test") is not None or self.load("val") is not None:
+                raise UserError("split=all: this data has splits of its own; choose train, val or test")
+            whole = self.load("train")
+            assert whole is not None
+            self.sets = {"test": self.part(whole, np.arange(len(whole)), training=False)}
+            return
+        self.setup()
+        chosen = self.sets[split]
+        self.sets = {**self.sets, "test": self.part(chosen, np.arange(len(chosen)), training=False)}
+
     def class_counts(self) -> list[int]:
         """Returns how many training images each class has."""
         return torch.bincount(self.sets["train"].targets, minlength=self.spec.num_classes).tolist()  # type: ignore[no-any-return]

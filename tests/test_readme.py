@@ -1,0 +1,77 @@
+"""The README's commands, as they stand there, on small sets that lie where a reader's would."""
+
+import gzip
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from hydra.core.global_hydra import GlobalHydra
+
+from imgcls.__main__ import VERBS, main
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines() if line]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    def command(*arguments: str) -> None:
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(sys, "argv", ["imgcls", *arguments])
+        main()
+
+    return command
+
+
+def write_fashion_mnist(folder: Path, images: int = 200) -> None:
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    for split in ("train", "t10k"):
+        pixels = generator.integers(0, 256, (images, 28, 28), dtype=np.uint8)
+        labels = np.arange(images, dtype=np.uint8) % 10
+        for name, array in ((f"{split}-images-idx3-ubyte.gz", pixels), (f"{split}-labels-idx1-ubyte.gz", labels)):
+            header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
+            (folder / name).write_bytes(gzip.compress(header + array.tobytes()))
+
+
+def test_the_commands_are_found() -> None:
+    assert len(COMMANDS) >= 9
+    assert {line.split()[1] for line in COMMANDS} == set(VERBS)
+
+
+def test_commands(run: Callable[..., None], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_fashion_mnist(Path("data"))
+    for line in COMMANDS:
+        program, verb, *arguments = line.split()
+        assert program == "imgcls"
+        if verb == "train":
+            run(verb, *arguments, *([] if "debug=fast" in arguments else ["debug=fast"]), "data.batch_size=4")
+        elif "data=imagefolder" in line:
+            trained = next(p for p in Path("runs").glob("imagefolder*/*") if p.is_dir())
+            run(verb, f"checkpoint={trained}", *arguments[1:])
+        else:
+            trained = next(p for p in Path("runs").glob("digits*/*") if p.is_dir())
+            run(verb, f"checkpoint={trained}", *arguments[1:])
+    said = capsys.readouterr().out
+    assert said.count("Test of the best checkpoint") == 5 + 4 and said.count("Test of runs/") == 3
+    shutil.rmtree("runs")
+
+
+def test_every_choice_named_is_there() -> None:
+    table = README.split("### Swap a part")[1].split("`backbone.pretrained")[0]
+    for group, choices in re.findall(r"\| `(\w+)=` \| (.*?) \|", table):
+        for word in re.findall(r"`([a-z]\w+)`", choices.partition(";")[0]):
+            assert (ROOT / "conf" / group / f"{word}.yaml").is_file(), f"{group}={word}"
+
+
+def test_every_file_named_is_there() -> None:
+    tree = README.split("## The tree")[1]
+    for name in re.findall(r"\b[\w/]+\.(?:py|yaml)\b", tree):
+        assert list(ROOT.glob(f"src/**/{name}")) + list(ROOT.glob(f"conf/**/{name}")), name
+    for path in (ROOT / "src").rglob("*.py"):
+        assert path.name == "__init__.py" or path.name in tree, path
