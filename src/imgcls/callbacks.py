@@ -148,7 +148,8 @@ class EpochProgress(ProgressBar):
     ) -> None:
         self.images += len(batch.targets)
         now = time.perf_counter()
-        if self.bar is None or now - self.refreshed < self.refresh_seconds:
+        last = batch_idx + 1 == trainer.num_training_batches
+        if self.bar is None or (now - self.refreshed < self.refresh_seconds and not last):
             return
         self.refreshed = now
         speed = self.images * trainer.world_size / (now - self.epoch_start)
@@ -180,7 +181,11 @@ class EpochProgress(ProgressBar):
             if name in values
         ]
         speed = f"{values['images_per_second']:,.0f} images/s" if "images_per_second" in values else ""
+        if self.bar is not None:
+            self.bar.stop()  # or the line would be written into the bar
         log.info("  ".join([self.ended, *shown, speed, self._left(trainer, time.perf_counter())]).rstrip())
+        if self.bar is not None:
+            self.bar.start()
         self.ended = None
 
     def _epoch(self, trainer: Trainer) -> str:

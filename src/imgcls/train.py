@@ -101,7 +101,7 @@ def check_monitored(config: dict[str, Any], callbacks: list[Any], names: set[str
 def describe(config: dict[str, Any], classifier: Any, data: Any, trainer: Any, run_dir: Path) -> None:
     """Says in four lines what is going to be trained, on what, where."""
     parameters = sum(p.numel() for p in classifier.network.parameters())
-    backbone = config["backbone"].get("name") or config["backbone"]["_target_"].rpartition(".")[2]
+    backbone = config["backbone"].get("name") or config["names"]["backbone"]
     sizes = ", ".join(f"{len(data.sets[s]):,} {s}" for s in ("train", "val", "test"))
     spec = data.spec
     log.info(
