@@ -30,10 +30,7 @@ def refused(function: Callable[..., Any], *given: Any, **named: Any) -> str:
 # locate
 
 
-@pytest.mark.parametrize(
-    ("name", "found"),
-    [(SGD, torch.optim.SGD), ("imgcls.config.locate", locate)],
-)
+@pytest.mark.parametrize(("name", "found"), [(SGD, torch.optim.SGD), ("imgcls.config.locate", locate)])
 def test_locate(name: str, found: Any) -> None:
     assert locate(name) is found
 
@@ -50,10 +47,7 @@ def test_locate(name: str, found: Any) -> None:
         ("", "x=: expected a dotted name such as torch.optim.SGD"),
         (None, "x=None: expected a dotted name such as torch.optim.SGD"),
         (5, "x=5: expected a dotted name such as torch.optim.SGD"),
-        pytest.param(
-            f".{SGD}",
-            f"x=.{SGD}: expected a dotted name such as torch.optim.SGD",
-        ),
+        pytest.param(f".{SGD}", f"x=.{SGD}: expected a dotted name such as torch.optim.SGD"),
     ],
 )
 def test_locate_nothing(name: Any, message: str) -> None:

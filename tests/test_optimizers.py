@@ -116,10 +116,7 @@ def test_fused(target: str) -> None:
     assert not build_optimizer(config, network(), torch.device("xla"), fused=True).defaults["fused"]
 
 
-@pytest.mark.parametrize(
-    "option",
-    ["foreach", "capturable"],
-)
+@pytest.mark.parametrize("option", ["foreach", "capturable"])
 def test_another_way_to_step_can_be_asked_for(option: str) -> None:
     assert build({"_target_": "torch.optim.AdamW", "lr": 0.1, option: True}).defaults[option] is True
 

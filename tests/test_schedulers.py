@@ -155,8 +155,7 @@ def test_plateau_after_warm_up() -> None:
 
 
 @pytest.mark.parametrize(
-    "build",
-    [cosine, one_cycle, lambda optimizer, steps: multi_step(optimizer, steps, milestones=[0.5])],
+    "build", [cosine, one_cycle, lambda optimizer, steps: multi_step(optimizer, steps, milestones=[0.5])]
 )
 def test_a_shape_with_an_end_needs_one(build: Callable[[Optimizer, Steps], Schedule]) -> None:
     with pytest.raises(UserError, match=r"needs an end: set trainer\.max_epochs or trainer\.max_steps"):

@@ -280,14 +280,7 @@ def test_pretrained_maxvit_at_another_size(monkeypatch: pytest.MonkeyPatch) -> N
         pretrained("maxvit_t", size=448)
 
 
-@pytest.mark.parametrize(
-    "error",
-    [
-        OSError("no route to host"),
-        RuntimeError("invalid hash value"),
-        TimeoutError(),
-    ],
-)
+@pytest.mark.parametrize("error", [OSError("no route to host"), RuntimeError("invalid hash value"), TimeoutError()])
 def test_failed_download(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise error

@@ -186,13 +186,7 @@ def blocked(trace: Path) -> Code:  # of a module that torch refuses by its name
     return Code(os.mkdir, str(trace))
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        unlisted,
-        blocked,
-    ],
-)
+@pytest.mark.parametrize("code", [unlisted, blocked])
 @pytest.mark.parametrize("whole", [True, False])
 def test_code_in_a_file_is_said_to_be_code(whole: bool, code: Callable[[Path], Code], tmp_path: Path) -> None:
     made = code(tmp_path / "ran")

@@ -229,10 +229,7 @@ def test_check_targets_names_five_classes_at_the_most() -> None:
         ({"fraction": 1.5}, "data.fraction=1.5: expected a share"),
         ({"val_fraction": -0.1}, "data.val_fraction=-0.1: expected a share"),
         ({"test_fraction": 0.0}, "data.test_fraction=0.0: expected a share"),
-        pytest.param(
-            {"val_fraction": 0.95},
-            "at most 0.9",
-        ),
+        pytest.param({"val_fraction": 0.95}, "at most 0.9"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:

@@ -117,8 +117,7 @@ def test_what_an_earlier_failure_left_is_removed(tars: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "within"),
-    [(TRAIN_TAR, f"{CLASSES[2]}_3.JPEG"), (VAL_TAR, "ILSVRC2012_val_00000004.JPEG")],
+    ("name", "within"), [(TRAIN_TAR, f"{CLASSES[2]}_3.JPEG"), (VAL_TAR, "ILSVRC2012_val_00000004.JPEG")]
 )
 def test_a_truncated_tar(tars: Path, name: str, within: str) -> None:
     """Cut in the middle of an image."""

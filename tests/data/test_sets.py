@@ -142,10 +142,7 @@ def test_no_files_and_no_download(tmp_path: Path, absent: str | None) -> None:
     [
         (OSError("no route to host\nat all"), "no route to host"),
         (URLError("no network"), "Error downloading train-images-idx3-ubyte.gz"),
-        pytest.param(
-            TimeoutError(),
-            "TimeoutError",
-        ),
+        pytest.param(TimeoutError(), "TimeoutError"),
     ],
     ids=["network", "mirrors", "silent"],
 )
@@ -183,10 +180,7 @@ def flipped(content: bytes) -> bytes:
         pytest.param(lambda content: b"", id="empty"),
         pytest.param(lambda content: gzip.compress(b"no idx"), id="no idx"),
         pytest.param(lambda content: gzip.compress(gzip.decompress(content)[:-5]), id="short"),
-        pytest.param(
-            flipped,
-            id="flipped",
-        ),
+        pytest.param(flipped, id="flipped"),
     ],
 )
 def test_a_damaged_file(tmp_path: Path, damage: Any) -> None:
