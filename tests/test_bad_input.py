@@ -39,6 +39,14 @@ MISTAKES = [
     ("train data=imagefolder data.root=empty", "has no class folders"),
     ("train data=imagenet data.root=.", "holds no ImageNet; expected root/train/<WordNet id>/…"),
     ("train data=cifar10 data.download=false", "put cifar-10-python.tar.gz (unpacked) into data"),
+    ("train seed=-1", "seed=-1: input should be greater than or equal to 0"),
+    ("train data.channels=2", "data.channels=2: input should be 1 or 3"),
+    ("train data.num_workers=-1", "data.num_workers=-1: expected 0 or more"),
+    ("train trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches=0: expected 1 or more"),
+    ("train trainer.gradient_clip_val=-1", "trainer.gradient_clip_val=-1: expected a number above 0"),
+    ("train trainer.limit_train_batches=0.001 logger=csv", "trainer: "),
+    ("train callbacks.checkpoint.monitor=val/loss", "ModelCheckpoint.mode=max: val/loss is better the other way; set mode=min"),
+    ("train scheduler=plateau scheduler.monitor=val/top1", "scheduler.mode=min: val/top1 is better the other way; set mode=max"),
     ("train data.fraction=2", "data.fraction=2.0: expected a share"),
     ("train data.batch_size=0", "data.batch_size=0: expected 1 or more"),
     ("train backbone=vgg16_bn", "images of 1×8×8 do not fit this network"),
@@ -143,9 +151,11 @@ def test_spoilt_checkpoints(said: Said, checkpoint: Path) -> None:
     content["hyper_parameters"]["backbone"]["width"] = 16
     torch.save(content, "other.ckpt")
     torch.save(content["state_dict"], "state.ckpt")
+    content["hyper_parameters"]["loss"] = {"_target_": "os.mkdir", "path": "it_ran"}
+    torch.save(content, "call.ckpt")
     for name, expected in {
         "cut": "it is damaged", "empty": "it is damaged", "code": "it carries code", "code_in_zip": "it carries code",
-        "other": "its weights are of another network", "state": "it was not written by imgcls train",
+        "other": "its weights are of another network", "call": "loss._target_=os.mkdir: expected a class", "state": "it was not written by imgcls train",
     }.items():  # fmt: skip
         assert expected in said("eval", f"checkpoint={name}.ckpt"), name
     assert not Path("it_ran").exists()

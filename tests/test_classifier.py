@@ -190,7 +190,7 @@ def test_steps_are_those_of_the_schedule(settings: dict[str, Any]) -> None:
     module = classifier(data, scheduler=COSINE | {"warmup_epochs": 0.0})
     run = trainer(**{"max_epochs": 2, "limit_val_batches": 0} | settings)
     run.fit(module, datamodule=data)
-    assert module._steps().total == run.global_step
+    assert module.steps(run, data).total == run.global_step
     assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-9)
 
 
@@ -199,8 +199,8 @@ def test_steps_without_end() -> None:
     module, run = classifier(data), trainer(max_epochs=-1)
     module._trainer = run
     run.datamodule = data  # type: ignore[attr-defined]
-    assert module._steps().total is None
-    assert module._steps().per_epoch == len(data.train_dataloader())
+    assert module.steps(run, data).total is None
+    assert module.steps(run, data).per_epoch == len(data.train_dataloader())
 
 
 def test_errors() -> None:
@@ -229,7 +229,7 @@ def test_evaluation_is_over_all_images() -> None:
     logits = module.eval()(held.images)
     assert found["test/top1"] == pytest.approx((logits.argmax(1) == held.targets).float().mean().item())
     assert found["test/loss"] == pytest.approx(F.cross_entropy(logits, held.targets).item(), rel=1e-5)
-    predictions = module.predictions.compute()
+    predictions = module.tested
     assert torch.equal(predictions["predictions"], logits.argmax(1))
     assert torch.equal(predictions["targets"], held.targets)
 

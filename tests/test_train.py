@@ -53,8 +53,11 @@ def test_default_run_reaches_98_percent_and_eval_says_the_same() -> None:
     rows = epochs(run)
     assert [row["epoch"] for row in rows] == [str(i) for i in range(20)]
     assert all(float(row[name]) >= 0 for row in rows for name in ("train/loss", "val/top1", "lr", "images_per_second"))
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 19
     check_wandb(run, rows)
 
+    done = imgcls("train", f"hydra.run.dir={run}", "trainer.max_epochs=1")
+    assert done.returncode == 1 and "holds a run already" in done.stderr
     done = imgcls("eval", f"checkpoint={run}", OMP_NUM_THREADS="2")
     assert done.returncode == 0, done.stderr
     folder = next(Path("runs/eval").iterdir())
@@ -136,7 +139,14 @@ def other_data(run: Path, folder: Path) -> None:
 
 def test_two_processes_report_what_one_reports() -> None:
     """The test set has 359 images: it does not divide by two."""
-    done = imgcls("train", "trainer=ddp_cpu", "logger=csv", "augment.mixup.probability=0.5", *SHORT)
+    done = imgcls(
+        "train",
+        "trainer=ddp_cpu",
+        "logger=csv",
+        "augment.mixup.probability=0.5",
+        "class_weights=[1,5,1,1,0.1,1,9,1,1,1]",
+        *SHORT,
+    )
     assert done.returncode == 0, done.stderr
     run = run_directory()  # one directory, one set of files
     assert len(epochs(run)) == 2
@@ -177,3 +187,21 @@ def test_sharded_on_two_cpu_processes() -> None:
     assert done.returncode == 0, done.stderr
     done = imgcls("eval", f"checkpoint={run_directory()}")
     assert done.returncode == 0, done.stderr
+
+
+def test_stopped_from_outside() -> None:
+    """Status 143, a line that says so, nothing tested, and what was saved is whole."""
+    command = [sys.executable, "-m", "imgcls", "train", "trainer.max_epochs=1000", "logger=csv"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    said = ""
+    while "epoch 3/1000" not in said:
+        said = process.stdout.readline()
+        assert said, "it ended by itself"
+    process.terminate()
+    rest = process.communicate(timeout=60)[0]
+    assert process.returncode == 143
+    assert "stopped before its end, and not tested" in rest
+    run = run_directory()
+    assert not (run / "test").exists()
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] >= 2

@@ -28,7 +28,7 @@ def usage() -> str:
 def main() -> None:
     """Runs the verb named on the command line. Exit status: 0 done, 1 a mistake of the user's or a failure."""
     arguments = sys.argv[1:]
-    if "-sc" in arguments and arguments[0] == "-sc":
+    if arguments[:1] == ["-sc"]:
         return _complete(arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         return print(usage())

@@ -82,7 +82,7 @@ def worker_transform(augment: Augment, spec: DataSpec, otherwise: nn.Module | No
     elif otherwise is not None:
         steps.append(otherwise)
     if augment.policy is not None:
-        steps.append(build(augment.policy, "augment.policy"))
+        steps.append(build(augment.policy, "augment.policy", nn.Module))
     return v2.Compose(steps) if steps else None
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -35,7 +35,7 @@ class ImageClassifier(LightningModule):
         loss, optimizer, scheduler: conf/loss, conf/optimizer, conf/scheduler; a network that is only
             evaluated needs no optimizer and no scheduler.
         augment: conf/augment; its part for the batch is applied here.
-        class_weights: of each class in the loss.
+        class_weights: of each class in the training loss; evaluation counts samples alike.
         seed: of all that is drawn in training.
         channels_last: memory layout of network and images; faster wherever convolutions have kernels for it.
         fused: take fused optimizer steps where there are any.
@@ -72,7 +72,9 @@ class ImageClassifier(LightningModule):
                 f"class_weights has {len(class_weights)} numbers; expected one for each of {classes} classes"
             )
         weight = None if class_weights is None else torch.tensor(class_weights)
-        self.loss: nn.Module = configs.build(loss, "loss", **({} if weight is None else {"weight": weight}))
+        self.loss: nn.Module = configs.build(loss, "loss", nn.Module, **({} if weight is None else {"weight": weight}))
+        # Without class weights a mean over samples is the same for every batch size and number of processes.
+        self.evaluation_loss: nn.Module = configs.build(loss, "loss", nn.Module)
         self.augment = BatchAugment(configs.typed(augment or {}, Augment, "augment"), self.spec)
         std = torch.tensor(self.spec.std).view(-1, 1, 1)
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
@@ -100,6 +102,9 @@ class ImageClassifier(LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         torch.manual_seed(key_seed(self.hparams["seed"], self.current_epoch, batch_idx, self.global_rank))
 
+    def on_train_epoch_start(self) -> None:
+        self.first_rate = self.trainer.optimizers[0].param_groups[0]["lr"]  # of the epoch
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images = self.normalise(self.augment.pixels(batch.images))
         images, targets = self.augment.mix(images, batch.targets)
@@ -115,7 +120,7 @@ class ImageClassifier(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         values = {"train/loss": self.train_loss.compute(), "train/top1": self.train_top1.compute()}
-        values["lr"] = torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"])
+        values["lr"] = torch.tensor(self.first_rate)
         self.log_dict(values)
         self.train_loss.reset()
         self.train_top1.reset()
@@ -134,7 +139,7 @@ class ImageClassifier(LightningModule):
             logits, targets, indices = logits[kept], targets[kept], indices[kept]
             if not len(targets):
                 return
-        getattr(self, f"{split}_loss").update(self.loss(logits, targets), len(targets))
+        getattr(self, f"{split}_loss").update(self.evaluation_loss(logits, targets), len(targets))
         getattr(self, f"{split}_metrics").update(logits, targets)
         if split == "test":
             self.predictions.update(logits, targets, indices)
@@ -144,6 +149,8 @@ class ImageClassifier(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         self._log_evaluation("test")
+        self.tested = self.predictions.compute()  # here, where the processes still are together
+        self.predictions.reset()
 
     def _log_evaluation(self, split: str) -> None:
         loss, metrics = getattr(self, f"{split}_loss"), getattr(self, f"{split}_metrics")
@@ -174,14 +181,17 @@ class ImageClassifier(LightningModule):
         scaled = self.trainer.precision in ("16-mixed", "16")  # the gradient scaler unscales before a plain step
         fused = self.hparams["fused"] and not scaled and not isinstance(self.trainer.strategy, ModelParallelStrategy)
         optimizer = build_optimizer(self.hparams["optimizer"], self.network, self.device, fused)
-        schedule = configs.build(self.hparams["scheduler"], "scheduler", optimizer=optimizer, steps=self._steps())
+        steps = self.steps(self.trainer, self.trainer.datamodule)  # type: ignore[attr-defined]
+        schedule = configs.build(self.hparams["scheduler"], "scheduler", optimizer=optimizer, steps=steps)
+        for entry in schedule:  # what is measured in validation is there after the epochs that end with one
+            if str(entry.get("monitor", "")).startswith("val/"):
+                entry["frequency"] = self.trainer.check_val_every_n_epoch or 1
         return [optimizer], schedule
 
-    def _steps(self) -> Steps:
+    @staticmethod
+    def steps(trainer: Trainer, data: ImageDataModule) -> Steps:
         """Counts optimizer steps from settings. Lightning's own estimate sets the loaders up too early for an
         exact resume."""
-        trainer, data = self.trainer, self.trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(data, ImageDataModule)
         batches, limit = data.batches_per_epoch(trainer.world_size), trainer.limit_train_batches
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         per_epoch = max(-(-batches // trainer.accumulate_grad_batches), 1)

@@ -142,13 +142,20 @@ def check(config: Mapping[str, Any], where: str = "") -> None:
             arguments(node, place)
 
 
-def build(node: Mapping[str, Any], where: str, **given: Any) -> Any:
+def build(node: Mapping[str, Any], where: str, kind: type | None = None, **given: Any) -> Any:
     """Calls what a node's `_target_` names with the node's other keys and `given`.
+
+    With a `kind`, it must be a class of that kind: what a checkpoint asks for could be any function.
 
     Raises:
         UserError: a key or a value does not fit, or the target itself says so.
     """
-    target, keywords = locate(node["_target_"]), arguments(node, where)
+    target = locate(node["_target_"], f"{where}._target_")
+    if kind is not None and not (inspect.isclass(target) and issubclass(target, kind)):
+        raise UserError(
+            f"{where}._target_={node['_target_']}: expected a class of the kind {kind.__name__}; it was not called"
+        )
+    keywords = arguments(node, where)
     try:
         inspect.signature(target).bind(**keywords, **given)
     except TypeError as error:

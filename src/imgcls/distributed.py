@@ -10,6 +10,8 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import subprocess_script
 
+from imgcls.run import hydra_quoted
+
 RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -29,14 +31,9 @@ def rank_command(local_rank: int) -> tuple[list[str], str]:
         *(f"--config-dir={path}" for path in sources),
         *hydra.overrides.task,
     ]
-    command += ["hydra.mode=RUN", f"hydra.run.dir={_quoted(hydra.runtime.output_dir)}", "hydra.output_subdir=null"]
+    command += ["hydra.mode=RUN", f"hydra.run.dir={hydra_quoted(hydra.runtime.output_dir)}", "hydra.output_subdir=null"]
     command += [f"hydra.job.name={verb}_rank{local_rank}"]
     return command, hydra.runtime.cwd
-
-
-def _quoted(text: str) -> str:
-    escaped = text.replace("'", "\\'")
-    return f"'{escaped}'"
 
 
 @contextmanager
@@ -51,8 +48,10 @@ def single_job() -> Iterator[None]:
         if first:
             if torch.distributed.is_available() and torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
-            for name in RANK_VARIABLES:
+            for name, value in before.items():
                 os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
 
 
 class FullyShardStrategy(ModelParallelStrategy):

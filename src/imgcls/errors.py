@@ -23,4 +23,9 @@ def nearest(word: str, choices: Iterable[str], most: int = 8) -> str:
 
 def one_line(error: UserError) -> str:
     """Returns the message; of one that a loader's worker raised, what follows the worker's traceback."""
-    return str(error).strip().splitlines()[-1].rpartition("UnreadableImage: ")[2]
+    text = str(error).strip()
+    return (
+        text.splitlines()[-1].rpartition("UnreadableImage: ")[2]
+        if "UnreadableImage: " in text
+        else " ".join(text.split())
+    )

@@ -18,14 +18,10 @@ def main(config: dict[str, Any], run_dir: Path) -> float:
     path = find_checkpoint(str(config["checkpoint"]))
     classifier, trained = load_checkpoint(path)
     prepare(trained["seed"])
-    trainer_config = {
-        **EVALUATION,
-        **given(trained["trainer"], ("accelerator", "precision")),
-        **given(config["trainer"]),
-    }
+    trainer_config = {**EVALUATION, **given(trained["trainer"], CARRIED), **given(config["trainer"])}
     if config["split"] not in ("test", "val", "train", "all"):
         raise UserError(f"split={config['split']}: expected test, val, train or all")
-    data = build_data(data_config(trained["data"], config["data"]), None, trained["seed"], config["split"])
+    data = build_data(data_config(trained, config["data"], classifier.spec), None, trained["seed"], config["split"])
     to_classes_of(classifier, data)
     trainer = build_trainer(trainer_config, [], [], run_dir)
     report = run_test(trainer, classifier, data, run_dir)
@@ -35,9 +31,10 @@ def main(config: dict[str, Any], run_dir: Path) -> float:
     return report.metrics["test/top1"]
 
 
+CARRIED = ("accelerator", "precision", "benchmark", "deterministic", "limit_test_batches")
 EVALUATION = {
     "_target_": "lightning.pytorch.Trainer", "devices": 1, "inference_mode": True,
-    "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False,
+    "enable_progress_bar": False, "enable_model_summary": False,
 }  # fmt: skip
 
 
@@ -46,9 +43,16 @@ def given(config: dict[str, Any] | None, keys: tuple[str, ...] | None = None) ->
     return {k: v for k, v in (config or {}).items() if v is not None and (keys is None or k in keys)}
 
 
-def data_config(trained: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
-    """Returns the config of the data to test on: another set as it is given, or the run's own with what differs."""
-    return given(wanted) if "_target_" in wanted else {**trained, **given(wanted)}
+def data_config(trained: dict[str, Any], wanted: dict[str, Any], spec: Any) -> dict[str, Any]:
+    """Returns the config of the data to test on: another set, or the run's own with what differs.
+
+    Images are prepared as the network expects them, whichever set they are of.
+    """
+    config = given(wanted) if "_target_" in wanted else {**trained["data"], **given(wanted)}
+    if "root" in config and not given(wanted, ("root",)):  # relative to where the training was started
+        config["root"] = str(Path(trained["cwd"]) / Path(config["root"]).expanduser())
+    prepared = ("image_size", "channels", "crop_ratio", "interpolation")
+    return config | {key: getattr(spec, key) for key in prepared if key in config}
 
 
 def to_classes_of(classifier: Any, data: Any) -> None:

@@ -17,18 +17,12 @@ log = logging.getLogger(__name__)
 
 
 class EpochCSV(Logger):
-    """Writes `metrics.csv`: one row an epoch with all that was logged of it, at the epoch's end.
-
-    A file that is there already is gone on with: rows of epochs that are run again are replaced.
-    """
+    """Writes `metrics.csv`: one row an epoch with all that was logged of it, at the epoch's end."""
 
     def __init__(self, save_dir: str) -> None:
         super().__init__()
         self.path = Path(save_dir) / "metrics.csv"
         self.rows: dict[int, dict[str, Any]] = {}
-        if self.path.is_file():
-            with self.path.open(newline="") as file:
-                self.rows = {int(row["epoch"]): dict(row) for row in csv.DictReader(file)}
 
     @property
     def name(self) -> str:
@@ -49,8 +43,6 @@ class EpochCSV(Logger):
             return
         epoch = int(values.pop("epoch"))
         row = self.rows.setdefault(epoch, {})
-        if "train/loss" in row and "train/loss" in values:  # the epoch is run again
-            row.clear()
         row |= {"epoch": epoch, "step": step, **values}
         if "train/loss" in values:  # the last that is logged of an epoch
             self.save()

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 import torch
@@ -59,7 +58,7 @@ def write_report(report: Report, folder: Path, spec: DataSpec) -> None:
     report.per_class.to_csv(folder / "per_class.csv", index=False)
     names = list(spec.class_names)
     pd.DataFrame(report.confusion, index=names, columns=names).to_csv(folder / "confusion_matrix.csv")
-    report.predictions.to_csv(folder / "predictions.csv", index=False)
+    report.predictions.to_csv(folder / "predictions.csv", index=False, errors="surrogateescape")
     draw_confusion(report.confusion, names).savefig(folder / "confusion_matrix.png", dpi=120)
 
 
@@ -75,8 +74,8 @@ def draw_confusion(confusion: np.ndarray, names: list[str]) -> Figure:
     step = 1 if classes <= 120 else -(-classes // 120)
     short = [name if len(name) <= 20 else f"{name[:19]}…" for name in names]
     places = np.arange(0, classes, step)
-    axes.set_xticks(places, [short[i] for i in places], rotation=90, fontsize=size)
-    axes.set_yticks(places, [short[i] for i in places], fontsize=size)
+    axes.set_xticks(places, [short[i] for i in places], rotation=90, fontsize=size, parse_math=False)
+    axes.set_yticks(places, [short[i] for i in places], fontsize=size, parse_math=False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.set_title("Share of each true class")
@@ -100,7 +99,7 @@ def print_summary(title: str, report: Report, lines: dict[str, str]) -> None:
     console.print(table)
     worst = report.per_class.sort_values("f1").head(3)
     weakest = ", ".join(f"{row['class']} (f1 {row['f1']:.3f})" for _, row in worst.iterrows())
-    console.print(f"weakest classes: {weakest}", highlight=False)
+    console.print(f"weakest classes: {weakest}", soft_wrap=True, highlight=False, markup=False)
     for name, text in lines.items():
         console.print(f"{name}: {text}", soft_wrap=True, highlight=False, markup=False)
 
@@ -123,13 +122,15 @@ def log_to_wandb(run: Any, report: Report, dataset: ImageDataset, spec: DataSpec
             row["confidence"],
             row["name"],
         )
+    if len(names) <= 100:  # its table has a row for each cell
+        run.log(
+            {"test/confusion_matrix": wandb.plot.confusion_matrix(y_true=target, preds=prediction, class_names=names)}
+        )
     run.log({
-        "test/confusion_matrix": wandb.plot.confusion_matrix(y_true=target, preds=prediction, class_names=names),
         "test/confusion_picture": wandb.Image(draw_confusion(report.confusion, names)),
         "test/per_class": wandb.Table(dataframe=report.per_class.astype({"class": str})),
         "test/worst_mistakes": table,
     })  # fmt: skip
-    matplotlib.pyplot.close("all")
 
 
 def as_array(image: Tensor) -> np.ndarray:

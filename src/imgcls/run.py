@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -14,11 +15,13 @@ import yaml
 
 
 def git_state(folder: Path) -> dict[str, Any]:
-    """Returns commit, branch and whether anything is uncommitted, of the repository that `folder` is in, if any."""
+    """Returns commit, branch, status (what is changed or not tracked) and diff, of the repository that `folder` is in, if any."""
 
     def git(*words: str) -> str | None:
         try:
-            done = subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10)
+            done = subprocess.run(
+                ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=30, errors="surrogateescape"
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         return done.stdout.rstrip("\n") if done.returncode == 0 else None
@@ -26,7 +29,12 @@ def git_state(folder: Path) -> dict[str, Any]:
     commit = git("rev-parse", "HEAD")
     if commit is None:
         return {}
-    return {"commit": commit, "branch": git("rev-parse", "--abbrev-ref", "HEAD"), "diff": git("diff", "HEAD") or ""}
+    return {
+        "commit": commit,
+        "branch": git("rev-parse", "--abbrev-ref", "HEAD"),
+        "status": git("status", "--porcelain"),
+        "diff": git("diff", "--no-ext-diff", "--binary", "HEAD") or "",
+    }
 
 
 def environment() -> dict[str, Any]:
@@ -41,7 +49,7 @@ def environment() -> dict[str, Any]:
         "cpu": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
         "cores": os.cpu_count(),
         "devices": devices,
-        "packages": {d.name: d.version for d in sorted(metadata.distributions(), key=lambda d: d.name.lower())},
+        "packages": {d.name: d.version for d in metadata.distributions() if d.name},
     }
 
 
@@ -52,8 +60,7 @@ def write_record(run_dir: Path, config: dict[str, Any]) -> dict[str, Any]:
     git = git_state(Path.cwd())
     diff = git.pop("diff", "")
     if diff:
-        (run_dir / "git.diff").write_text(diff + "\n")
-    git |= {"dirty": bool(diff)} if git else {}
+        (run_dir / "git.diff").write_text(diff + "\n", errors="surrogateescape")
     (run_dir / "environment.json").write_text(json.dumps(environment() | {"git": git}, indent=2) + "\n")
     return git
 
@@ -62,3 +69,11 @@ def shown(path: Path | str) -> str:
     """Returns a path as short as it can be written here."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
+
+
+def hydra_quoted(text: str) -> str:
+    """Returns a value as Hydra's command-line grammar takes it: in quotes where it has characters of the grammar."""
+    if re.fullmatch(r"[\w./+-]+", text):
+        return text
+    escaped = text.replace("'", "\\'")
+    return f"'{escaped}'"

@@ -6,12 +6,14 @@ import shlex
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from imgcls import config as configs
 from imgcls.command import verb
 from imgcls.errors import UserError, nearest
-from imgcls.run import shown, write_record
+from imgcls.run import hydra_quoted, shown, write_record
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +22,7 @@ log = logging.getLogger(__name__)
 class Settings:
     """The types of conf/train.yaml's own keys."""
 
-    seed: int
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
     run_dir: str
     test: bool
     class_weights: Literal["balanced"] | list[float] | None
@@ -47,6 +49,7 @@ def train(config: dict[str, Any], settings: Settings, run_dir: Path) -> float | 
     from imgcls.callbacks import SaveConfig
     from imgcls.training import build_data, build_trainer, prepare
 
+    refuse_used(run_dir)
     prepare(settings.seed)
     data = build_data(config["data"], config["augment"], settings.seed)
     classifier = build_classifier(config, settings, data)
@@ -62,9 +65,7 @@ def train(config: dict[str, Any], settings: Settings, run_dir: Path) -> float | 
         trainer.loggers = [configs.build(n, f"logger.{k}") for k, n in (config["logger"] or {}).items() if n]
         for logger in trainer.loggers:
             logger.log_hyperparams(config)
-        trainer.fit(classifier, datamodule=data)
-        if trainer.interrupted:
-            raise SystemExit(130)
+        fit(trainer, classifier, data, run_dir)
         best = finish(trainer, classifier, data, settings, run_dir)
         status = 0
         return best
@@ -72,6 +73,31 @@ def train(config: dict[str, Any], settings: Settings, run_dir: Path) -> float | 
         close_loggers(status)
         del trainer, classifier, data
         gc.collect()
+
+
+def refuse_used(run_dir: Path) -> None:
+    """Raises UserError where the run directory has a run in it: nothing is overwritten."""
+    from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+    if getattr(rank_zero_only, "rank", 0) == 0 and any(
+        (run_dir / name).exists() for name in ("checkpoints", "metrics.csv", "test")
+    ):
+        raise UserError(f"{shown(run_dir)} holds a run already; give another folder as hydra.run.dir=…")
+
+
+def fit(trainer: Any, classifier: Any, data: Any, run_dir: Path) -> None:
+    """Trains. One that was stopped from outside ends the process with the signal's status."""
+    from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+    try:
+        trainer.fit(classifier, datamodule=data)
+    except MisconfigurationException as error:
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+    except SystemExit:
+        pass  # Lightning's, after an interrupt
+    if not trainer.state.finished or trainer.received_sigterm:
+        log.error("stopped before its end, and not tested; what was saved is in %s", shown(run_dir / "checkpoints"))
+        sys.exit(143 if trainer.received_sigterm else 130)
 
 
 def build_classifier(config: dict[str, Any], settings: Settings, data: Any) -> Any:
@@ -90,12 +116,25 @@ def build_classifier(config: dict[str, Any], settings: Settings, data: Any) -> A
 
 
 def check_monitored(config: dict[str, Any], callbacks: list[Any], names: set[str], settings: Settings) -> None:
-    """Raises UserError where something is to watch a metric that is never logged."""
-    watched = {f"callbacks: {type(c).__name__}.monitor": c.monitor for c in callbacks if getattr(c, "monitor", None)}
-    watched |= {"scheduler.monitor": config["scheduler"].get("monitor"), "optimized_metric": settings.optimized_metric}
-    for where, name in watched.items():
+    """Raises UserError where a metric is watched that is never logged, or in the wrong direction."""
+    watched = [(f"callbacks: {type(c).__name__}", c.monitor, c.mode) for c in callbacks if getattr(c, "monitor", None)]
+    schedule = config["scheduler"]
+    watched.append(("scheduler", schedule.get("monitor"), schedule.get("mode")))
+    watched.append(("", settings.optimized_metric, None))
+    for where, name, mode in watched:
         if name is not None and name not in names:
-            raise UserError(f"{where}={name}: no such metric is logged; {nearest(name, names)}")
+            raise UserError(
+                f"{where}.monitor={name}: no such metric is logged; {nearest(name, names)}".replace(
+                    ".monitor", "optimized_metric", not where
+                )
+            )
+        if name is not None and mode is not None and mode != direction(name):
+            raise UserError(f"{where}.mode={mode}: {name} is better the other way; set mode={direction(name)}")
+
+
+def direction(metric: str) -> str:
+    """Returns "min" for what is better when it is small, else "max"."""
+    return "min" if metric.endswith(("loss", "loss_step", "calibration_error")) else "max"
 
 
 def describe(config: dict[str, Any], classifier: Any, data: Any, trainer: Any, run_dir: Path) -> None:
@@ -115,6 +154,11 @@ def describe(config: dict[str, Any], classifier: Any, data: Any, trainer: Any, r
     log.info("backbone: %s, %s parameters", backbone, f"{parameters:,}")
     world = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
     log.info("device: %s, precision %s%s", trainer.strategy.root_device.type, trainer.precision, world)
+    if trainer.max_steps > 0 and trainer.max_steps % classifier.steps(trainer, data).per_epoch:
+        log.warning(
+            "trainer.max_steps=%d ends within an epoch: the steps after the last whole one are not validated",
+            trainer.max_steps,
+        )
     log.info("run directory: %s", shown(run_dir))
 
 
@@ -128,24 +172,26 @@ def finish(trainer: Any, classifier: Any, data: Any, settings: Settings, run_dir
     keeper = trainer.checkpoint_callback
     best = keeper.best_model_path if keeper is not None else ""
     value = trainer.callback_metrics.get(settings.optimized_metric)
-    if keeper is not None and keeper.monitor == settings.optimized_metric and keeper.best_model_score is not None:
-        value = keeper.best_model_score
+    value = best_epoch(run_dir, settings.optimized_metric).get(f"best/{settings.optimized_metric}", value)
+    tested = best_epoch(run_dir, keeper.monitor) if keeper is not None and keeper.monitor else {}
+    for logger in trainer.loggers if trainer.is_global_zero else []:
+        if isinstance(logger, WandbLogger):
+            logger.experiment.summary.update(tested)
     if settings.test:
         report = run_test(trainer, classifier, data, run_dir / "test", best or None)
         if report is not None:
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
                     log_to_wandb(logger.experiment, report, data.sets["test"], data.spec)
-                    logger.experiment.summary.update(best_epoch(run_dir, settings.optimized_metric, keeper))
             lines = {"run directory": shown(run_dir), "test report": shown(run_dir / "test")}
             if best:
-                lines["evaluate again"] = f"imgcls eval checkpoint={shlex.quote(shown(best))}"
+                lines["evaluate again"] = f"imgcls eval {shlex.quote(f'checkpoint={hydra_quoted(shown(best))}')}"
             print_summary(f"Test of {'the best checkpoint' if best else 'the last weights'}", report, lines)
     return None if value is None else float(value)
 
 
-def best_epoch(run_dir: Path, monitor: str, keeper: Any) -> dict[str, float]:
-    """Returns all that was measured in the best epoch, as `best/…`; empty without a metrics.csv."""
+def best_epoch(run_dir: Path, monitor: str) -> dict[str, float]:
+    """Returns all that was measured in the epoch where `monitor` was best, as `best/…`; empty without a metrics.csv."""
     import pandas as pd
 
     path = run_dir / "metrics.csv"
@@ -154,10 +200,8 @@ def best_epoch(run_dir: Path, monitor: str, keeper: Any) -> dict[str, float]:
     table = pd.read_csv(path)
     if monitor not in table or table[monitor].isna().all():
         return {}
-    falling = keeper.mode == "min" if keeper is not None and keeper.monitor == monitor else monitor.endswith("loss")
-    best = table[monitor].argmin() if falling else table[monitor].argmax()
-    row = table.iloc[int(best)]
-    return {f"best/{name}": float(value) for name, value in row.dropna().items()}
+    best = table[monitor].argmin() if direction(monitor) == "min" else table[monitor].argmax()
+    return {f"best/{name}": float(value) for name, value in table.iloc[int(best)].dropna().items()}
 
 
 def close_loggers(status: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -23,6 +24,7 @@ NOTES = (  # of Lightning's, that a user can do nothing about
     ".*is smaller than the logging interval",
     ".*It is recommended to use .self.log",  # what is logged is a metric's value, the same on all ranks
     ".*does not have many workers",
+    ".*Glyph .* missing from font",
     ".*Checkpoint directory .* exists and is not empty",
 )
 
@@ -41,8 +43,9 @@ def build_data(
     config: Mapping[str, Any], augment: Mapping[str, Any] | None, seed: int, split: str = "test"
 ) -> ImageDataModule:
     """Builds the datamodule, fetches what it needs, and checks all its splits; tests will be on `split`."""
-    data = configs.build(config, "data", seed=seed, **({} if augment is None else {"augment": to_augment(augment)}))
-    assert isinstance(data, ImageDataModule)
+    data = configs.build(
+        config, "data", ImageDataModule, seed=seed, **({} if augment is None else {"augment": to_augment(augment)})
+    )
     data.prepare_data()
     data.setup_test(split) if split != "test" else data.setup()
     return data
@@ -66,6 +69,13 @@ def build_trainer(
     settings = dict(config)
     if settings["precision"] == "auto":
         settings["precision"] = best_precision(str(settings["accelerator"]))
+    if settings.get("accumulate_grad_batches", 1) < 1:
+        raise UserError(f"trainer.accumulate_grad_batches={settings['accumulate_grad_batches']}: expected 1 or more")
+    if (settings.get("gradient_clip_val") or 1) < 0:
+        raise UserError(
+            f"trainer.gradient_clip_val={settings['gradient_clip_val']}: expected a number above 0, or null"
+        )
+    settings["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in callbacks)
     for key in ("strategy", "profiler"):
         if isinstance(settings.get(key), Mapping):
             settings[key] = configs.build(settings[key], f"trainer.{key}")
@@ -89,12 +99,10 @@ def run_test(
 ) -> Report | None:
     """Tests the checkpoint at `path` (none: the weights in memory); on rank 0 writes the report and returns it."""
     metrics = trainer.test(classifier, datamodule=data, ckpt_path=path, verbose=False, weights_only=True)[0]
-    gathered = classifier.predictions.compute()
-    classifier.predictions.reset()
     if not trainer.is_global_zero:
         return None
     ordered = ["top1", "top5", "loss", "precision", "recall", "f1", "calibration_error"]
     metrics = {f"test/{name}": metrics[f"test/{name}"] for name in ordered if f"test/{name}" in metrics}
-    report = make_report(metrics, gathered, data.sets["test"], data.spec)
+    report = make_report(metrics, classifier.tested, data.sets["test"], data.spec)
     write_report(report, folder, data.spec)
     return report

@@ -85,9 +85,12 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
     assert epochs(EpochSampler(50, seed=4, shuffle=True, training=True), 0) != [once[0]]
 
 
-def test_no_shuffle_keeps_the_order() -> None:
-    sampler = EpochSampler(5, seed=3, shuffle=False, training=True)
-    assert epochs(sampler, 0, 2) == [[0, 1, 2, 3, 4], [10, 11, 12, 13, 14]]
+def test_no_shuffle_is_the_same_order_in_each_epoch() -> None:
+    """But not that of the files, which are sorted by class."""
+    first, third = epochs(EpochSampler(50, seed=3, shuffle=False, training=True), 0, 2)
+    assert third == [key + 100 for key in first]
+    assert sorted(first) == list(range(50)) != first
+    assert epochs(EpochSampler(5, seed=3, shuffle=False, training=False), 1) == [[0, 1, 2, 3, 4]]
 
 
 def ranks(monkeypatch: pytest.MonkeyPatch, count: int, sampler: EpochSampler) -> list[list[int]]:

@@ -5,7 +5,7 @@ import pickle
 import re
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.error import URLError
 
 import numpy as np
@@ -33,7 +33,7 @@ def stored(data: MemoryDataModule, split: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_digits(channels: int) -> None:
+def test_digits(channels: Literal[1, 3]) -> None:
     from sklearn.datasets import load_digits
 
     data = Digits(channels=channels)

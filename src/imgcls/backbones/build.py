@@ -23,8 +23,14 @@ def build_network(config: Mapping[str, Any], num_classes: int, in_channels: int,
     """
     options = dict(config)
     weights = options.pop("weights", None)
+    ours = str(options["_target_"]).startswith("imgcls.backbones.")  # a checkpoint could name any function
     network: nn.Module = configs.build(
-        options, "backbone", num_classes=num_classes, in_channels=in_channels, image_size=image_size
+        options,
+        "backbone",
+        None if ours else nn.Module,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        image_size=image_size,
     )
     if weights is not None:
         load_weights(network, Path(weights))

@@ -89,8 +89,8 @@ class EpochSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         rank, ranks = (distributed.get_rank(), distributed.get_world_size()) if world_size() > 1 else (0, 1)
         order = torch.arange(self.length)
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(key_seed(self.seed, self.epoch))
+        if self.training:
+            generator = torch.Generator().manual_seed(key_seed(self.seed, self.epoch if self.shuffle else 0))
             order = torch.randperm(self.length, generator=generator)
         keys = order + (self.epoch * self.length if self.training else 0)
         padded = torch.full((len(self) * ranks,), -1)
@@ -126,7 +126,7 @@ class ImageDataModule(LightningDataModule):
         fraction: stratified share of the training images that is used.
         val_fraction: stratified share of train that becomes the validation split, where the set has none.
         test_fraction: likewise for test. The cuts are the same for every seed.
-        shuffle: false keeps the order of the files in training.
+        shuffle: false: training has the same order in each epoch.
         seed: of the order and of what workers draw.
         augment: what is done to training images (conf/augment).
     """
@@ -150,6 +150,8 @@ class ImageDataModule(LightningDataModule):
                 raise UserError(f"data.{name}={share}: expected a share of the images, above 0 and at most {most:g}")
         if batch_size < 1:
             raise UserError(f"data.batch_size={batch_size}: expected 1 or more")
+        if num_workers is not None and num_workers < 0:
+            raise UserError(f"data.num_workers={num_workers}: expected 0 or more")
         self.batch_size, self.num_workers = batch_size, num_workers
         self.fraction, self.val_fraction, self.test_fraction = fraction, val_fraction, test_fraction
         self.shuffle, self.seed, self.augment = shuffle, seed, augment or Augment()

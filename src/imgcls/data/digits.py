@@ -3,6 +3,8 @@
 The test part of UCI's "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, 1998).
 """
 
+from typing import Literal
+
 import numpy as np
 
 from imgcls.data.memory import MemoryDataModule
@@ -12,7 +14,7 @@ from imgcls.data.spec import DataSpec
 class Digits(MemoryDataModule):
     """All ten digits; test and validation are cut from the one part that there is."""
 
-    def __init__(self, *, image_size: int = 8, channels: int = 1, **common: object) -> None:
+    def __init__(self, *, image_size: int = 8, channels: Literal[1, 3] = 1, **common: object) -> None:
         super().__init__(**common)  # type: ignore[arg-type]
         names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
         self._spec = DataSpec(names, channels, image_size, (0.305,) * channels, (0.376,) * channels, mirror=False)

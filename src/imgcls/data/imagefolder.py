@@ -60,7 +60,7 @@ class ImageFolder(ImageDataModule):
         *,
         root: str,
         image_size: int = 224,
-        channels: int = 3,
+        channels: Literal[1, 3] = 3,
         mean: list[float],
         std: list[float],
         crop_ratio: float = 0.875,
@@ -150,7 +150,7 @@ def class_folders(folder: Path) -> list[str]:
 def list_images(folder: Path) -> list[str]:
     """Returns the image files below a folder, sorted, as paths relative to it."""
     found = []
-    for directory, folders, files in os.walk(folder, followlinks=True):
+    for directory, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         relative = os.path.relpath(directory, folder)
         for file in files:

@@ -33,9 +33,7 @@ class MemoryImages(ImageDataset):
 class MemoryDataModule(ImageDataModule):
     """A set that fits in memory. A subclass gives `spec` and `arrays`.
 
-    Args:
-        mean, std, mirror, class_names, image_size, channels: as in `DataSpec`; null: the set's own.
-        Other arguments: `ImageDataModule`.
+    Arguments: those of `ImageDataModule`.
     """
 
     def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray] | None:

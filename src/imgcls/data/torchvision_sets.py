@@ -33,7 +33,7 @@ class TorchvisionImages(MemoryDataModule):
         mean: list[float],
         std: list[float],
         image_size: int,
-        channels: int,
+        channels: Literal[1, 3],
         mirror: bool,
         download: bool = True,
         **common: object,
