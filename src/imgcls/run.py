@@ -41,12 +41,13 @@ def environment() -> dict[str, Any]:
     """Returns the command, versions and hardware."""
     import torch
 
+    cpu: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest torch that will do
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "command": shlex.join(sys.argv),
+        "command": shlex.join(sys.orig_argv),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpu": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
+        "cpu": cpu.get("cpu_name", platform.processor()),
         "cores": os.cpu_count(),
         "devices": devices,
         "packages": {d.name: d.version for d in metadata.distributions() if d.name},

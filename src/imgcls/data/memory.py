@@ -1,5 +1,7 @@
 """Small sets: all images in one uint8 tensor, a batch fetched in one gather."""
 
+from abc import abstractmethod
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -36,9 +38,9 @@ class MemoryDataModule(ImageDataModule):
     Arguments: those of `ImageDataModule`.
     """
 
+    @abstractmethod
     def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray] | None:
         """Returns images `(N, H, W) or (N, H, W, C) uint8` and targets `(N,)`, or None for a split to be cut."""
-        raise NotImplementedError
 
     def load(self, split: str) -> MemoryImages | None:
         if (arrays := self.arrays(split)) is None:
