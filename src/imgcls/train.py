@@ -117,19 +117,16 @@ def build_classifier(config: dict[str, Any], settings: Settings, data: Any) -> A
 
 def check_monitored(config: dict[str, Any], callbacks: list[Any], names: set[str], settings: Settings) -> None:
     """Raises UserError where a metric is watched that is never logged, or in the wrong direction."""
-    watched = [(f"callbacks: {type(c).__name__}", c.monitor, c.mode) for c in callbacks if getattr(c, "monitor", None)]
-    schedule = config["scheduler"]
-    watched.append(("scheduler", schedule.get("monitor"), schedule.get("mode")))
-    watched.append(("", settings.optimized_metric, None))
+    watched = [(f"callbacks: {type(c).__name__}.", c.monitor, c.mode) for c in callbacks if getattr(c, "monitor", None)]
+    if schedule := config["scheduler"].get("monitor"):
+        watched.append(("scheduler.", schedule, config["scheduler"].get("mode")))
+    named = [(f"{where}monitor", name) for where, name, _ in watched]
+    for key, name in [*named, ("optimized_metric", settings.optimized_metric)]:
+        if name not in names:
+            raise UserError(f"{key}={name}: no such metric is logged; {nearest(name, names)}")
     for where, name, mode in watched:
-        if name is not None and name not in names:
-            raise UserError(
-                f"{where}.monitor={name}: no such metric is logged; {nearest(name, names)}".replace(
-                    ".monitor", "optimized_metric", not where
-                )
-            )
-        if name is not None and mode is not None and mode != direction(name):
-            raise UserError(f"{where}.mode={mode}: {name} is better the other way; set mode={direction(name)}")
+        if mode is not None and mode != direction(name):
+            raise UserError(f"{where}mode={mode}: {name} is better the other way; set mode={direction(name)}")
 
 
 def direction(metric: str) -> str:

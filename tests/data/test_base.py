@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from imgcls.augment import Augment
-from imgcls.data import base
-from imgcls.data.base import Batch, EpochSampler, ImageDataModule, check_targets, stratified
+from imgcls.data import sampler as samplers
+from imgcls.data.base import SPLITS, Batch, ImageDataModule, check_targets, stratified
 from imgcls.data.digits import Digits
 from imgcls.data.imagefolder import ImageFolder
 from imgcls.data.memory import MemoryImages
+from imgcls.data.sampler import EpochSampler
 from imgcls.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
@@ -98,9 +99,9 @@ def ranks(monkeypatch: pytest.MonkeyPatch, count: int, sampler: EpochSampler) ->
     out = []
     for rank in range(count):
         with monkeypatch.context() as patched:
-            patched.setattr(base.distributed, "is_initialized", lambda: True)
-            patched.setattr(base.distributed, "get_world_size", lambda: count)
-            patched.setattr(base.distributed, "get_rank", lambda rank=rank: rank)
+            patched.setattr(samplers.distributed, "is_initialized", lambda: True)
+            patched.setattr(samplers.distributed, "get_world_size", lambda: count)
+            patched.setattr(samplers.distributed, "get_rank", lambda rank=rank: rank)
             out.append(list(sampler))
             assert len(out[-1]) == len(sampler)
     return out
@@ -166,7 +167,7 @@ def digest(images: Tensor) -> list[bytes]:
 @pytest.mark.parametrize("arguments", [{}, {"val_fraction": 0.3, "test_fraction": 0.5}, {"fraction": 0.5}])
 def test_splits_never_overlap(arguments: dict[str, float]) -> None:
     data = ready(**arguments)
-    pictures = {split: digest(stored(data, split)) for split in base.SPLITS}
+    pictures = {split: digest(stored(data, split)) for split in SPLITS}
     everything = list(chain(*pictures.values()))
     assert len(set(everything)) == len(everything) and min(map(len, pictures.values())) > 100
     assert len(everything) == 1797 or "fraction" in arguments
