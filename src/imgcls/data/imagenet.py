@@ -15,6 +15,7 @@ import re
 import shutil
 import tarfile
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -101,29 +102,35 @@ def check_end(tar: Path) -> None:
 
 def _unpack_train(archive: tarfile.TarFile, folder: Path) -> None:
     """A tar of one tar for each class, named by its WordNet id."""
-    for member in archive:
-        content = archive.extractfile(member)
-        if content is None:
-            continue
-        if not re.fullmatch(r"(.*/)?n\d{8}\.tar", member.name):
-            raise ValueError(f"it holds {member.name!r} where n<8 digits>.tar is expected")
+    for name, content in _files(archive, r"n\d{8}\.tar"):
         with tarfile.open(fileobj=content, mode="r:") as inner:
-            inner.extractall(folder / Path(member.name).stem, filter="data")
+            for picture, data in _files(inner, r"n\d{8}_\d+\.JPEG"):
+                _write(data, folder / Path(name).stem / picture)
 
 
 def _unpack_val(archive: tarfile.TarFile, folder: Path) -> None:
     """A flat tar; ILSVRC2012_val_00000001.JPEG is the first line of the label file."""
     text = gzip.decompress(importlib.resources.files("imgcls.data").joinpath("imagenet_val_labels.txt.gz").read_bytes())
     labels, wnids = [int(line) for line in text.split()], sorted(_names())
+    for name, content in _files(archive, r"ILSVRC2012_val_\d{8}\.JPEG"):
+        number = int(name.removesuffix(".JPEG")[-8:])
+        if not 1 <= number <= len(labels):
+            raise ValueError(f"it holds {name!r}, but there are {len(labels):,} images")
+        _write(content, folder / wnids[labels[number - 1]] / name)
+
+
+def _files(archive: tarfile.TarFile, pattern: str) -> Iterator[tuple[str, IO[bytes]]]:
+    """Yields name and content of each file; folders that it may lie in are dropped, so nothing leaves its folder."""
     for member in archive:
-        content: IO[bytes] | None = archive.extractfile(member)
-        if content is None:
+        if member.isdir():
             continue
-        name = Path(member.name).name
-        number = re.fullmatch(r"ILSVRC2012_val_(\d{8})\.JPEG", name)
-        if number is None or not 1 <= int(number[1]) <= len(labels):
-            raise ValueError(f"it holds {name!r} where ILSVRC2012_val_<8 digits>.JPEG is expected")
-        target = folder / wnids[labels[int(number[1]) - 1]] / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with content, target.open("wb") as out:
-            shutil.copyfileobj(content, out)
+        name, content = Path(member.name).name, archive.extractfile(member) if member.isfile() else None
+        if content is None or not re.fullmatch(pattern, name) or ".." in Path(member.name).parts:
+            raise ValueError(f"it holds {member.name!r}, which is no file of the official archive")
+        yield name, content
+
+
+def _write(content: IO[bytes], target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with content, target.open("wb") as out:
+        shutil.copyfileobj(content, out)
