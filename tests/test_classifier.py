@@ -244,7 +244,7 @@ def test_padding_counts_nowhere() -> None:
     logits = module(batch[kept])
     assert module.predictions.compute()["indices"].tolist() == [0, 2, 3]
     found: dict[str, Tensor] = module.test_metrics.compute()  # type: ignore[operator, union-attr]
-    assert float(found["test/top1"]) == pytest.approx((logits.argmax(1) == targets[kept]).float().mean().item())
+    assert float(found["top1"]) == pytest.approx((logits.argmax(1) == targets[kept]).float().mean().item())
     loss: Tensor = module.test_loss.compute()  # type: ignore[operator, union-attr]
     assert float(loss) == pytest.approx(F.cross_entropy(logits, targets[kept]).item(), rel=1e-5)
 

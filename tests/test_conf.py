@@ -7,8 +7,10 @@ import pytest
 import torch
 from conftest import ROOT
 from hydra import compose, initialize_config_dir
+from test_pack import packed
 
 from imgcls import config as configs
+from imgcls import pack
 from imgcls.backbones.build import build_network
 from imgcls.data.base import ImageDataModule
 from imgcls.errors import UserError
@@ -19,6 +21,8 @@ CONF = ROOT / "conf"
 NEEDED = {  # what a user must give with a choice
     "data=imagefolder": ["data.root={folder}", "data.image_size=32"],
     "data=imagenet": ["data.root={folder}"],
+    "data=packed": ["data.root=pack"],
+    "data=streaming": ["data.root=pack"],
     "data=fashion_mnist": [], "data=cifar10": [], "data=cifar100": [],
     "backbone=torchvision": ["backbone.name=resnet18"],
     "backbone=timm": ["backbone.name=resnet18"],
@@ -63,13 +67,15 @@ def test_data(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for wnid, word in (("n01440764", "cat"), ("n01443537", "dog"), ("n01484850", "fox")):
             (folder / "train").mkdir(exist_ok=True)
             (folder / word).rename(folder / "train" / wnid)
+    if name in ("packed", "streaming"):
+        packed(folder, "pack", format="litdata" if name == "streaming" else "jpeg")
     overrides = [text.format(folder=folder) for text in NEEDED.get(f"data={name}", [])]
     config = checked(composed(f"data={name}", *overrides))
     data = configs.build(config["data"], "data")
     assert isinstance(data, ImageDataModule)
     assert data.spec.num_classes == len(set(data.spec.class_names))
     assert len(data.spec.mean) == len(data.spec.std) == data.spec.channels
-    if name in ("digits", "imagefolder", "imagenet"):  # the others need a download; their files are tested elsewhere
+    if name not in ("fashion_mnist", "cifar10", "cifar100"):  # these need a download; their files are tested elsewhere
         data = build_data(config["data"], config["augment"], seed=0)
         images, targets, _ = next(iter(data.train_dataloader()))
         assert images.dtype == torch.uint8 and images.shape[1] == data.spec.channels
@@ -152,3 +158,10 @@ def test_overlays(choice: str, folder: Path) -> None:
 def test_eval() -> None:
     config = composed("checkpoint=x", "data=digits", root="eval")
     configs.check({"data": {k: v for k, v in config["data"].items() if k != "root"}})
+
+
+@pytest.mark.parametrize("choice", ["imagefolder", "imagenet"])
+def test_pack(choice: str) -> None:
+    config = composed("out=x", f"data={choice}", "data.root=x", root="pack")
+    configs.check(config)
+    assert set(pack.Settings.__annotations__) | {"data"} == set(config)

@@ -1,14 +1,18 @@
 """What is measured, beside scikit-learn and beside a count by hand."""
 
+from typing import Any
+
 import pytest
 import torch
 from sklearn import metrics as sklearn
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+from torchmetrics import Metric
+from torchmetrics import classification as torchmetrics
 
 from imgcls.classifier import ImageClassifier
 from imgcls.data.base import Batch
-from imgcls.metrics import MeanLoss, Predictions, evaluation_metrics
+from imgcls.metrics import Evaluation, MeanLoss, Predictions, metric_names
 
 
 def batches(classes: int, count: int = 3, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
@@ -20,7 +24,7 @@ def batches(classes: int, count: int = 3, seed: int = 0) -> list[tuple[Tensor, T
 
 
 def measured(given: list[tuple[Tensor, Tensor]], classes: int) -> dict[str, float]:
-    collection = evaluation_metrics(classes, "val/")
+    collection = Evaluation(classes)
     for logits, targets in given:
         collection.update(logits, targets)
     return {name: float(value) for name, value in collection.compute().items()}
@@ -46,11 +50,11 @@ def test_as_scikit_learn(classes: int) -> None:
         targets, predicted, average="macro", zero_division=0
     )
     expected = {
-        "val/top1": sklearn.accuracy_score(targets, predicted), "val/precision": precision, "val/recall": recall,
-        "val/f1": f1, "val/calibration_error": calibration_error(logits, targets),
+        "top1": sklearn.accuracy_score(targets, predicted), "precision": precision, "recall": recall,
+        "f1": f1, "calibration_error": calibration_error(logits, targets),
     }  # fmt: skip
     if classes > 5:
-        expected["val/top5"] = sklearn.top_k_accuracy_score(targets, logits, k=5, labels=range(classes))
+        expected["top5"] = sklearn.top_k_accuracy_score(targets, logits, k=5, labels=range(classes))
     assert measured(given, classes) == pytest.approx(expected, abs=1e-5)
 
 
@@ -59,32 +63,52 @@ def test_top5_is_not_taken_for_top1() -> None:
     wrong = (right + 1) % 8
     logits = 5 * nn.functional.one_hot(right, 8).float() + 0.1 * nn.functional.one_hot(wrong, 8)
     values = measured([(logits, right), (logits, wrong)], 8)
-    assert values["val/top1"] == 0.5
-    assert values["val/top5"] == 1.0
+    assert values["top1"] == 0.5
+    assert values["top5"] == 1.0
 
 
 def test_calibration_by_hand() -> None:
     logits = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.7, 0.3], [0.4, 0.6]]).log()
     values = measured([(logits, torch.tensor([0, 1, 0, 1]))], 2)
-    assert values["val/calibration_error"] == pytest.approx((2 * abs(0.5 - 0.9) + 0.3 + 0.4) / 4, abs=1e-5)
+    assert values["calibration_error"] == pytest.approx((2 * abs(0.5 - 0.9) + 0.3 + 0.4) / 4, abs=1e-5)
 
 
 def test_calibration_of_small_logits() -> None:
     logits = torch.tensor([[0.2, 0.8, 0.5], [0.9, 0.1, 0.3]])
     targets = torch.tensor([1, 2])
     values = measured([(logits, targets)], 3)
-    assert values["val/calibration_error"] == pytest.approx(calibration_error(logits, targets), abs=1e-5)
+    assert values["calibration_error"] == pytest.approx(calibration_error(logits, targets), abs=1e-5)
 
 
-@pytest.mark.parametrize("prefix", ["val/", "test/"])
-def test_names(prefix: str) -> None:
-    names = {"top1", "precision", "recall", "f1", "calibration_error"}
-    assert set(evaluation_metrics(5, prefix)) == {prefix + name for name in names}
-    assert set(evaluation_metrics(6, prefix)) == {prefix + name for name in names | {"top5"}}
+@pytest.mark.parametrize("classes", [5, 6, 40])
+def test_as_torchmetrics(classes: int) -> None:
+    """Also where a class is never there, or never predicted, or neither."""
+    settings: dict[str, Any] = {"num_classes": classes, "average": "macro", "validate_args": False}
+    theirs: dict[str, Metric] = {
+        "top1": torchmetrics.MulticlassAccuracy(classes, average="micro"),
+        "precision": torchmetrics.MulticlassPrecision(**settings),
+        "recall": torchmetrics.MulticlassRecall(**settings),
+        "f1": torchmetrics.MulticlassF1Score(**settings),
+        "calibration_error": torchmetrics.MulticlassCalibrationError(classes, n_bins=15),
+    }
+    if classes > 5:
+        theirs["top5"] = torchmetrics.MulticlassAccuracy(classes, average="micro", top_k=5)
+    given = [(logits.index_fill(1, torch.tensor([1, 3]), -9.0), t.clamp_min(3)) for logits, t in batches(classes)]
+    for logits, targets in given:
+        for metric in theirs.values():
+            metric.update(logits.softmax(1), targets)
+    expected = {name: float(metric.compute()) for name, metric in theirs.items()}
+    assert measured(given, classes) == pytest.approx(expected, abs=1e-6)
+    assert set(expected) == set(metric_names(classes))
+
+
+def test_not_a_number_is_wrong() -> None:
+    values = measured([(torch.full((4, 8), torch.nan), torch.tensor([7, 6, 5, 4]))], 8)
+    assert values["top1"] == 0.0
 
 
 def test_reset() -> None:
-    collection = evaluation_metrics(6, "val/")
+    collection = Evaluation(6)
     collection.update(*batches(6, 1)[0])
     collection.compute()
     collection.reset()

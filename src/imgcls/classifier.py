@@ -18,7 +18,7 @@ from imgcls.data.base import Batch, ImageDataModule
 from imgcls.data.spec import DataSpec
 from imgcls.errors import UserError
 from imgcls.keyed import key_seed
-from imgcls.metrics import MeanLoss, Predictions, evaluation_metrics
+from imgcls.metrics import Evaluation, MeanLoss, Predictions, metric_names
 from imgcls.optimizers import build_optimizer
 from imgcls.schedulers import Steps
 
@@ -83,14 +83,16 @@ class ImageClassifier(LightningModule):
         self.train_top1 = MulticlassAccuracy(classes, average="micro", validate_args=False)
         for split in ("val", "test"):
             setattr(self, f"{split}_loss", MeanLoss())
-            setattr(self, f"{split}_metrics", evaluation_metrics(classes, f"{split}/"))
+            setattr(self, f"{split}_metrics", Evaluation(classes))
         self.predictions = Predictions()
+        self.train_size: int | None = None  # of training images, where it is not the data's
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """Returns `images (N, C, H, W) uint8` as floats with the data's mean 0 and deviation 1, at its size."""
+    def normalise(self, images: Tensor, size: int | None = None) -> Tensor:
+        """Returns `images (N, C, H, W) uint8` as floats with the data's mean 0 and deviation 1, at its size or another."""
+        size = size or self.spec.image_size
         out = images.to(self.scale.dtype).mul_(self.scale).add_(self.shift)  # type: ignore[arg-type, union-attr]
-        if images.shape[-1] != self.spec.image_size or images.shape[-2] != self.spec.image_size:
-            out = F.interpolate(out, (self.spec.image_size,) * 2, mode="bilinear", antialias=True)
+        if images.shape[-2:] != (size, size):
+            out = F.interpolate(out, (size, size), mode="bilinear", antialias=True)
         if self.hparams["channels_last"]:
             out = out.contiguous(memory_format=torch.channels_last)
         return out
@@ -106,17 +108,21 @@ class ImageClassifier(LightningModule):
         self.first_rate = self.trainer.optimizers[0].param_groups[0]["lr"]  # of the epoch
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        images = self.normalise(self.augment.pixels(batch.images))
+        images = self.normalise(self.augment.pixels(batch.images), self.train_size)
         images, targets = self.augment.mix(images, batch.targets)
-        outputs = self.network(images)
+        logits, loss = self.training_loss(self.network(images), targets)
+        self.train_loss.update(loss.detach(), len(targets))  # on the device; read once an epoch
+        self.train_top1.update(logits.detach(), targets.argmax(1) if targets.ndim == 2 else targets)
+        return loss
+
+    def training_loss(self, outputs: Tensor | tuple[Tensor, ...], targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the logits `(N, K)` in float32, and the loss with that of auxiliary outputs."""
         logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
         logits = logits.float()
         loss: Tensor = self.loss(logits, targets)
         for extra in auxiliary:
             loss = loss + self.network.auxiliary_weight * self.loss(extra.float(), targets)  # type: ignore[operator]
-        self.train_loss.update(loss.detach(), len(targets))  # on the device; read once an epoch
-        self.train_top1.update(logits.detach(), targets.argmax(1) if targets.ndim == 2 else targets)
-        return loss
+        return logits, loss
 
     def on_train_epoch_end(self) -> None:
         values = {"train/loss": self.train_loss.compute(), "train/top1": self.train_top1.compute()}
@@ -154,14 +160,15 @@ class ImageClassifier(LightningModule):
 
     def _log_evaluation(self, split: str) -> None:
         loss, metrics = getattr(self, f"{split}_loss"), getattr(self, f"{split}_metrics")
-        self.log_dict({f"{split}/loss": loss.compute(), **metrics.compute()})
+        values = {"loss": loss.compute(), **metrics.compute()}
+        self.log_dict({f"{split}/{name}": value for name, value in values.items()})
         loss.reset()
         metrics.reset()
 
     def logged_names(self) -> set[str]:
         """Returns the names that a callback or a schedule may monitor."""
         names = {"train/loss", "train/top1", "lr", "images_per_second", "val/loss"}
-        return names | {str(name) for name in evaluation_metrics(self.spec.num_classes, "val/")}
+        return names | {f"val/{name}" for name in metric_names(self.spec.num_classes)}
 
     def configure_model(self) -> None:
         if self._trainer is None:  # loaded from a checkpoint, to be used without a trainer
@@ -178,15 +185,19 @@ class ImageClassifier(LightningModule):
     def configure_optimizers(self) -> Any:
         if self.hparams["optimizer"] is None or self.hparams["scheduler"] is None:
             raise UserError("this classifier was made without an optimizer and a scheduler; it can only be evaluated")
-        scaled = self.trainer.precision in ("16-mixed", "16")  # the gradient scaler unscales before a plain step
-        fused = self.hparams["fused"] and not scaled and not isinstance(self.trainer.strategy, ModelParallelStrategy)
-        optimizer = build_optimizer(self.hparams["optimizer"], self.network, self.device, fused)
+        optimizer = build_optimizer(self.hparams["optimizer"], self.network, self.device, self.fused_steps())
         steps = self.steps(self.trainer, self.trainer.datamodule)  # type: ignore[attr-defined]
         schedule = configs.build(self.hparams["scheduler"], "scheduler", optimizer=optimizer, steps=steps)
         for entry in schedule:  # what is measured in validation is there after the epochs that end with one
             if str(entry.get("monitor", "")).startswith("val/"):
                 entry["frequency"] = self.trainer.check_val_every_n_epoch or 1
         return [optimizer], schedule
+
+    def fused_steps(self) -> bool:
+        """Whether the optimizer may take fused steps."""
+        scaled = self.trainer.precision in ("16-mixed", "16")  # the gradient scaler unscales before a plain step
+        sharded = isinstance(self.trainer.strategy, ModelParallelStrategy)
+        return bool(self.hparams["fused"]) and not scaled and not sharded
 
     @staticmethod
     def steps(trainer: Trainer, data: ImageDataModule) -> Steps:

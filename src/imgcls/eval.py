@@ -49,10 +49,11 @@ def data_config(trained: dict[str, Any], wanted: dict[str, Any], spec: Any) -> d
     Images are prepared as the network expects them, whichever set they are of.
     """
     config = given(wanted) if "_target_" in wanted else {**trained["data"], **given(wanted)}
-    if "root" in config and not given(wanted, ("root",)):  # relative to where the training was started
+    if "root" in config and not given(wanted, ("root",)) and "://" not in config["root"]:
+        # relative to where the training was started
         config["root"] = str(Path(trained["cwd"]) / Path(config["root"]).expanduser())
     prepared = ("image_size", "channels", "crop_ratio", "interpolation")
-    return config | {key: getattr(spec, key) for key in prepared if key in config}
+    return config | {key: getattr(spec, key) for key in prepared if key in config or key in wanted}
 
 
 def to_classes_of(classifier: Any, data: Any) -> None:

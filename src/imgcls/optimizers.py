@@ -1,11 +1,11 @@
 """Optimizers of torch and timm, by config: parameter groups, and the fused step where there is one."""
 
+import fnmatch
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
-from timm.optim import param_groups_weight_decay
 from torch import nn
 from torch.optim import Optimizer
 
@@ -30,8 +30,8 @@ def build_optimizer(config: Mapping[str, Any], network: nn.Module, device: torch
     decay = config.get("weight_decay") or 0.0
     target = configs.locate(config["_target_"], "optimizer._target_")
     muon = "muon" in f"{config['_target_']} {config.get('opt', '')}".lower()
-    heads = network.head_names if muon else ()  # Muon is for inner weights; AdamW takes the head (Jordan 2024)
-    groups = param_groups_weight_decay(network, decay, no_weight_decay_list=exempt, fallback_list=heads)  # type: ignore[arg-type]
+    heads: Any = network.head_names if muon else ()  # Muon is for inner weights; AdamW takes the head (Jordan 2024)
+    groups = parameter_groups(network, decay, exempt, heads)
     if not groups:
         raise UserError("the network has no parameter to train")
     given: dict[str, Any] = {}
@@ -46,3 +46,26 @@ def build_optimizer(config: Mapping[str, Any], network: nn.Module, device: torch
         return target(groups, **configs.arguments(config, "optimizer"), **given)  # type: ignore[no-any-return]
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise UserError(f"optimizer={config['_target_']}: {' '.join(str(error).split())}") from error
+
+
+def parameter_groups(
+    network: nn.Module, decay: float, exempt: Collection[str], fallback: Collection[str]
+) -> list[dict[str, Any]]:
+    """Returns the trainable parameters by weight decay: none for vectors, biases, and names that match `exempt`.
+
+    Names that match `fallback` are marked `use_fallback`, which timm's Muon reads. (As timm's
+    `param_groups_weight_decay`, whose import takes 2 s.)
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            bare = parameter.ndim <= 1 or name.endswith(".bias") or _matches(name, exempt)
+            groups.setdefault((_matches(name, fallback), bool(decay) and not bare), []).append(parameter)
+    return [
+        {"params": groups[key], "weight_decay": decay * key[1], **({"use_fallback": True} if key[0] else {})}
+        for key in sorted(groups)
+    ]
+
+
+def _matches(name: str, patterns: Collection[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, p) or fnmatch.fnmatchcase(name, f"{p}.*") for p in patterns)

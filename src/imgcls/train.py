@@ -34,14 +34,20 @@ class Settings:
 @verb("train")
 def main(config: dict[str, Any], run_dir: Path) -> float | None:
     """Runs one training; returns the best value of `optimized_metric`, which a sweep optimises."""
-    settings = configs.typed({k: v for k, v in config.items() if k in Settings.__annotations__}, Settings, "")
-    network = {k: v for k, v in config["backbone"].items() if k != "weights"}  # a file: not the network's business
-    trainer = {k: v for k, v in config["trainer"].items() if (k, v) != ("precision", "auto")}  # ours
-    configs.check({**config, "backbone": network, "trainer": trainer})
+    settings = checked(config)
     from imgcls.distributed import single_job
 
     with single_job():
         return train(config, settings, run_dir)
+
+
+def checked(config: dict[str, Any]) -> Settings:
+    """Checks names and types of the whole config before anything is built; returns the keys of its own."""
+    settings = configs.typed({k: v for k, v in config.items() if k in Settings.__annotations__}, Settings, "")
+    network = {k: v for k, v in config["backbone"].items() if k != "weights"}  # a file: not the network's business
+    trainer = {k: v for k, v in config["trainer"].items() if (k, v) != ("precision", "auto")}  # ours
+    configs.check({**config, "backbone": network, "trainer": trainer})
+    return settings
 
 
 def train(config: dict[str, Any], settings: Settings, run_dir: Path) -> float | None:
@@ -53,8 +59,7 @@ def train(config: dict[str, Any], settings: Settings, run_dir: Path) -> float | 
     prepare(settings.seed)
     data = build_data(config["data"], config["augment"], settings.seed)
     classifier = build_classifier(config, settings, data)
-    nodes = {k: v for k, v in (config["callbacks"] or {}).items() if v}
-    callbacks = [configs.build(node, f"callbacks.{name}") for name, node in nodes.items()]
+    callbacks = build_all(config, "callbacks")
     check_monitored(config, callbacks, classifier.logged_names(), settings)
     trainer = build_trainer(config["trainer"], [*callbacks, SaveConfig(config)], [], run_dir)
     if trainer.is_global_zero:
@@ -62,7 +67,7 @@ def train(config: dict[str, Any], settings: Settings, run_dir: Path) -> float | 
         config = {**config, "git": write_record(run_dir, config)}
     status = 1
     try:
-        trainer.loggers = [configs.build(n, f"logger.{k}") for k, n in (config["logger"] or {}).items() if n]
+        trainer.loggers = build_all(config, "logger")
         for logger in trainer.loggers:
             logger.log_hyperparams(config)
         fit(trainer, classifier, data, run_dir)
@@ -73,6 +78,11 @@ def train(config: dict[str, Any], settings: Settings, run_dir: Path) -> float | 
         close_loggers(status)
         del trainer, classifier, data
         gc.collect()
+
+
+def build_all(config: dict[str, Any], group: str) -> list[Any]:
+    """Builds the callbacks or loggers that are not switched off."""
+    return [configs.build(node, f"{group}.{name}") for name, node in (config[group] or {}).items() if node]
 
 
 def refuse_used(run_dir: Path) -> None:

@@ -4,7 +4,7 @@ import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
@@ -17,7 +17,9 @@ from imgcls.classifier import ImageClassifier
 from imgcls.data.base import ImageDataModule
 from imgcls.errors import UserError
 from imgcls.hardware import best_precision
-from imgcls.report import Report, make_report, write_report
+
+if TYPE_CHECKING:
+    from imgcls.report import Report
 
 NOTES = (  # of Lightning's, that a user can do nothing about
     ".*isinstance.treespec, LeafSpec.. is deprecated",
@@ -96,8 +98,10 @@ def build_trainer(
 
 def run_test(
     trainer: Trainer, classifier: ImageClassifier, data: ImageDataModule, folder: Path, path: str | None = None
-) -> Report | None:
+) -> "Report | None":
     """Tests the checkpoint at `path` (none: the weights in memory); on rank 0 writes the report and returns it."""
+    from imgcls.report import make_report, write_report  # pandas and scikit-learn
+
     metrics = trainer.test(classifier, datamodule=data, ckpt_path=path, verbose=False, weights_only=True)[0]
     if not trainer.is_global_zero:
         return None

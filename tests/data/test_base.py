@@ -126,6 +126,68 @@ def test_another_part_is_left_out_in_each_epoch(monkeypatch: pytest.MonkeyPatch)
     assert seen == set(range(10))
 
 
+# repeated augmentation
+
+
+def repeating(length: int, repeats: int, shuffle: bool = True) -> EpochSampler:
+    return EpochSampler(length, seed=3, shuffle=shuffle, training=True, repeats=repeats)
+
+
+def test_without_repeats_order_and_keys_are_these() -> None:
+    """Recorded before there were repeats: a run must be the same again."""
+    assert epochs(repeating(7, 1), 0, 4) == [[6, 1, 3, 0, 4, 5, 2], [31, 29, 33, 28, 34, 32, 30]]
+
+
+@pytest.mark.parametrize(("length", "repeats"), [(12, 3), (13, 3), (14, 3), (10, 4), (5, 5), (3, 7)])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_an_epoch_with_repeats(length: int, repeats: int, shuffle: bool) -> None:
+    """As long as without, each sample so often but the last, and as many epochs see all."""
+    seen: list[int] = []
+    for epoch, keys in enumerate(epochs(repeating(length, repeats, shuffle), *range(2 * repeats))):
+        assert len(keys) == len(set(keys)) == length
+        rounds, index = zip(*(divmod(key, length) for key in keys), strict=True)
+        samples = list(dict.fromkeys(index))
+        assert len(samples) == -(-length // repeats)
+        assert [index.count(sample) for sample in samples[:-1]] == [repeats] * (len(samples) - 1)
+        assert index == tuple(s for s in samples for _ in range(repeats))[:length]  # copies side by side
+        assert rounds == tuple(epoch * repeats + i % repeats for i in range(length))
+        seen += keys
+        if epoch + 1 == repeats:
+            assert {key % length for key in seen} == set(range(length))
+    assert len(set(seen)) == len(seen)  # no key, and so no draw, comes twice
+
+
+@pytest.mark.parametrize(("length", "count", "repeats"), [(24, 4, 3), (26, 4, 3), (25, 2, 2), (24, 2, 4), (3, 2, 3)])
+def test_copies_go_to_different_ranks(monkeypatch: pytest.MonkeyPatch, length: int, count: int, repeats: int) -> None:
+    sampler = repeating(length, repeats)
+    sampler.set_epoch(2)
+    keys = ranks(monkeypatch, count, sampler)
+    together = list(chain(*keys))
+    assert {len(own) for own in keys} == {length // count} and len(set(together)) == len(together)
+    assert set(together) <= set(sampler)
+    most = -(-repeats // count)  # where there are more copies than ranks
+    for own in keys:
+        index = [key % length for key in own]
+        assert max(index.count(i) for i in index) <= most
+
+
+def test_repeats_of_the_datamodule(folder: Path) -> None:
+    """Copies of a sample lie side by side in a batch and are augmented each with draws of its own."""
+    data = ImageFolder(
+        root=str(folder), image_size=24, mean=[0.5], std=[0.5], batch_size=6, num_workers=2, repeats=3,
+        augment=Augment(crop="resized"),
+    )  # fmt: skip
+    data.setup()
+    batches = list(data.train_dataloader())
+    assert len(batches) == data.batches_per_epoch(1) == 4  # 27 images, as without repeats
+    for images, targets, indices in batches:
+        copies, same = indices.view(2, 3), targets.view(2, 3)
+        assert (copies == copies[:, :1]).all() and (same == same[:, :1]).all() and copies[0, 0] != copies[1, 0]
+        assert len(set(digest(images))) == 6
+    assert len(set(torch.cat([batch.indices for batch in batches]).tolist())) == 8
+    assert torch.cat([batch.indices for batch in data.val_dataloader()]).tolist() == [0, 1, 2]
+
+
 @pytest.mark.parametrize(("length", "count"), [(12, 3), (13, 3), (14, 3), (3, 2), (2, 4)])
 def test_ranks_in_evaluation_are_padded(monkeypatch: pytest.MonkeyPatch, length: int, count: int) -> None:
     sampler = EpochSampler(length, seed=0, shuffle=False, training=False)
@@ -229,6 +291,7 @@ def test_check_targets_names_five_classes_at_the_most() -> None:
     ("arguments", "message"),
     [
         ({"batch_size": 0}, "data.batch_size=0: expected 1 or more"),
+        ({"repeats": 0}, "data.repeats=0: expected 1 or more"),
         ({"fraction": 0.0}, "data.fraction=0.0: expected a share"),
         ({"fraction": 1.5}, "data.fraction=1.5: expected a share"),
         ({"val_fraction": -0.1}, "data.val_fraction=-0.1: expected a share"),

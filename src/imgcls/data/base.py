@@ -14,10 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 from imgcls.augment import Augment
 from imgcls.data.sampler import EpochSampler
 from imgcls.data.spec import DataSpec
+from imgcls.data.splits import SPLITS, check_targets, stratified
 from imgcls.errors import UserError
 from imgcls.keyed import key_seed
-
-SPLITS = ("train", "val", "test")
 
 
 class Batch(NamedTuple):
@@ -32,20 +31,24 @@ class Batch(NamedTuple):
 
 
 class ImageDataset(Dataset[Batch]):
-    """A split. A key is `epoch * len(self) + index`, an ordinary int from which a worker learns the epoch too.
+    """A split. A key is `round * len(self) + index`, an ordinary int from which a worker learns the round too: the
+    epoch, or where a sample comes several times in an epoch `epoch * repeats + repetition`.
 
-    So what is drawn for a sample is a function of (seed, epoch, index), whichever worker draws it.
+    So what is drawn for a sample is a function of (seed, round, index), whichever worker draws it.
     Negative keys are padding.
     """
 
     targets: Tensor  # (N,) int64
     seed: int = 0
+    device = torch.device("cpu")  # where batches are made
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def __getitems__(self, keys: Sequence[int]) -> Batch:
         key = torch.as_tensor(keys)
+        if self.device.type != "cpu":  # nothing is read back: the host runs ahead of the device
+            key = (key.pin_memory() if self.device.type == "cuda" else key).to(self.device, non_blocking=True)
         index = key.clamp_min(0) % len(self)
         targets = self.targets[index].masked_fill_(key < 0, -1)
         return Batch(self.images(key.clamp_min(0)), targets, index)
@@ -66,21 +69,7 @@ class ImageDataset(Dataset[Batch]):
         return str(index)
 
     def sample_seed(self, key: int) -> int:
-        epoch, index = divmod(key, len(self))
-        return key_seed(self.seed, epoch, index)
-
-
-def stratified(targets: np.ndarray, fraction: float, seed: int = 0) -> np.ndarray:
-    """Returns the sorted indices of a part of `targets` with the same share of each class.
-
-    A class gives at least one sample and keeps one, where it has two.
-    """
-    generator = np.random.default_rng(seed)
-    chosen = []
-    for members in (np.flatnonzero(targets == label) for label in np.unique(targets)):
-        count = min(max(round(fraction * len(members)), 1), max(len(members) - 1, 1)) if fraction < 1 else len(members)
-        chosen.append(generator.permutation(members)[:count])
-    return np.sort(np.concatenate(chosen))
+        return key_seed(self.seed, *divmod(key, len(self)))
 
 
 class ImageDataModule(LightningDataModule):
@@ -93,6 +82,8 @@ class ImageDataModule(LightningDataModule):
         val_fraction: stratified share of train that becomes the validation split, where the set has none.
         test_fraction: likewise for test. The cuts are the same for every seed.
         shuffle: false: training has the same order in each epoch.
+        repeats: how often each sample comes in an epoch, augmented anew each time, on different ranks where there
+            are several (Hoffer et al. 2019). An epoch keeps its length: it has so many times fewer samples.
         seed: of the order and of what workers draw.
         augment: what is done to training images (conf/augment).
     """
@@ -106,6 +97,7 @@ class ImageDataModule(LightningDataModule):
         val_fraction: float = 0.1,
         test_fraction: float = 0.2,
         shuffle: bool = True,
+        repeats: int = 1,
         seed: int = 0,
         augment: Augment | None = None,
     ) -> None:
@@ -114,13 +106,14 @@ class ImageDataModule(LightningDataModule):
             most = 1.0 if name == "fraction" else 0.9
             if not 0 < share <= most:
                 raise UserError(f"data.{name}={share}: expected a share of the images, above 0 and at most {most:g}")
-        if batch_size < 1:
-            raise UserError(f"data.batch_size={batch_size}: expected 1 or more")
+        for name, count in (("batch_size", batch_size), ("repeats", repeats)):
+            if count < 1:
+                raise UserError(f"data.{name}={count}: expected 1 or more")
         if num_workers is not None and num_workers < 0:
             raise UserError(f"data.num_workers={num_workers}: expected 0 or more")
         self.batch_size, self.num_workers = batch_size, num_workers
         self.fraction, self.val_fraction, self.test_fraction = fraction, val_fraction, test_fraction
-        self.shuffle, self.seed, self.augment = shuffle, seed, augment or Augment()
+        self.shuffle, self.repeats, self.seed, self.augment = shuffle, repeats, seed, augment or Augment()
         self.sets: dict[str, ImageDataset] = {}
 
     _spec: DataSpec  # a subclass sets it when it is made, before anything is downloaded or decoded
@@ -190,7 +183,7 @@ class ImageDataModule(LightningDataModule):
         return max(samples // self.batch_size, 1)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        sampler = EpochSampler(len(self.sets["train"]), self.seed, self.shuffle, training=True)
+        sampler = EpochSampler(len(self.sets["train"]), self.seed, self.shuffle, training=True, repeats=self.repeats)
         return self._loader("train", sampler, drop_last=len(sampler) >= self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -215,7 +208,7 @@ class ImageDataModule(LightningDataModule):
             collate_fn=_as_it_is,
             num_workers=workers,
             persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_available() and self.sets[split].device.type == "cpu",
         )
 
 
@@ -226,21 +219,3 @@ def _as_it_is(batch: Any) -> Any:
 def cores() -> int:
     """Returns the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def check_targets(targets: Tensor, class_names: Sequence[str], split: str) -> None:
-    """Raises UserError where a split is empty, a label is out of range, or a class has no image."""
-    if not len(targets):
-        raise UserError(f"the {split} split is empty; give it images, or a larger share of them")
-    low, high = int(targets.min()), int(targets.max())
-    if low < 0 or high >= len(class_names):
-        raise UserError(
-            f"the {split} split has labels from {low} to {high}; expected 0 to {len(class_names) - 1}, "
-            f"one for each of the {len(class_names)} classes"
-        )
-    counts = torch.bincount(targets, minlength=len(class_names))
-    if empty := [class_names[i] for i in torch.nonzero(counts == 0).flatten().tolist()]:
-        raise UserError(
-            f"the {split} split has no image of {len(empty)} of {len(class_names)} classes ({', '.join(empty[:5])}"
-            f"{', …' if len(empty) > 5 else ''}); give each class an image in each split"
-        )

@@ -13,6 +13,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from imgcls.augment import worker_transform
 from imgcls.data.base import SPLITS, ImageDataModule, ImageDataset, cores
 from imgcls.data.decode import EXTENSIONS, decode
+from imgcls.data.index import Paths, folder_index
 from imgcls.data.spec import DataSpec
 from imgcls.data.torchvision_sets import per_channel
 from imgcls.errors import UserError
@@ -23,10 +24,10 @@ FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": (
 class FolderImages(ImageDataset):
     """Image files, decoded one by one in the loader's workers, each to a square of `spec.image_size`.
 
-    Paths are one array of bytes: workers share it and never copy it.
+    Workers share the paths and the targets, and never copy them.
     """
 
-    def __init__(self, root: Path, paths: np.ndarray, targets: Tensor, channels: int, evaluate: nn.Module) -> None:
+    def __init__(self, root: Path, paths: Paths, targets: Tensor, channels: int, evaluate: nn.Module) -> None:
         self.root, self.paths, self.targets, self.channels = root, paths, targets, channels
         self.evaluate, self.transform = evaluate, evaluate
 
@@ -34,11 +35,15 @@ class FolderImages(ImageDataset):
         out = []
         for key in keys.tolist():
             torch.manual_seed(self.sample_seed(key))
-            out.append(self.transform(decode(self.name(key % len(self)), self.channels)))
+            out.append(self.transform(self.read(key % len(self))))
         return torch.stack(out)
 
     def picture(self, index: int) -> Tensor:
-        return self.evaluate(decode(self.name(index), self.channels))  # type: ignore[no-any-return]
+        return self.evaluate(self.read(index))  # type: ignore[no-any-return]
+
+    def read(self, index: int) -> Tensor:
+        """Returns one image `(C, H, W) uint8` as it is stored, of any height and width."""
+        return decode(self.name(index), self.channels)
 
     def name(self, index: int) -> str:
         return str(self.root / os.fsdecode(self.paths[index]))
@@ -91,25 +96,23 @@ class ImageFolder(ImageDataModule):
         if split not in self.folders:
             return None
         folder = self.folders[split]
-        if unknown := sorted(set(class_folders(folder)) - set(self.classes)):
+        names = class_folders(folder)
+        if unknown := sorted(set(names) - set(self.classes)):
             raise UserError(
                 f"{folder} has the class {unknown[0]!r}, which {self.folders['train']} does not; expected the same classes"
             )
-        paths, labels = [], []
-        for label, name in enumerate(self.classes):
-            found = list_images(folder / name) if (folder / name).is_dir() else []
-            if not found:
-                kinds = " ".join(sorted(EXTENSIONS))
-                raise UserError(f"{folder / name} holds no image; expected files that end in one of {kinds}")
-            paths += [os.path.join(name, path) for path in found]
-            labels += [label] * len(found)
-        encoded = np.array([os.fsencode(path) for path in paths])
-        return FolderImages(folder, encoded, torch.tensor(labels), self.spec.channels, evaluation_transform(self.spec))
+        counts, paths = folder_index(folder, names)
+        filled = {name for name, count in zip(names, counts.tolist(), strict=True) if count}
+        if empty := [name for name in self.classes if name not in filled]:
+            kinds = " ".join(sorted(EXTENSIONS))
+            raise UserError(f"{folder / empty[0]} holds no image; expected files that end in one of {kinds}")
+        targets = torch.arange(len(names)).repeat_interleave(counts)
+        return FolderImages(folder, paths, targets, self.spec.channels, evaluation_transform(self.spec))
 
     def part(self, dataset: ImageDataset, indices: np.ndarray, training: bool) -> FolderImages:
         assert isinstance(dataset, FolderImages)
         targets = dataset.targets[torch.from_numpy(indices)]
-        out = FolderImages(dataset.root, dataset.paths[indices], targets, dataset.channels, dataset.evaluate)
+        out = FolderImages(dataset.root, dataset.paths.part(indices), targets, dataset.channels, dataset.evaluate)
         if training:
             out.transform = worker_transform(self.augment, self.spec, dataset.evaluate) or dataset.evaluate
         return out
@@ -145,15 +148,3 @@ def class_folders(folder: Path) -> list[str]:
     if not names:
         raise UserError(f"{folder} has no class folders; expected {folder}/<class>/<image files>")
     return names
-
-
-def list_images(folder: Path) -> list[str]:
-    """Returns the image files below a folder, sorted, as paths relative to it."""
-    found = []
-    for directory, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        relative = os.path.relpath(directory, folder)
-        for file in files:
-            if os.path.splitext(file)[1].lower() in EXTENSIONS and not file.startswith("."):
-                found.append(os.path.normpath(os.path.join(relative, file)))
-    return sorted(found)

@@ -1,15 +1,19 @@
 """Small sets: all images in one uint8 tensor, a batch fetched in one gather."""
 
 from abc import abstractmethod
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from torchvision.transforms.v2 import functional as F
 
 from imgcls.augment import worker_transform
-from imgcls.data.base import ImageDataModule, ImageDataset
+from imgcls.data.base import Batch, ImageDataModule, ImageDataset
+from imgcls.data.sampler import EpochSampler
 from imgcls.data.spec import DataSpec
+from imgcls.errors import UserError
 
 
 class MemoryImages(ImageDataset):
@@ -29,14 +33,55 @@ class MemoryImages(ImageDataset):
         return torch.stack(out)
 
     def picture(self, index: int) -> Tensor:
-        return self.stored[index]
+        return self.stored[index].cpu()
+
+    def to(self, device: torch.device) -> None:
+        """Moves images and targets to a device; from then on batches are made there."""
+        self.stored, self.targets, self.device = self.stored.to(device), self.targets.to(device), device
 
 
 class MemoryDataModule(ImageDataModule):
     """A set that fits in memory. A subclass gives `spec` and `arrays`.
 
-    Arguments: those of `ImageDataModule`.
+    Args:
+        device: where each process keeps its images and makes its batches, the kind of device that it trains on;
+            null: in the host's memory, and each batch is sent.
+        Other arguments: `ImageDataModule`.
     """
+
+    def __init__(self, *, device: Literal["cpu", "cuda"] | None = None, **common: object) -> None:
+        super().__init__(**common)  # type: ignore[arg-type]
+        if device == "cuda" and not torch.cuda.is_available():
+            raise UserError("data.device=cuda: there is no CUDA device here; expected one, or data.device=null")
+        if device is not None and self.num_workers:
+            raise UserError(
+                f"data.device={device} with data.num_workers={self.num_workers}: there is nothing for workers to do; "
+                "expected data.num_workers=0, or data.device=null"
+            )
+        self.device = device
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.device is not None and worker_transform(self.augment, self.spec) is not None:
+            raise UserError(
+                f"data.device={self.device}: a resized crop and augment.policy work image by image, in workers; "
+                "choose data.device=null, or an augment without them such as augment=standard"
+            )
+        super().setup(stage)
+
+    def _loader(self, split: str, sampler: EpochSampler, drop_last: bool) -> DataLoader[Batch]:
+        if self.device is not None:
+            images = self.sets[split]
+            assert isinstance(images, MemoryImages)
+            images.to(self._training_device(self.device))
+        return super()._loader(split, sampler, drop_last)
+
+    def _training_device(self, kind: str) -> torch.device:
+        if self.trainer is None:
+            return torch.device(kind)
+        found = self.trainer.strategy.root_device  # of this rank
+        if found.type != kind:
+            raise UserError(f"data.device={kind}: training is on {found.type}; expected the same, or data.device=null")
+        return found
 
     @abstractmethod
     def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray] | None:

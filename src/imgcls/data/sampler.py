@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 from torch.utils.data import Sampler
 
 from imgcls.keyed import key_seed
@@ -14,10 +14,14 @@ class EpochSampler(Sampler[int]):
 
     Each rank gets as many as the others. In training what doesn't divide is left out (another part each
     epoch); in evaluation the last places are filled with padding, so that nothing counts twice.
+
+    With `repeats` (Hoffer et al. 2019), an epoch has `length / repeats` samples, each so many times in a row, which
+    brings its copies to different ranks; the next epochs take the samples that follow, until all have come.
     """
 
-    def __init__(self, length: int, seed: int, shuffle: bool, training: bool) -> None:
-        self.length, self.seed, self.shuffle, self.training, self.epoch = length, seed, shuffle, training, 0
+    def __init__(self, length: int, seed: int, shuffle: bool, training: bool, repeats: int = 1) -> None:
+        self.length, self.seed, self.shuffle, self.training = length, seed, shuffle, training
+        self.repeats, self.epoch = repeats, 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -28,15 +32,21 @@ class EpochSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         rank, ranks = (distributed.get_rank(), distributed.get_world_size()) if world_size() > 1 else (0, 1)
-        order = torch.arange(self.length)
-        if self.training:
-            generator = torch.Generator().manual_seed(key_seed(self.seed, self.epoch if self.shuffle else 0))
-            order = torch.randperm(self.length, generator=generator)
-        keys = order + (self.epoch * self.length if self.training else 0)
+        keys = self._training_keys() if self.training else torch.arange(self.length)
         padded = torch.full((len(self) * ranks,), -1)
         kept = min(self.length, len(padded))
         padded[:kept] = keys[:kept]
         yield from padded[rank::ranks].tolist()
+
+    def _training_keys(self) -> Tensor:
+        """Returns the keys of all ranks, `(length,) int64`; see `ImageDataset` for what a key is."""
+        turn, part = divmod(self.epoch, self.repeats)
+        generator = torch.Generator().manual_seed(key_seed(self.seed, turn if self.shuffle else 0))
+        order = torch.randperm(self.length, generator=generator)
+        samples = -(-self.length // self.repeats)
+        index = order.roll(-part * samples)[:samples].repeat_interleave(self.repeats)
+        rounds = self.epoch * self.repeats + torch.arange(self.repeats).repeat(samples)
+        return (rounds * self.length + index)[: self.length]
 
 
 def world_size() -> int:

@@ -1,0 +1,192 @@
+"""Measures the usual way beside imgcls, in turns, in one process; prints the tables of docs/performance.md.
+
+    python docs/usual_way.py training data=fashion_mnist data.root=…
+    python docs/usual_way.py loading data.root=FOLDER workers=2 packed=DIR packed=DIR …
+
+`training`: the small network of `backbone=simple_cnn` as templates train it (a torchvision data set of PIL images, v2
+transforms of each sample, float32 batches, torchmetrics' forward and a logged value in each step, Lightning's Rich bar)
+against `imgcls train` with its own default logging, metrics and bar. `loading`: ImageFolder with the transforms of
+torchvision's reference script (PIL, RandomResizedCrop, flip, float32, normalise, for each sample) against
+`data=imagefolder` and sets that `imgcls pack` made, all with the same workers.
+"""
+
+import io
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchmetrics
+from hydra import compose, initialize_config_dir
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.loggers import CSVLogger
+from rich import get_console, reconfigure
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision import datasets
+from torchvision.transforms import v2
+
+from imgcls import bench
+from imgcls import config as configs
+from imgcls.backbones.simple_cnn import simple_cnn
+from imgcls.command import CONF
+from imgcls.train import checked
+from imgcls.training import build_data, prepare
+
+ROUNDS, SECONDS = 5, 4.0
+
+
+class Stopwatch(Callback):
+    """Takes the images a second of `steps` steps after the first few, then stops the training."""
+
+    def __init__(self, steps: int, skipped: int = 5) -> None:
+        self.steps, self.skipped, self.step, self.images, self.start, self.rate = steps, skipped, 0, 0, 0.0, 0.0
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *given: Any) -> None:
+        self.step += 1
+        self.images += len(given[1][1])
+        if self.step == self.skipped:
+            self.images, self.start = 0, time.perf_counter()
+        if self.step == self.skipped + self.steps:
+            self.rate = self.images / (time.perf_counter() - self.start)
+            trainer.should_stop = True
+
+
+class UsualModule(LightningModule):
+    """As templates write it."""
+
+    def __init__(self, classes: int, channels: int, size: int) -> None:
+        super().__init__()
+        self.network = simple_cnn(classes, channels, size)
+        self.accuracy = torchmetrics.Accuracy(task="multiclass", num_classes=classes)
+        self.mean_loss = torchmetrics.MeanMetric()
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, targets = batch
+        logits = self.network(images)
+        loss = nn.functional.cross_entropy(logits, targets)
+        self.mean_loss(loss)
+        self.accuracy(logits.argmax(1), targets)
+        self.log("train/loss", self.mean_loss, on_step=False, on_epoch=True, prog_bar=True)
+        self.log("train/acc", self.accuracy, on_step=False, on_epoch=True, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+
+def composed(*overrides: str) -> dict[str, Any]:
+    names = ["run_dir=.", "cwd=.", "names={run: bench, data: data, backbone: backbone}"]
+    with initialize_config_dir(str(CONF), version_base=None):
+        return configs.plain(compose("train", [*names, *overrides]))
+
+
+def usual_training(root: str, batch_size: int, workers: int, steps: int) -> float:
+    """Trains on Fashion-MNIST's files in torchvision's layout; returns images a second."""
+    transform = v2.Compose([
+        v2.RandomCrop(28, padding=4), v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize((0.2860,), (0.3530,)),
+    ])  # fmt: skip
+    data = datasets.FashionMNIST(root, train=True, transform=transform)
+    loader = DataLoader(data, batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+    watch = Stopwatch(steps)
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = Trainer(
+            accelerator="cpu", callbacks=[RichProgressBar(), watch], logger=CSVLogger(folder), max_epochs=100,
+            enable_checkpointing=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(UsualModule(10, 1, 28), loader)
+    return watch.rate
+
+
+def our_training(steps: int, overrides: list[str]) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        config = composed(*overrides, f"run_dir={folder}")
+        watch = Stopwatch(steps)
+        bench.run(*bench.assemble(config, checked(config), Path(folder), watch))
+    return watch.rate
+
+
+def training(overrides: list[str]) -> None:
+    """Compares whole trainings, with the data loaded in the process or by the usual way's best number of workers."""
+    root = next(o.partition("=")[2] for o in overrides if o.startswith("data.root="))
+    for batch_size, steps in ((128, 60), (512, 20)):
+        ours = lambda: our_training(steps, [*overrides, f"data.batch_size={batch_size}"])  # noqa: B023, E731
+        ways = {"imgcls": ours}
+        for workers in (0, 2):
+            ways[f"usual, {workers} workers"] = lambda w=workers: usual_training(root, batch_size, w, steps)  # type: ignore[misc] # noqa: B023
+        table(f"training, batch {batch_size}", ways)
+
+
+def loading(overrides: list[str]) -> None:
+    """Compares loaders alone, with the same workers."""
+    packs = [o.partition("=")[2] for o in overrides if o.startswith("packed=")]
+    workers = int(next((o.partition("=")[2] for o in overrides if o.startswith("workers=")), "2"))
+    root = next(o.partition("=")[2] for o in overrides if o.startswith("data.root="))
+    transform = v2.Compose([
+        v2.RandomResizedCrop(224, antialias=True), v2.RandomHorizontalFlip(), v2.PILToTensor(),
+        v2.ToDtype(torch.float32, scale=True), v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ])  # fmt: skip
+    usual = datasets.ImageFolder(f"{root}/train" if Path(root, "train").is_dir() else root, transform)
+    loader = DataLoader(usual, 32, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+    ways = {"usual": timed(iter(Epochs(loader)))}
+    common = [f"data.num_workers={workers}", "data.batch_size=32", "data.image_size=224", "data.val_fraction=0.5"]
+    for name, source in {"data=imagefolder": root, **{f"data=packed {path}": path for path in packs}}.items():
+        config = composed(name.split()[0], f"data.root={source}", *common)
+        data = build_data(config["data"], config["augment"], 0)
+        ways[name] = timed(iter(Epochs(data.train_dataloader())))
+    table(f"loading, {workers} workers, 224 pixels", ways)
+
+
+class Epochs:
+    """The loader, anew for each epoch."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        while True:
+            yield from self.loader
+
+
+def timed(batches: Iterator[Any]) -> Callable[[], float]:
+    def rate() -> float:
+        for _ in range(8):  # made ready while others had their turn
+            next(batches)
+        images, start = 0, time.perf_counter()
+        while (seconds := time.perf_counter() - start) < SECONDS:
+            images += len(next(batches)[1])
+        return images / seconds
+
+    return rate
+
+
+def table(title: str, ways: dict[str, Callable[[], float]]) -> None:
+    """Lets each way take its turn `ROUNDS` times; prints medians, and the median of ratios to the usual way."""
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for name in [*ways, *list(ways) * ROUNDS]:
+        rates[name].append(ways[name]())
+    rates = {name: values[1:] for name, values in rates.items()}  # the first turn of each warms up
+    print(f"\n{title}: images a second (lowest to highest)", flush=True)
+    bases = [name for name in ways if name.startswith("usual")]
+    for name, values in rates.items():
+        ratios = [
+            f"{statistics.median(a / b for a, b in zip(values, rates[base], strict=True)):.2f} times {base}"
+            for base in bases
+            if base != name
+        ]
+        print(
+            f"  {name:<40}{statistics.median(values):>8,.0f} ({min(values):,.0f} to {max(values):,.0f})  {'; '.join(ratios)}"
+        )
+
+
+if __name__ == "__main__":
+    prepare(0)
+    get_console()
+    reconfigure(file=io.StringIO(), force_terminal=True)  # Lightning's bar is drawn, but not seen
+    {"training": training, "loading": loading}[sys.argv[1]](sys.argv[2:])

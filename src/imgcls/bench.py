@@ -1,0 +1,153 @@
+"""imgcls bench: what a training costs beyond the network's own arithmetic.
+
+Three things are measured in turns, in one process, so that a machine that is busy with something else slows all
+of them alike:
+
+- floor: forward, backward and optimizer step on one batch that lies on the device, in a bare loop;
+- loader: the batches alone, as training gets them;
+- train: what `imgcls train` does between two validations, with its loggers, metrics and progress bar.
+"""
+
+import io
+import json
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from pydantic import Field
+
+from imgcls import config as configs
+from imgcls.command import verb
+from imgcls.errors import UserError
+from imgcls.run import shown
+from imgcls.train import Settings, build_all, build_classifier, checked
+
+
+@dataclass(frozen=True)
+class Turns:
+    """The types of conf/bench.yaml's own keys."""
+
+    seconds: Annotated[float, Field(gt=0)]
+    rounds: Annotated[int, Field(ge=1)]
+
+
+@verb("bench")
+def main(config: dict[str, Any], run_dir: Path) -> float:
+    """Measures one config; returns the ratio of the training to the floor."""
+    turns = configs.typed(config.pop("bench"), Turns, "bench")
+    path = config.pop("json")
+    settings = checked(config)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler's own notes; read when torch is imported
+    from imgcls.distributed import single_job
+
+    with single_job():
+        figures = measure(config, settings, turns, run_dir)
+    if figures is None:  # not the first process
+        return 0.0
+    (run_dir / "bench.json").write_text(json.dumps(figures, indent=2) + "\n")
+    rows = [figures]
+    if HydraConfig.get().mode == RunMode.MULTIRUN:  # all jobs up to this one
+        files = sorted(run_dir.parent.glob("*/bench.json"), key=lambda f: int(f.parent.name.partition("_")[0]))
+        rows = [json.loads(file.read_text()) for file in files]
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(json.dumps(rows if len(rows) > 1 else figures, indent=2) + "\n")
+    show(rows)
+    print(f"figures: {shown(run_dir / 'bench.json')}")
+    return float(figures["ratio"])
+
+
+def measure(config: dict[str, Any], settings: Settings, turns: Turns, run_dir: Path) -> dict[str, Any] | None:
+    """Trains for as long as the turns take; on rank 0 returns what was measured."""
+    from lightning.pytorch.strategies import ModelParallelStrategy
+
+    from imgcls.turns import TakeTurns
+
+    meter = TakeTurns(turns.seconds, turns.rounds)
+    trainer, classifier, data = assemble(config, settings, run_dir, meter)
+    if isinstance(trainer.strategy, ModelParallelStrategy):
+        raise UserError("bench measures one device or trainer=ddp; a sharded network has no copy to compare with")
+    run(trainer, classifier, data)
+    if not trainer.is_global_zero:
+        return None
+    return {"backbone": config["backbone"].get("name") or config["names"]["backbone"], **meter.figures()}
+
+
+def assemble(config: dict[str, Any], settings: Settings, run_dir: Path, meter: Any) -> tuple[Any, Any, Any]:
+    """Builds the training of a config as `imgcls train` does, without end, validation, and checkpoints."""
+    from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+    from rich.console import Console
+
+    from imgcls.progress import EpochProgress
+    from imgcls.training import build_data, build_trainer, prepare
+
+    prepare(settings.seed)
+    data = build_data(config["data"], config["augment"], settings.seed)
+    classifier = build_classifier(config, settings, data)
+    callbacks = [c for c in build_all(config, "callbacks") if not isinstance(c, Checkpoint | EarlyStopping)]
+    for progress in (c for c in callbacks if isinstance(c, EpochProgress)):
+        progress.console = Console(file=io.StringIO(), force_terminal=True)  # drawn, but not seen
+    endless = {"max_epochs": 10**6, "max_steps": -1, "limit_val_batches": 0}
+    trainer = build_trainer({**config["trainer"], **endless}, [*callbacks, meter], [], run_dir)
+    for node in (config["logger"] or {}).values():
+        if node and "mode" in node:
+            node["mode"] = "offline"  # nothing of a benchmark is uploaded
+    logging.getLogger("imgcls.progress").setLevel(logging.WARNING)  # a line an epoch is written, not shown
+    trainer.loggers = build_all(config, "logger")
+    return trainer, classifier, data
+
+
+def run(trainer: Any, classifier: Any, data: Any) -> None:
+    """Trains until a callback stops it."""
+    try:
+        trainer.fit(classifier, datamodule=data)
+    finally:
+        for logger in trainer.loggers:
+            logger.finalize("success")
+        if "wandb" in sys.modules:
+            sys.modules["wandb"].finish()
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Prints one run in full, or a table with a row for each."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    if len(rows) > 1:
+        names = ("backbone", "parameters", "GFLOPs", "floor", "loader", "train", "ratio", "reads a step", "memory")
+        table = Table(*names, box=box.SIMPLE, caption="floor, loader, train: images a second")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for row in rows:
+            speeds = [f"{row[f'{name}_images_per_second']:,.0f}" for name in ("floor", "loader", "train")]
+            size = [f"{row['parameters'] / 1e6:,.2f} M", f"{row['flops'] / 1e9:,.3f}"]
+            rest = [
+                f"{row['ratio']:.3f}",
+                f"{row['device_reads_per_step']:g}",
+                f"{row['peak_memory_bytes'] / 1e9:.1f} GB",
+            ]
+            table.add_row(row["backbone"], *size, *speeds, *rest)
+        return console.print(table)
+    (row,) = rows
+    table = Table("", "images a second", "lowest to highest", box=box.SIMPLE)
+    for name, words in (("floor", "bare network"), ("loader", "loader alone"), ("train", "imgcls train")):
+        low, high = row[f"{name}_spread"]
+        table.add_row(words, f"{row[f'{name}_images_per_second']:,.0f}", f"{low:,.0f} to {high:,.0f}")
+    console.print(table)
+    low, high = row["ratio_spread"]
+    for name, words in {
+        "training to bare network": f"{row['ratio']:.3f} ({low:.3f} to {high:.3f})",
+        "bound by": row["bound_by"],
+        "reads from the device": f"{row['device_reads_per_step']:g} a step",
+        "peak memory": f"{row['peak_memory_bytes'] / 1e9:.2f} GB",
+        "network": f"{row['parameters']:,} parameters, {row['flops'] / 1e9:.3f} GFLOPs forward for an image",
+        "device": f"{row['device']}, precision {row['precision']}",
+    }.items():
+        console.print(f"  {name:<25}{words}", highlight=False)

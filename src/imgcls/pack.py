@@ -1,0 +1,97 @@
+"""imgcls pack: a folder of images in a few files, in a form that is fast to train from."""
+
+import logging
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from imgcls import config as configs
+from imgcls.command import verb
+from imgcls.errors import UserError
+from imgcls.run import hydra_quoted, shown
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The types of conf/pack.yaml's own keys."""
+
+    out: str
+    format: Literal["pixels", "jpeg", "litdata"]
+    size: Annotated[int, Field(ge=1)] | None
+    quality: Annotated[int, Field(ge=1, le=100)]
+    on_error: Literal["refuse", "skip"]
+
+
+@verb("pack")
+def main(config: dict[str, Any], run_dir: Path) -> None:
+    """Packs a folder set into the directory `out`, which is there only when all of it is."""
+    settings = configs.typed({k: v for k, v in config.items() if k in Settings.__annotations__}, Settings, "")
+    out = Path(settings.out).expanduser()
+    if out.exists() or out.is_symlink():
+        raise UserError(f"out={out} is there already; give another directory, or delete it")
+    configs.check({"data": config["data"]})
+    from imgcls.data.base import ImageDataModule
+    from imgcls.data.imagefolder import ImageFolder
+    from imgcls.training import prepare
+
+    prepare(0)
+    data = configs.build(config["data"], "data", ImageDataModule)
+    if not isinstance(data, ImageFolder):
+        raise UserError(
+            f"{config['data']['_target_']} has no image files to pack; expected data=imagefolder or imagenet"
+        )
+    if data.fraction < 1:
+        raise UserError(f"data.fraction={data.fraction}: all images are packed; give the fraction when training")
+    if out.resolve().is_relative_to(data.root.resolve()):
+        raise UserError(f"out={out} lies in data.root={data.root}, where it would be a class; give another directory")
+    data.prepare_data()
+    pack(data, out, settings)
+
+
+def pack(data: Any, out: Path, settings: Settings) -> None:
+    """Writes to a hidden directory beside `out`, which takes its name when it is whole and on the disk."""
+    from filelock import FileLock, Timeout
+
+    from imgcls.data.packing import synchronize, write_pack
+
+    partial, start = out.with_name(f".{out.name}.partial"), time.perf_counter()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{partial}.lock", timeout=0):
+            try:
+                shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+                partial.mkdir()
+                manifest = write_pack(data, partial, settings)
+                partial.rename(out)
+                synchronize(out.parent)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+                Path(f"{partial}.lock").unlink(missing_ok=True)
+    except Timeout as error:
+        raise UserError(
+            f"out={out} is being packed by another process; wait for it or give another directory"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"out={out} can't be written ({error.strerror or error}); free some disk or give another"
+        ) from error
+    except KeyboardInterrupt:
+        log.error("interrupted; nothing is left of %s", shown(out))
+        sys.exit(130)
+    report(out, manifest, time.perf_counter() - start)
+
+
+def report(out: Path, manifest: dict[str, Any], seconds: float) -> None:
+    """Says what was made, and how to use it."""
+    images = sum(split["images"] for split in manifest["splits"].values())
+    size = sum(file["bytes"] for file in manifest["files"].values())
+    choice = "streaming" if manifest["format"] == "litdata" else "packed"
+    log.info("%s images, %.1f MB, %.0f images/s: %s", f"{images:,}", size / 1e6, images / seconds, shown(out))
+    log.info("train on it: imgcls train data=%s data.root=%s", choice, hydra_quoted(str(shown(out))))

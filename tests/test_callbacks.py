@@ -1,0 +1,84 @@
+"""Callbacks of our own, beside those that test_classifier.py and test_train.py look at."""
+
+from typing import Any
+
+import pytest
+from conftest import imgcls
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from imgcls.callbacks import ProgressiveResizing
+from imgcls.classifier import ImageClassifier
+from imgcls.data.digits import Digits
+from imgcls.errors import UserError
+
+SIMPLE = {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4}
+
+
+def fit(data: Digits, callbacks: list[Callback], backbone: dict[str, Any] = SIMPLE, **settings: Any) -> ImageClassifier:
+    module = ImageClassifier(
+        vars(data.spec), backbone, {"_target_": "torch.nn.CrossEntropyLoss"}, {"_target_": "torch.optim.SGD", "lr": 0.1},
+        {"_target_": "imgcls.schedulers.constant"},
+    )  # fmt: skip
+    settings = {"max_epochs": 4, "limit_train_batches": 2, "limit_val_batches": 1, **settings}
+    quiet: dict[str, Any] = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
+    trainer = Trainer(accelerator="cpu", callbacks=callbacks, use_distributed_sampler=False, **quiet, **settings)
+    trainer.fit(module, datamodule=data)
+    return module
+
+
+class Sizes(Callback):
+    """Keeps the sizes of the images that a network got in training and in evaluation."""
+
+    def __init__(self) -> None:
+        self.train: list[int] = []
+        self.val: list[int] = []
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        def look(network: Any, inputs: tuple[Tensor]) -> None:
+            (self.train if network.training else self.val).append(inputs[0].shape[-1])
+
+        pl_module.network.register_forward_pre_hook(look)  # type: ignore[union-attr, operator]
+
+
+def test_images_grow() -> None:
+    resizing = ProgressiveResizing(0.5, 0.75, multiple=32)
+    assert [resizing.size(epoch, 8, 224) for epoch in range(8)] == [128, 128, 160, 160, 192, 192, 224, 224]
+    assert ProgressiveResizing(0.3, 1.0, multiple=16).size(0, 10, 40) == 16
+    assert ProgressiveResizing(0.1, 1.0, multiple=64).size(0, 10, 100) == 64
+    sizes = Sizes()
+    data = Digits(batch_size=32, image_size=16)
+    fit(data, [ProgressiveResizing(0.5, 0.5, multiple=4), sizes])
+    assert sizes.train == [8, 8, 12, 12, 16, 16, 16, 16]
+    assert set(sizes.val) == {16}
+
+
+def test_a_network_of_one_size_is_refused_before_training() -> None:
+    data = Digits(batch_size=32, image_size=32, channels=3)
+    backbone = {"_target_": "imgcls.backbones.timm.timm_network", "name": "vit_tiny_patch16_224"}
+    with pytest.raises(UserError, match="3×16×16 do not fit"):
+        fit(data, [ProgressiveResizing(0.5)], backbone)
+
+
+@pytest.mark.parametrize("given", [{"start": 0.0}, {"until": 1.5}, {"multiple": 0}])
+def test_wrong_settings(given: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="ProgressiveResizing"):
+        ProgressiveResizing(**given)
+
+
+def test_no_end_is_said() -> None:
+    with pytest.raises(UserError, match=r"trainer\.max_epochs"):
+        fit(Digits(batch_size=32), [ProgressiveResizing()], max_epochs=-1, max_steps=4)
+
+
+def test_by_config() -> None:
+    done = imgcls(
+        "train", "data.image_size=16", "callbacks=[default,progressive_resizing]", "debug=fast",
+        "callbacks.progressive_resizing.multiple=4", "trainer.max_epochs=2", "logger=csv",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
