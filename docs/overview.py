@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import yaml
 
-from imgcls.report import as_array
+from imgcls.figures import as_picture
 from imgcls.training import build_data
 
 run = Path(sys.argv[1])
@@ -42,7 +42,7 @@ axes.set_title("confusion_matrix.png")
 cells = mistakes.subplots(3, 4)
 mistakes.suptitle("worst mistakes, in W&B")
 for cell, row in zip(cells.flat, worst.itertuples(), strict=True):
-    cell.imshow(as_array(data.sets["test"].picture(row.sample)), cmap="gray")
+    cell.imshow(as_picture(data.sets["test"].picture(row.sample)))
     cell.set_title(f"{row.target}\ntaken for {row.prediction}", fontsize=7)
     cell.axis("off")
 figure.savefig(Path(__file__).with_name("overview.png"), dpi=90)

@@ -2,15 +2,18 @@
 
     python docs/usual_way.py training data=fashion_mnist data.root=…
     python docs/usual_way.py loading data.root=FOLDER workers=2 packed=DIR packed=DIR …
+    python docs/usual_way.py metrics
 
-`training`: the small network of `backbone=simple_cnn` as templates train it (a torchvision data set of PIL images, v2
+`training`: the network of `backbone=simple_cnn` as templates train it (a torchvision data set of PIL images, v2
 transforms of each sample, float32 batches, torchmetrics' forward and a logged value in each step, Lightning's Rich bar)
 against `imgcls train` with its own default logging, metrics and bar. `loading`: ImageFolder with the transforms of
 torchvision's reference script (PIL, RandomResizedCrop, flip, float32, normalise, for each sample) against
 `data=imagefolder` and sets that `imgcls pack` made, all with the same workers.
 """
 
+import functools
 import io
+import itertools
 import statistics
 import sys
 import tempfile
@@ -25,7 +28,6 @@ from hydra import compose, initialize_config_dir
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
-from rich import get_console, reconfigure
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision import datasets
@@ -35,10 +37,13 @@ from imgcls import bench
 from imgcls import config as configs
 from imgcls.backbones.simple_cnn import simple_cnn
 from imgcls.command import CONF
+from imgcls.hardware import keep_freed_memory
+from imgcls.metrics import Evaluation, MeanLoss
 from imgcls.train import checked
 from imgcls.training import build_data, prepare
 
-ROUNDS, SECONDS = 5, 4.0
+ROUNDS, SECONDS = 3, 3.0
+UNSEEN = {"file": io.StringIO(), "force_terminal": True}  # of Lightning's bar: drawn, but not seen
 
 
 class Stopwatch(Callback):
@@ -60,9 +65,9 @@ class Stopwatch(Callback):
 class UsualModule(LightningModule):
     """As templates write it."""
 
-    def __init__(self, classes: int, channels: int, size: int) -> None:
+    def __init__(self, classes: int, channels: int, size: int, width: int) -> None:
         super().__init__()
-        self.network = simple_cnn(classes, channels, size)
+        self.network = simple_cnn(classes, channels, size, width)
         self.accuracy = torchmetrics.Accuracy(task="multiclass", num_classes=classes)
         self.mean_loss = torchmetrics.MeanMetric()
 
@@ -82,11 +87,11 @@ class UsualModule(LightningModule):
 
 def composed(*overrides: str) -> dict[str, Any]:
     names = ["run_dir=.", "cwd=.", "names={run: bench, data: data, backbone: backbone}"]
-    with initialize_config_dir(str(CONF), version_base=None):
+    with initialize_config_dir(str(CONF)):
         return configs.plain(compose("train", [*names, *overrides]))
 
 
-def usual_training(root: str, batch_size: int, workers: int, steps: int) -> float:
+def usual_training(root: str, width: int, batch_size: int, workers: int, steps: int) -> float:
     """Trains on Fashion-MNIST's files in torchvision's layout; returns images a second."""
     transform = v2.Compose([
         v2.RandomCrop(28, padding=4), v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
@@ -95,12 +100,13 @@ def usual_training(root: str, batch_size: int, workers: int, steps: int) -> floa
     data = datasets.FashionMNIST(root, train=True, transform=transform)
     loader = DataLoader(data, batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
     watch = Stopwatch(steps)
+    keep_freed_memory(False)  # imgcls asks the C library for this; the usual way does not
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
-            accelerator="cpu", callbacks=[RichProgressBar(), watch], logger=CSVLogger(folder), max_epochs=100,
+            accelerator="cpu", callbacks=[RichProgressBar(console_kwargs=UNSEEN), watch], logger=CSVLogger(folder), max_epochs=100,
             enable_checkpointing=False, enable_model_summary=False,
         )  # fmt: skip
-        trainer.fit(UsualModule(10, 1, 28), loader)
+        trainer.fit(UsualModule(10, 1, 28, width), loader)
     return watch.rate
 
 
@@ -113,14 +119,16 @@ def our_training(steps: int, overrides: list[str]) -> float:
 
 
 def training(overrides: list[str]) -> None:
-    """Compares whole trainings, with the data loaded in the process or by the usual way's best number of workers."""
+    """Compares whole trainings; the usual way has two workers to load its data, imgcls has none."""
     root = next(o.partition("=")[2] for o in overrides if o.startswith("data.root="))
-    for batch_size, steps in ((128, 60), (512, 20)):
-        ours = lambda: our_training(steps, [*overrides, f"data.batch_size={batch_size}"])  # noqa: B023, E731
-        ways = {"imgcls": ours}
-        for workers in (0, 2):
-            ways[f"usual, {workers} workers"] = lambda w=workers: usual_training(root, batch_size, w, steps)  # type: ignore[misc] # noqa: B023
-        table(f"training, batch {batch_size}", ways)
+    for width, batch_size in itertools.product((32, 16), (128, 512)):
+        steps = 5000 // batch_size * 32 // width
+        settings = [*overrides, f"data.batch_size={batch_size}", f"backbone.width={width}"]
+        ways = {
+            "imgcls": functools.partial(our_training, steps, settings),
+            "usual": functools.partial(usual_training, root, width, batch_size, 2, steps),
+        }
+        table(f"training, width {width}, batch {batch_size}", ways)
 
 
 def loading(overrides: list[str]) -> None:
@@ -134,13 +142,48 @@ def loading(overrides: list[str]) -> None:
     ])  # fmt: skip
     usual = datasets.ImageFolder(f"{root}/train" if Path(root, "train").is_dir() else root, transform)
     loader = DataLoader(usual, 32, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+    keep_freed_memory(False)  # imgcls asks the C library for this, workers have it from their parent
     ways = {"usual": timed(iter(Epochs(loader)))}
+    keep_freed_memory()
     common = [f"data.num_workers={workers}", "data.batch_size=32", "data.image_size=224", "data.val_fraction=0.5"]
     for name, source in {"data=imagefolder": root, **{f"data=packed {path}": path for path in packs}}.items():
         config = composed(name.split()[0], f"data.root={source}", *common)
         data = build_data(config["data"], config["augment"], 0)
         ways[name] = timed(iter(Epochs(data.train_dataloader())))
     table(f"loading, {workers} workers, 224 pixels", ways)
+
+
+def metrics(overrides: list[str]) -> None:
+    """Compares a batch's metrics, 256 images of 1,000 classes, in milliseconds."""
+    common: dict[str, Any] = {"num_classes": 1000, "validate_args": False}
+    theirs = torchmetrics.MetricCollection({
+        "top1": torchmetrics.classification.MulticlassAccuracy(average="micro", **common),
+        "top5": torchmetrics.classification.MulticlassAccuracy(average="micro", top_k=5, **common),
+        "precision": torchmetrics.classification.MulticlassPrecision(average="macro", **common),
+        "recall": torchmetrics.classification.MulticlassRecall(average="macro", **common),
+        "f1": torchmetrics.classification.MulticlassF1Score(average="macro", **common),
+        "calibration_error": torchmetrics.classification.MulticlassCalibrationError(n_bins=15, **common),
+    })  # fmt: skip
+    ours, mean, top1 = (
+        Evaluation(1000),
+        MeanLoss(),
+        torchmetrics.classification.MulticlassAccuracy(average="micro", **common),
+    )
+    logits, targets, loss = torch.randn(256, 1000), torch.randint(0, 1000, (256,)), torch.tensor(1.0)
+    ways: dict[str, Callable[[], object]] = {
+        "torchmetrics' forward": lambda: theirs(logits, targets),
+        "torchmetrics' update": lambda: theirs.update(logits, targets),
+        "imgcls, evaluation": lambda: ours.update(logits, targets),
+        "imgcls, training": lambda: (mean.update(loss, 256), top1.update(logits, targets)),
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(50):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            times[name].append(time.perf_counter() - start)
+    for name, values in times.items():
+        print(f"  {name:<30}{1000 * statistics.median(values):.2f} ms a batch")
 
 
 class Epochs:
@@ -155,6 +198,8 @@ class Epochs:
 
 
 def timed(batches: Iterator[Any]) -> Callable[[], float]:
+    next(batches)  # starts the workers
+
     def rate() -> float:
         for _ in range(8):  # made ready while others had their turn
             next(batches)
@@ -187,6 +232,4 @@ def table(title: str, ways: dict[str, Callable[[], float]]) -> None:
 
 if __name__ == "__main__":
     prepare(0)
-    get_console()
-    reconfigure(file=io.StringIO(), force_terminal=True)  # Lightning's bar is drawn, but not seen
-    {"training": training, "loading": loading}[sys.argv[1]](sys.argv[2:])
+    {"training": training, "loading": loading, "metrics": metrics}[sys.argv[1]](sys.argv[2:])

@@ -1,6 +1,9 @@
 """imgcls bench, and that a step of a training waits for nothing."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +88,6 @@ class NoWaits(Callback):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_cuda_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     from imgcls.__main__ import main
 
     arguments = [
@@ -97,3 +98,34 @@ def test_cuda_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     monkeypatch.setattr(sys, "argv", ["imgcls", *arguments])
     main()
+
+
+def test_scipy_signal_is_there_when_it_is_used() -> None:
+    code = (
+        "import sys; from imgcls.__main__ import Later; sys.modules['scipy.signal'] = Later('scipy.signal');"
+        "import torchmetrics; assert isinstance(sys.modules['scipy.signal'], Later);"
+        "import scipy, scipy.signal; from scipy.signal import convolve; assert convolve([1, 2], [3]).tolist() == [3, 6];"
+        "import scipy.signal.windows; assert len(scipy.signal.windows.hann(4)) == 4;"
+        "assert not isinstance(sys.modules['scipy.signal'], Later)"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_first_step_comes_soon(tmp_path: Path) -> None:
+    """Printed, and bounded loosely: most of it is the import of torch, torchvision and Lightning."""
+    script = tmp_path / "first_step.py"
+    script.write_text(
+        "import time\nfrom lightning.pytorch import Callback\nclass FirstStep(Callback):\n"
+        "    def on_train_batch_end(self, trainer, *_):\n        print('step', trainer.global_step, time.time(), flush=True)\n"
+    )
+    times = []
+    for _ in range(3):
+        start = time.time()
+        done = imgcls("train", "+callbacks.first._target_=first_step.FirstStep", "debug=fast", PYTHONPATH=str(tmp_path))
+        times.append(
+            next(float(line.split()[2]) for line in done.stdout.splitlines() if line.startswith("step 1 ")) - start
+        )
+    print(f"first step after {sorted(times)[1]:.1f} s")
+    assert sorted(times)[1] < 20

@@ -1,8 +1,11 @@
 """Callbacks of our own, beside those that test_classifier.py and test_train.py look at."""
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from conftest import imgcls
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -10,6 +13,7 @@ from torch import Tensor
 from imgcls.callbacks import ProgressiveResizing
 from imgcls.classifier import ImageClassifier
 from imgcls.data.digits import Digits
+from imgcls.distillation import Distillation
 from imgcls.errors import UserError
 
 SIMPLE = {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4}
@@ -82,3 +86,36 @@ def test_by_config() -> None:
         "callbacks.progressive_resizing.multiple=4", "trainer.max_epochs=2", "logger=csv",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def test_a_student_learns_from_its_teacher(tmp_path: Path) -> None:
+    data = Digits(batch_size=64)
+    teacher = fit(data, [], max_epochs=2, limit_train_batches=20)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.strategy.connect(teacher)
+    path = tmp_path / "teacher.ckpt"
+    trainer.save_checkpoint(path, weights_only=True)
+    saved = torch.load(path, weights_only=True)
+    torch.save(saved | {"config": {}}, path)
+    student = fit(data, [], max_epochs=0)
+    wish = Distillation(str(path), temperature=2.0, weight=0.25)
+    wish.on_fit_start(SimpleNamespace(), student)  # type: ignore[arg-type]
+    batch = data.sets["train"].__getitems__(range(32))
+    images = student.normalise(batch.images)
+    own = student.network(images)
+    theirs = teacher.eval().network(images)
+    p, q = (theirs / 2).softmax(1), (own / 2).softmax(1)
+    expected = 0.75 * 3.0 + 0.25 * 4 * (p * (p / q).log()).sum(1).mean()
+    assert wish.loss(student, images, own, torch.tensor(3.0)).item() == pytest.approx(expected.item(), rel=1e-4)
+    with pytest.raises(UserError, match="expected the same"):
+        wish.on_fit_start(SimpleNamespace(), fit(Digits(batch_size=64, channels=3), [], max_epochs=0))  # type: ignore[arg-type]
+    alone = fit(data, [Distillation(str(path), temperature=2.0, weight=1.0)], max_epochs=10, limit_train_batches=20)
+    agree = (alone.eval()(batch.images).argmax(1) == theirs.argmax(1)).float().mean()
+    assert agree > 0.8
+    assert not any("teacher" in name for name in alone.state_dict())
+
+
+@pytest.mark.parametrize("given", [{"temperature": 0.0}, {"weight": 1.5}])
+def test_wrong_distillation(given: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="Distillation"):
+        Distillation("nowhere", **given)

@@ -14,6 +14,7 @@ from imgcls import pack
 from imgcls.backbones.build import build_network
 from imgcls.data.base import ImageDataModule
 from imgcls.errors import UserError
+from imgcls.finetune import Finetune
 from imgcls.train import Settings, build_classifier
 from imgcls.training import build_data, build_trainer
 
@@ -57,7 +58,9 @@ def settings(config: dict[str, Any]) -> Settings:
 
 def test_every_group_is_known_here() -> None:
     groups = {p.parent.relative_to(CONF).parts[0] for p in CONF.rglob("*.yaml") if p.parent != CONF}
-    built = {"data", "augment", "backbone", "loss", "optimizer", "scheduler", "trainer", "callbacks", "logger"}
+    built = {"data", "augment", "backbone", "loss", "optimizer", "scheduler", "trainer", "callbacks", "logger"} | {
+        "finetune"
+    }
     assert groups - built == {"experiment", "debug", "hydra"}
 
 
@@ -127,9 +130,25 @@ def test_trainer(name: str) -> None:
     assert trainer.max_epochs == 20 and trainer.world_size == (2 if name == "ddp_cpu" else 1)
 
 
+@pytest.mark.parametrize("name", files("finetune"))
+def test_finetune(name: str) -> None:
+    config = checked(composed(f"finetune={name}"))
+    assert ("finetune" in config["callbacks"]) == (name != "none")
+    if name != "none":
+        assert isinstance(configs.build(config["callbacks"]["finetune"], "callbacks.finetune"), Finetune)
+
+
 @pytest.mark.parametrize("name", files("callbacks"))
 def test_callbacks(name: str) -> None:
-    config = checked(composed(f"callbacks=[{name}]"))
+    given = []
+    if name == "distillation":
+        config = composed("backbone.width=4")
+        teacher = build_classifier(config, settings(config), build_data(config["data"], config["augment"], 0))
+        torch.save(
+            {"state_dict": teacher.state_dict(), "hyper_parameters": dict(teacher.hparams), "config": {}}, "t.ckpt"
+        )
+        given = ["callbacks.distillation.teacher=t.ckpt"]
+    config = checked(composed(f"callbacks=[{name}]", *given))
     for key, node in config["callbacks"].items():
         assert configs.build(node, f"callbacks.{key}") is not None
 

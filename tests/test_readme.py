@@ -51,6 +51,13 @@ def test_commands(run: Callable[..., None], folder: Path, capsys: pytest.Capture
         assert program == "imgcls"
         if verb == "train":
             run(verb, *arguments, *([] if "debug=fast" in arguments else ["debug=fast"]), "data.batch_size=4")
+        elif verb == "bench":
+            run(verb, *arguments, "data.batch_size=4", "bench.seconds=0.1", "bench.rounds=1")
+        elif verb == "inspect":
+            run(verb, *arguments)
+        elif verb == "pack":
+            run(verb, *arguments)
+            run("train", "data=packed", "data.root=packed", "data.image_size=32", "debug=fast")
         elif "data=imagefolder" in line:
             trained = next(p for p in Path("runs").glob("imagefolder*/*") if p.is_dir())
             run(verb, f"checkpoint={trained}", *arguments[1:])
@@ -58,7 +65,7 @@ def test_commands(run: Callable[..., None], folder: Path, capsys: pytest.Capture
             trained = next(p for p in Path("runs").glob("digits*/*") if p.is_dir())
             run(verb, f"checkpoint={trained}", *arguments[1:])
     said = capsys.readouterr().out
-    assert said.count("Test of the best checkpoint") == 5 + 4 and said.count("Test of runs/") == 3
+    assert said.count("Test of the best checkpoint") == 6 + 4 and said.count("Test of runs/") == 3
     shutil.rmtree("runs")
 
 

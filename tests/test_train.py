@@ -84,10 +84,11 @@ def check_wandb(run: Path, rows: list[dict[str, str]]) -> None:
         "test/top1",
         "test/worst_mistakes",
         "test/confusion_matrix",
+        "test/reliability",
         "train/loss_step",
     ):
         assert part in text, f"{part} is not in the W&B file"
-    assert f"{best:.4f}"[:5] in text
+    assert f'"best/val/top1":{best:.16g},' in text
     assert next((run / "wandb").rglob("*worst_mistakes*.table.json")).stat().st_size > 0
 
 
@@ -145,19 +146,22 @@ def test_two_processes_report_what_one_reports() -> None:
         "logger=csv",
         "augment.mixup.probability=0.5",
         "class_weights=[1,5,1,1,0.1,1,9,1,1,1]",
+        "temperature=true",
         *SHORT,
     )
     assert done.returncode == 0, done.stderr
     run = run_directory()  # one directory, one set of files
     assert len(epochs(run)) == 2
     assert done.stdout.count("epoch 2/2") == 1
-    done = imgcls("eval", f"checkpoint={run}")
-    assert done.returncode == 0, done.stderr
+    evaluated = imgcls("eval", f"checkpoint={run}")
+    assert evaluated.returncode == 0, evaluated.stderr
     alone = metrics(next(Path("runs/eval").iterdir()))
     together = metrics(run / "test")
     assert together.keys() == alone.keys()
     assert together == pytest.approx(alone, rel=1e-6, abs=1e-6)  # sums of float32 in another order
     assert together["test/top1"] == alone["test/top1"]
+    assert together["test/temperature"] == alone["test/temperature"] != 1
+    assert done.stdout.count("fitted on 143 validation images") == 1 and (run / "test" / "mistakes.png").exists()
     assert len((run / "test" / "predictions.csv").read_text().splitlines()) == 360
 
 

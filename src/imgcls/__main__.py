@@ -4,12 +4,17 @@ import gc
 import importlib
 import os
 import sys
+import types
+from typing import Any
 
 from imgcls.errors import UserError, nearest, one_line
 
 VERBS = {
     "train": "train a network, test the best checkpoint, keep all of it in a run directory",
     "eval": "test a checkpoint, on its own data or on other data with the same classes",
+    "predict": "label image files, with probabilities and embeddings",
+    "export": "write the network for use without this package: ONNX or torch.export",
+    "inspect": "say what is in the data and what is wrong with it, before training",
     "pack": "put a folder of images into a few files, in a form that is fast to train from",
     "bench": "measure what a training costs beyond the network's own arithmetic",
 }
@@ -43,10 +48,26 @@ def main() -> None:
     _run(verb, arguments[1:])
 
 
+class Later(types.ModuleType):
+    """scipy.signal, imported when something of it is used.
+
+    torchmetrics imports it, which takes a sixth of the start, only to add the name `hamming` where that is missing.
+    """
+
+    hamming = None
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what the import system asks of any module
+            raise AttributeError(name)
+        sys.modules.pop(self.__name__, None)
+        return getattr(importlib.import_module(self.__name__), name)
+
+
 def _run(verb: str, arguments: list[str]) -> None:
     sys.argv = [sys.argv[0], *arguments]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here as they are; this file says them
     gc.set_threshold(50_000, 20, 100)  # looking for garbage in what is imported takes a tenth of the start
+    sys.modules.setdefault("scipy.signal", Later("scipy.signal"))
     from hydra.errors import ConfigCompositionException, OverrideParseException
 
     from imgcls import config

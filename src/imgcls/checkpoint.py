@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from imgcls.backbones.build import load_tensors, unloadable
@@ -46,5 +47,13 @@ def load_checkpoint(path: Path) -> tuple[ImageClassifier, dict[str, Any]]:
         raise UserError(
             f"checkpoint={path}: its weights are of another network than its settings say ({reason})"
         ) from error
+    classifier.on_load_checkpoint(content)
     nn.Module.eval(classifier)
     return classifier, content["config"]
+
+
+def add_to_checkpoint(path: Path, **entries: Any) -> None:
+    """Adds plain entries to a checkpoint's file, which is whole at any time."""
+    partial = path.with_suffix(".partial")
+    torch.save(load_tensors(path) | entries, partial)
+    partial.replace(path)

@@ -1,5 +1,6 @@
 """ImageClassifier: one network, its loss, its optimizer, and what is measured of it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -81,10 +82,13 @@ class ImageClassifier(LightningModule):
         self.register_buffer("shift", -torch.tensor(self.spec.mean).view(-1, 1, 1) / std, persistent=False)
         self.train_loss = MeanLoss()
         self.train_top1 = MulticlassAccuracy(classes, average="micro", validate_args=False)
-        for split in ("val", "test"):
+        for split in ("val", "test", "unscaled"):  # unscaled: the test's logits before the temperature
             setattr(self, f"{split}_loss", MeanLoss())
             setattr(self, f"{split}_metrics", Evaluation(classes))
         self.predictions = Predictions()
+        self.temperature = 1.0  # that a checkpoint brings (imgcls.calibration); training never sees it
+        self.distil: Callable[[ImageClassifier, Tensor, Tensor, Tensor], Tensor] | None = None  # imgcls.distillation
+        self.rate_scales: dict[str, float] | None = None  # shares of the learning rate, by parameter (imgcls.finetune)
         self.train_size: int | None = None  # of training images, where it is not the data's
 
     def normalise(self, images: Tensor, size: int | None = None) -> Tensor:
@@ -98,8 +102,25 @@ class ImageClassifier(LightningModule):
         return out
 
     def forward(self, images: Tensor) -> Tensor:
-        """Returns the logits `(N, K)` of `images (N, C, H, W) uint8`."""
-        return self.network(self.normalise(images))  # type: ignore[no-any-return]
+        """Returns the logits `(N, K) float32` of `images (N, C, H, W) uint8`, divided by the temperature."""
+        return self.raw_logits(images) / self.temperature
+
+    def raw_logits(self, images: Tensor) -> Tensor:
+        """Returns the network's own logits `(N, K) float32`."""
+        if images.is_floating_point():  # features, computed once (imgcls.finetune)
+            return self.network.get_submodule(self.head_name)(images).float()  # type: ignore[no-any-return]
+        return self.network(self.normalise(images)).float()  # type: ignore[no-any-return]
+
+    @property
+    def head_name(self) -> str:
+        """The module that gives the logits; the network's other heads are auxiliary."""
+        return self.network.head_names[0]  # type: ignore[index, return-value, union-attr]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.temperature = float(checkpoint.get("temperature", 1.0))
+
+    def on_fit_start(self) -> None:
+        self.temperature = 1.0  # it was of other weights
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         torch.manual_seed(key_seed(self.hparams["seed"], self.current_epoch, batch_idx, self.global_rank))
@@ -108,9 +129,15 @@ class ImageClassifier(LightningModule):
         self.first_rate = self.trainer.optimizers[0].param_groups[0]["lr"]  # of the epoch
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        images = self.normalise(self.augment.pixels(batch.images), self.train_size)
-        images, targets = self.augment.mix(images, batch.targets)
-        logits, loss = self.training_loss(self.network(images), targets)
+        if batch.images.is_floating_point():
+            outputs, targets = self.raw_logits(batch.images), batch.targets
+        else:
+            images = self.normalise(self.augment.pixels(batch.images), self.train_size)
+            images, targets = self.augment.mix(images, batch.targets)
+            outputs = self.network(images)
+        logits, loss = self.training_loss(outputs, targets)
+        if self.distil is not None:
+            loss = self.distil(self, images, logits, loss)
         self.train_loss.update(loss.detach(), len(targets))  # on the device; read once an epoch
         self.train_top1.update(logits.detach(), targets.argmax(1) if targets.ndim == 2 else targets)
         return loss
@@ -139,31 +166,38 @@ class ImageClassifier(LightningModule):
 
     def _evaluate(self, batch: Batch, split: str) -> None:
         images, targets, indices = batch
-        logits = self(images).float()
+        raw = self.raw_logits(images)
         if self.trainer.world_size > 1:  # padding keeps the ranks in step and counts nowhere
             kept = targets >= 0
-            logits, targets, indices = logits[kept], targets[kept], indices[kept]
+            raw, targets, indices = raw[kept], targets[kept], indices[kept]
             if not len(targets):
                 return
-        getattr(self, f"{split}_loss").update(self.evaluation_loss(logits, targets), len(targets))
-        getattr(self, f"{split}_metrics").update(logits, targets)
+        logits, scaled = raw / self.temperature, split == "test" and self.temperature != 1
+        for name, values in ((split, logits), *([("unscaled", raw)] if scaled else [])):
+            getattr(self, f"{name}_loss").update(self.evaluation_loss(values, targets), len(targets))
+            getattr(self, f"{name}_metrics").update(values, targets)
         if split == "test":
-            self.predictions.update(logits, targets, indices)
+            self.predictions.update(logits, targets, indices, raw if scaled else None)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_evaluation("val")
+        self.log_dict({f"val/{name}": value for name, value in self._evaluated("val").items()})
 
     def on_test_epoch_end(self) -> None:
-        self._log_evaluation("test")
+        values = self._evaluated("test")
+        if self.temperature != 1:
+            before = self._evaluated("unscaled")
+            values |= {f"{name}_unscaled": before[name] for name in ("loss", "calibration_error")}
+            values["temperature"] = torch.tensor(self.temperature)
+        self.log_dict({f"test/{name}": value for name, value in values.items()})
         self.tested = self.predictions.compute()  # here, where the processes still are together
         self.predictions.reset()
 
-    def _log_evaluation(self, split: str) -> None:
+    def _evaluated(self, split: str) -> dict[str, Tensor]:
         loss, metrics = getattr(self, f"{split}_loss"), getattr(self, f"{split}_metrics")
-        values = {"loss": loss.compute(), **metrics.compute()}
-        self.log_dict({f"{split}/{name}": value for name, value in values.items()})
+        values: dict[str, Tensor] = {"loss": loss.compute(), **metrics.compute()}
         loss.reset()
         metrics.reset()
+        return values
 
     def logged_names(self) -> set[str]:
         """Returns the names that a callback or a schedule may monitor."""
@@ -185,7 +219,9 @@ class ImageClassifier(LightningModule):
     def configure_optimizers(self) -> Any:
         if self.hparams["optimizer"] is None or self.hparams["scheduler"] is None:
             raise UserError("this classifier was made without an optimizer and a scheduler; it can only be evaluated")
-        optimizer = build_optimizer(self.hparams["optimizer"], self.network, self.device, self.fused_steps())
+        optimizer = build_optimizer(
+            self.hparams["optimizer"], self.network, self.device, self.fused_steps(), self.rate_scales
+        )
         steps = self.steps(self.trainer, self.trainer.datamodule)  # type: ignore[attr-defined]
         schedule = configs.build(self.hparams["scheduler"], "scheduler", optimizer=optimizer, steps=steps)
         for entry in schedule:  # what is measured in validation is there after the epochs that end with one

@@ -49,9 +49,11 @@ def data_config(trained: dict[str, Any], wanted: dict[str, Any], spec: Any) -> d
     Images are prepared as the network expects them, whichever set they are of.
     """
     config = given(wanted) if "_target_" in wanted else {**trained["data"], **given(wanted)}
-    if "root" in config and not given(wanted, ("root",)) and "://" not in config["root"]:
-        # relative to where the training was started
-        config["root"] = str(Path(trained["cwd"]) / Path(config["root"]).expanduser())
+    if given(wanted, ("root",)) and not given(wanted, ("exclude",)):
+        config.pop("exclude", None)  # a list of files of the root that the network was trained on
+    for key in ("root", "exclude"):  # relative to where the training was started
+        if config.get(key) and not given(wanted, (key,)) and "://" not in config[key]:
+            config[key] = str(Path(trained["cwd"]) / Path(config[key]).expanduser())
     prepared = ("image_size", "channels", "crop_ratio", "interpolation")
     return config | {key: getattr(spec, key) for key in prepared if key in config or key in wanted}
 

@@ -1,15 +1,31 @@
 """What this machine is good at."""
 
+import ctypes
+
 import torch
 
 
 def best_precision(accelerator: str) -> str:
     """Returns Lightning's name of the fastest precision that trains as well as float32 here.
 
-    bfloat16 where the device multiplies it in hardware: GPUs from compute capability 8.0, CPUs with AMX.
+    bfloat16 where the device multiplies it in hardware: GPUs from compute capability 8.0, CPUs with AMX. (With
+    AVX512-BF16 alone a step is slower than in float32; docs/performance.md has the figures.)
     """
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.get_device_capability() >= (8, 0) else "32-true"
     if accelerator in ("auto", "cpu") and torch.cpu._is_amx_tile_supported():
         return "bf16-mixed"
     return "32-true"
+
+
+def keep_freed_memory(keep: bool = True) -> None:
+    """Lets the C library keep what tensors free, for the next ones; it does nothing where that is not glibc.
+
+    By default each large tensor is mapped from the system and given back, and its pages are cleared each time: a
+    tenth to a fifth of a training step on a CPU. The price is that the process stays as large as it once was.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_max = -1, -4  # malloc.h
+        mallopt(mmap_max, 0 if keep else 65536)  # else: the defaults
+        mallopt(trim_threshold, -1 if keep else 131072)  # -1, as an unsigned number: never

@@ -38,7 +38,7 @@ class Evaluation(Metric):
         right, one = predicted == targets, torch.ones_like(targets)
         for row, (classes, samples) in enumerate(((targets, right.long()), (predicted, one), (targets, one))):
             self.counts[row].index_add_(0, classes, samples)  # bincount would read from the device
-        place = (confidences * BINS).long().clamp_(0, BINS)
+        place = confidence_bins(confidences)
         self.bins.index_add_(1, place, torch.stack([torch.ones_like(confidences), right.float(), confidences]))
         if self.num_classes > 5:
             self.within5 += (logits.topk(5, sorted=False).indices == targets[:, None]).sum()
@@ -57,6 +57,11 @@ class Evaluation(Metric):
             "calibration_error": (hits - confidence).abs().sum() / samples.sum(),
         }
         return values | ({"top5": self.within5 / total} if self.num_classes > 5 else {})
+
+
+def confidence_bins(confidences: Tensor) -> Tensor:
+    """Returns the range of 1 / BINS that each confidence lies in; that of a confidence of 1 is BINS."""
+    return (confidences * BINS).long().clamp_(0, BINS)
 
 
 class MeanLoss(Metric):
@@ -86,27 +91,33 @@ class Predictions(Metric):
     """Gathers what was predicted for each sample, over all batches and processes.
 
     `compute` returns `indices`, `targets`, `predictions (N,) int64` and `confidences (N,) float32`, in the
-    order of the data set.
+    order of the data set; also `unscaled (N,)`, the confidences of `raw` logits where those are given, and
+    `logits (N, K)` with `keep_logits`.
     """
+
+    NAMES = ("indices", "targets", "predictions", "confidences", "unscaled", "logits")
+    keep_logits = False
 
     full_state_update = False
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("indices", "targets", "predictions", "confidences"):
+        for name in self.NAMES:
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
-    def update(self, logits: Tensor, targets: Tensor, indices: Tensor) -> None:
+    def update(self, logits: Tensor, targets: Tensor, indices: Tensor, raw: Tensor | None = None) -> None:
         confidences, predictions = logits.softmax(1).max(1)
-        self.indices.append(indices)  # type: ignore[operator, union-attr]
-        self.targets.append(targets)  # type: ignore[operator, union-attr]
-        self.predictions.append(predictions)  # type: ignore[operator, union-attr]
-        self.confidences.append(confidences)  # type: ignore[operator, union-attr]
+        found = {"indices": indices, "targets": targets, "predictions": predictions, "confidences": confidences}
+        if raw is not None:
+            found["unscaled"] = raw.softmax(1).amax(1)
+        if self.keep_logits:
+            found["logits"] = logits
+        for name, values in found.items():
+            getattr(self, name).append(values)
 
     def compute(self) -> dict[str, Tensor]:
         from torchmetrics.utilities import dim_zero_cat
 
-        names = ("indices", "targets", "predictions", "confidences")
-        gathered = {name: dim_zero_cat(getattr(self, name)) for name in names}
+        gathered = {name: dim_zero_cat(getattr(self, name)) for name in self.NAMES if len(getattr(self, name))}
         order = gathered["indices"].argsort()
         return {name: values[order].cpu() for name, values in gathered.items()}

@@ -66,6 +66,11 @@ def write_record(run_dir: Path, config: dict[str, Any]) -> dict[str, Any]:
     return git
 
 
+def cache_dir() -> Path:
+    """Returns the folder for what can be made anew at any time. Raises RuntimeError where this user has no home."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imgcls"
+
+
 def shown(path: Path | str) -> str:
     """Returns a path as short as it can be written here."""
     relative = os.path.relpath(path)

@@ -25,6 +25,8 @@ class Settings:
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     run_dir: str
     test: bool
+    tune: Literal["lr", "batch_size"] | None
+    temperature: bool
     class_weights: Literal["balanced"] | list[float] | None
     channels_last: bool
     compile: bool
@@ -59,6 +61,11 @@ def train(config: dict[str, Any], settings: Settings, run_dir: Path) -> float | 
     prepare(settings.seed)
     data = build_data(config["data"], config["augment"], settings.seed)
     classifier = build_classifier(config, settings, data)
+    if settings.tune is not None:
+        from imgcls.tune import tune
+
+        trainer = build_trainer({**config["trainer"], "limit_val_batches": 0}, kept_for_tuning(config), [], run_dir)
+        return tune(settings.tune, trainer, classifier, data, run_dir)
     callbacks = build_all(config, "callbacks")
     check_monitored(config, callbacks, classifier.logged_names(), settings)
     trainer = build_trainer(config["trainer"], [*callbacks, SaveConfig(config)], [], run_dir)
@@ -78,6 +85,11 @@ def train(config: dict[str, Any], settings: Settings, run_dir: Path) -> float | 
         close_loggers(status)
         del trainer, classifier, data
         gc.collect()
+
+
+def kept_for_tuning(config: dict[str, Any]) -> list[Any]:
+    """Returns the callbacks that say what learns; the others would write, draw or stop."""
+    return [c for c in build_all(config, "callbacks") if type(c).__name__ in ("Finetune", "ProgressiveResizing")]
 
 
 def build_all(config: dict[str, Any], group: str) -> list[Any]:
@@ -173,6 +185,7 @@ def finish(trainer: Any, classifier: Any, data: Any, settings: Settings, run_dir
     """Tests the best checkpoint (with none: the weights in memory); prints and logs what came out."""
     from lightning.pytorch.loggers import WandbLogger
 
+    from imgcls.calibration import calibrate
     from imgcls.report import log_to_wandb, print_summary
     from imgcls.training import run_test
 
@@ -184,12 +197,14 @@ def finish(trainer: Any, classifier: Any, data: Any, settings: Settings, run_dir
     for logger in trainer.loggers if trainer.is_global_zero else []:
         if isinstance(logger, WandbLogger):
             logger.experiment.summary.update(tested)
+    if settings.temperature:
+        calibrate(trainer, classifier, data, best or None)
     if settings.test:
         report = run_test(trainer, classifier, data, run_dir / "test", best or None)
         if report is not None:
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
-                    log_to_wandb(logger.experiment, report, data.sets["test"], data.spec)
+                    log_to_wandb(logger.experiment, report, run_dir / "test", data.spec)
             lines = {"run directory": shown(run_dir), "test report": shown(run_dir / "test")}
             if best:
                 lines["evaluate again"] = f"imgcls eval {shlex.quote(f'checkpoint={hydra_quoted(shown(best))}')}"

@@ -1,6 +1,8 @@
 """What train and eval share: the trainer of a config, and a test with its report."""
 
+import contextlib
 import logging
+import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -16,7 +19,8 @@ from imgcls import config as configs
 from imgcls.classifier import ImageClassifier
 from imgcls.data.base import ImageDataModule
 from imgcls.errors import UserError
-from imgcls.hardware import best_precision
+from imgcls.hardware import best_precision, keep_freed_memory
+from imgcls.run import cache_dir
 
 if TYPE_CHECKING:
     from imgcls.report import Report
@@ -39,6 +43,8 @@ def prepare(seed: int) -> None:
         warnings.filterwarnings("ignore", message=message)
     seed_everything(seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision("high")
+    with contextlib.suppress(RuntimeError):  # kept between runs, also where /tmp is not; read at the first compilation
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))
 
 
 def build_data(
@@ -93,6 +99,8 @@ def build_trainer(
     except (MisconfigurationException, ValueError, RuntimeError, TypeError) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
     assert isinstance(trainer, Trainer)
+    if isinstance(trainer.accelerator, CPUAccelerator):
+        keep_freed_memory()
     return trainer
 
 
@@ -100,13 +108,16 @@ def run_test(
     trainer: Trainer, classifier: ImageClassifier, data: ImageDataModule, folder: Path, path: str | None = None
 ) -> "Report | None":
     """Tests the checkpoint at `path` (none: the weights in memory); on rank 0 writes the report and returns it."""
-    from imgcls.report import make_report, write_report  # pandas and scikit-learn
+    from imgcls.report import draw_report, make_report, write_report  # pandas and scikit-learn
 
     metrics = trainer.test(classifier, datamodule=data, ckpt_path=path, verbose=False, weights_only=True)[0]
     if not trainer.is_global_zero:
         return None
     ordered = ["top1", "top5", "loss", "precision", "recall", "f1", "calibration_error"]
-    metrics = {f"test/{name}": metrics[f"test/{name}"] for name in ordered if f"test/{name}" in metrics}
+    ordered += ["loss_unscaled", "calibration_error_unscaled"]
+    scaled = {"test/temperature": classifier.temperature} if classifier.temperature != 1 else {}
+    metrics = {f"test/{name}": metrics[f"test/{name}"] for name in ordered if f"test/{name}" in metrics} | scaled
     report = make_report(metrics, classifier.tested, data.sets["test"], data.spec)
     write_report(report, folder, data.spec)
+    draw_report(report, folder, data.spec, classifier, data.sets["test"])
     return report

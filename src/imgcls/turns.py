@@ -114,7 +114,7 @@ class TakeTurns(Callback):
         floor, loader, train = (1 / statistics.median(self.rates[name]) for name in ("floor", "loader", "train"))
         beside = self.workers > 0 and not self.on_cpu  # the loader has cores of its own, and hides behind the network
         cost = max(loader - floor, 0.0) if beside else loader
-        if ratio >= 0.95:
+        if ratio >= 0.95 or train <= floor:
             return "the network"
         return "the loader" if cost > (train - floor) / 2 else "the work around the network"
 

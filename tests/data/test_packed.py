@@ -95,6 +95,8 @@ def test_a_batch_that_needs_nothing_is_one_gather(tmp_path: Path, channels: int)
     keys = torch.tensor([3, 1, 20])
     one_by_one = torch.stack([train.picture(k % len(train)) for k in keys.tolist()])
     assert torch.equal(train.images(keys), one_by_one)
+    data.setup_test("all")  # as imgcls eval split=all does
+    assert data.default_workers() == 0 and len(next(iter(data.test_dataloader())).targets) == 4
     for other in ({"image_size": 12}, {"crop_ratio": 0.8}, {"augment": RESIZED}):
         images = pack_of(**{**exact, **other}).sets["train"]
         assert isinstance(images, PackedImages) and not images.as_stored

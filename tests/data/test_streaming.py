@@ -99,6 +99,25 @@ def test_order_and_draws_are_a_function_of_seed_and_epoch(out: Path) -> None:
     assert order(still) == order(still) == list(range(28))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_it_goes_on_within_an_epoch(out: Path, workers: int) -> None:
+    """The loader's state, which Lightning keeps in a checkpoint, is enough to go on as if never stopped."""
+    loader = stream_of(out, num_workers=workers, augment=Augment(crop="resized")).train_dataloader()
+    order(loader)  # an epoch
+    batches, state = [], None
+    for batch in loader:
+        batches.append(batch)
+        if len(batches) == 3:
+            state = loader.state_dict()  # type: ignore[attr-defined]
+    resumed = stream_of(out, num_workers=workers, augment=Augment(crop="resized")).train_dataloader()
+    resumed.load_state_dict(state)  # type: ignore[attr-defined]
+    rest = list(resumed)
+    assert len(rest) == 4
+    for a, b in zip(rest, batches[3:], strict=True):
+        assert torch.equal(a.indices, b.indices) and torch.equal(a.images, b.images)
+    assert order(resumed) == order(loader)  # and the epoch after it
+
+
 def test_classes_are_mixed_in_the_pack(out: Path) -> None:
     assert len(set(stream_of(out).sets["train"].targets[:11].tolist())) == 3
 

@@ -187,12 +187,13 @@ class ImageDataModule(LightningDataModule):
         return self._loader("train", sampler, drop_last=len(sampler) >= self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        return self._evaluation("val")
+        return self.evaluation_loader("val")
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        return self._evaluation("test")
+        return self.evaluation_loader("test")
 
-    def _evaluation(self, split: str) -> DataLoader[Batch]:
+    def evaluation_loader(self, split: str) -> DataLoader[Batch]:
+        """Returns the batches of a split, each sample once, in order."""
         return self._loader(split, EpochSampler(len(self.sets[split]), 0, shuffle=False, training=False), False)
 
     def default_workers(self) -> int:

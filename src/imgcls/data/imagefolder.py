@@ -1,5 +1,6 @@
 """Folders of image files: `root/<class>/…` or `root/{train,val,test}/<class>/…`."""
 
+import bisect
 import os
 from pathlib import Path
 from typing import Literal
@@ -34,7 +35,7 @@ class FolderImages(ImageDataset):
     def images(self, keys: Tensor) -> Tensor:
         out = []
         for key in keys.tolist():
-            torch.manual_seed(self.sample_seed(key))
+            torch.default_generator.manual_seed(self.sample_seed(key))  # torch.manual_seed takes 0.15 ms
             out.append(self.transform(self.read(key % len(self))))
         return torch.stack(out)
 
@@ -54,6 +55,7 @@ class ImageFolder(ImageDataModule):
 
     Args:
         root: the folder.
+        exclude: a file that lists images to leave out everywhere (see `exclude_list`), such as `imgcls inspect` writes.
         image_size, channels, mean, std, crop_ratio, interpolation, mirror: as in `DataSpec`.
         Other arguments: `ImageDataModule`.
     """
@@ -64,6 +66,7 @@ class ImageFolder(ImageDataModule):
         self,
         *,
         root: str,
+        exclude: str | None = None,
         image_size: int = 224,
         channels: Literal[1, 3] = 3,
         mean: list[float],
@@ -78,6 +81,10 @@ class ImageFolder(ImageDataModule):
         if not self.root.is_dir():
             raise UserError(f"data.root={root}: there is no such folder; expected {self.layout}")
         self.folders, self.classes = self.find()
+        self.exclude, self.excluded = exclude, exclude_list(exclude)
+        for entry in self.excluded:
+            if not any((self.root / entry).is_relative_to(folder) for folder in self.folders.values()):
+                raise no_such_entry(exclude, entry, self.root)
         self._spec = DataSpec(
             self.class_names(), channels, image_size, per_channel(mean, channels), per_channel(std, channels),
             interpolation, crop_ratio, mirror,
@@ -102,12 +109,33 @@ class ImageFolder(ImageDataModule):
                 f"{folder} has the class {unknown[0]!r}, which {self.folders['train']} does not; expected the same classes"
             )
         counts, paths = folder_index(folder, names)
+        targets = torch.arange(len(names)).repeat_interleave(counts)
+        if gone := self._excluded_places(folder, names, targets, paths):
+            kept = np.delete(np.arange(len(paths)), gone)
+            paths, targets = paths.part(kept), targets[kept]
+            counts = torch.bincount(targets, minlength=len(names))
         filled = {name for name, count in zip(names, counts.tolist(), strict=True) if count}
         if empty := [name for name in self.classes if name not in filled]:
             kinds = " ".join(sorted(EXTENSIONS))
-            raise UserError(f"{folder / empty[0]} holds no image; expected files that end in one of {kinds}")
-        targets = torch.arange(len(names)).repeat_interleave(counts)
+            raise UserError(
+                f"{folder / empty[0]} holds no image{' that is not excluded' if self.excluded else ''}; expected files that end in one of {kinds}"
+            )
         return FolderImages(folder, paths, targets, self.spec.channels, evaluation_transform(self.spec))
+
+    def _excluded_places(self, folder: Path, names: list[str], targets: Tensor, paths: Paths) -> list[int]:
+        """Returns where in a split's `paths`, sorted within each class, the excluded ones are."""
+        places = []
+        for entry in self.excluded:
+            if not (self.root / entry).is_relative_to(folder):
+                continue
+            name = os.path.relpath(self.root / entry, folder)
+            label = bisect.bisect_left(names, name.partition(os.sep)[0])
+            first, end = torch.searchsorted(targets, torch.tensor([label, label + 1])).tolist()
+            place = bisect.bisect_left(paths, name, first, end, key=os.fsdecode)
+            if place == end or os.fsdecode(paths[place]) != name:
+                raise no_such_entry(self.exclude, entry, self.root)
+            places.append(place)
+        return places
 
     def part(self, dataset: ImageDataset, indices: np.ndarray, training: bool) -> FolderImages:
         assert isinstance(dataset, FolderImages)
@@ -130,9 +158,41 @@ def evaluation_transform(spec: DataSpec) -> nn.Module:
     ])  # fmt: skip
 
 
+def exclude_list(path: str | None) -> list[str]:
+    """Returns the files that a list names: a path relative to the root a line. What follows a tab and `#`, and a line
+    that starts with `#`, is a comment; a path that starts so is written `./#…`.
+
+    Raises:
+        UserError: there is no such file, or it can't be read.
+    """
+    if path is None:
+        return []
+    try:
+        lines = Path(path).expanduser().read_bytes().split(b"\n")
+    except OSError as error:
+        raise UserError(
+            f"data.exclude={path} can't be read ({error.strerror}); expected a text file with a path relative to "
+            "data.root a line"
+        ) from error
+    names = [os.fsdecode(line.split(b"\t#")[0].rstrip(b"\r")) for line in lines if not line.startswith(b"#")]
+    return sorted({os.path.normpath(name) for name in names if name.strip()})
+
+
+def no_such_entry(path: str | None, entry: str, root: Path) -> UserError:
+    return UserError(
+        f"data.exclude={path} names {entry!r}, which is no image of a split of {root}; take the line out of it, or "
+        "make the list anew with imgcls inspect"
+    )
+
+
+def named_splits(root: Path) -> dict[str, Path]:
+    """Returns the folders in `root` that have the name of a split."""
+    return {s: root / name for s in SPLITS for name in reversed(FOLDERS[s]) if (root / name).is_dir()}
+
+
 def split_folders(root: Path) -> dict[str, Path]:
     """Returns the folder of each split that there is; a root without split folders is all train."""
-    found = {s: root / name for s in SPLITS for name in reversed(FOLDERS[s]) if (root / name).is_dir()}
+    found = named_splits(root)
     if "train" in found:
         return found
     if found:

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from imgcls.data.decode import EXTENSIONS
+from imgcls.run import cache_dir
 
 log = logging.getLogger(__name__)
 
@@ -114,9 +115,7 @@ def _bytes(content: bytes) -> Tensor:
 
 
 def _place(folder: Path) -> Path:
-    """Returns the cache file of a folder. Raises RuntimeError where this user has no home."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imgcls"
-    return cache / f"{hashlib.blake2b(os.fsencode(folder.absolute()), digest_size=16).hexdigest()}.safetensors"
+    return cache_dir() / f"{hashlib.blake2b(os.fsencode(folder.absolute()), digest_size=16).hexdigest()}.safetensors"
 
 
 def _facts(classes: list[str], tensors: dict[str, Tensor]) -> dict[str, str]:

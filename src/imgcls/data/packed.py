@@ -165,8 +165,8 @@ class PackedData(ImageDataModule):
         return out
 
     def default_workers(self) -> int:
-        train = self.sets["train"]
-        return 0 if isinstance(train, PackedImages) and train.as_stored else min(cores(), 16)
+        gathered = all(isinstance(images, PackedImages) and images.as_stored for images in self.sets.values())
+        return 0 if gathered else min(cores(), 16)
 
 
 def read_manifest(root: Path, formats: tuple[str, ...]) -> dict[str, Any]:

@@ -21,11 +21,11 @@ from torchvision.io import encode_jpeg
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from imgcls.data.base import SPLITS, check_targets
 from imgcls.data.decode import UnreadableImage
 from imgcls.data.imagefolder import FolderImages, ImageFolder
 from imgcls.data.packed import RECORD, VERSION
 from imgcls.data.spec import DataSpec
+from imgcls.data.splits import SPLITS, check_targets
 from imgcls.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -1,7 +1,8 @@
 """Sets that `imgcls pack format=litdata` made, streamed from a directory or from object storage.
 
-Training reads a shard after another, in litdata's order for (seed, epoch, ranks, workers); evaluation reads by
-index, so that each image counts once on whatever number of ranks.
+Training reads a shard after another, in litdata's order for (seed, epoch, batch size, ranks, workers); what is
+drawn for a sample is a function of (seed, epoch, index) as everywhere. Evaluation reads by index, so that each
+image counts once on whatever number of ranks.
 """
 
 import hashlib
@@ -83,7 +84,9 @@ class TrainingStream(StreamingDataset):
     def __getitem__(self, index: Any) -> tuple[Tensor, Tensor, int]:
         images, place = self.images, index.index
         stored = self.shards.decoded(super().__getitem__(index), place, images.spec.channels)
-        torch.manual_seed(images.sample_seed((self.current_epoch - 1) * len(images) + place))  # it counts from 1
+        torch.default_generator.manual_seed(
+            images.sample_seed((self.current_epoch - 1) * len(images) + place)
+        )  # it counts from 1
         return images.transform(in_channels(stored, images.spec)), images.targets[place], place
 
 
@@ -156,7 +159,7 @@ class StreamingData(PackedData):
         return PackedImages(shards, torch.arange(len(shards.records)), self.spec)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        images, workers = self.sets["train"], self.default_workers() if self.num_workers is None else self.num_workers
+        images = self.sets["train"]
         assert isinstance(images, PackedImages) and isinstance(images.pack, Shards)
         stream = images.pack.open(
             TrainingStream,
@@ -169,7 +172,7 @@ class StreamingData(PackedData):
         return StreamingDataLoader(
             stream,
             batch_size=min(self.batch_size, max(len(images) // world_size(), 1)),
-            num_workers=workers,
+            num_workers=self.default_workers() if self.num_workers is None else self.num_workers,
             collate_fn=_batch,
             pin_memory=torch.cuda.is_available(),
         )

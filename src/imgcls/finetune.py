@@ -1,0 +1,187 @@
+"""Fine-tuning: which layers learn in which epoch, and how fast each learns.
+
+What learns is a function of the epoch, so a resumed run goes on as it would have. Frozen layers are in evaluation
+mode: their batch norms keep the statistics they came with, and their dropout is off.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
+
+from imgcls.augment import Augment
+from imgcls.classifier import ImageClassifier
+from imgcls.data.base import ImageDataModule, ImageDataset
+from imgcls.errors import UserError
+
+log = logging.getLogger(__name__)
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+class Finetune(Callback):
+    """Trains the head alone first, then more of the network.
+
+    Args:
+        head_epochs: epochs in which only the head learns; null: all of them (a linear probe).
+        layer_epochs: epochs after which one more layer learns, from the head down (Howard and Ruder 2018); 0: after
+            `head_epochs` all layers learn.
+        body_lr: learning rate of the body, as a share of the head's.
+        layer_decay: share of the learning rate that each layer has of that of the layer above (Bao et al. 2021).
+        reuse_features: in a linear probe without augmentation, compute what goes into the head once.
+    """
+
+    def __init__(
+        self,
+        head_epochs: int | None = 0,
+        layer_epochs: float = 0,
+        body_lr: float = 1.0,
+        layer_decay: float = 1.0,
+        reuse_features: bool = True,
+    ) -> None:
+        if (head_epochs or 0) < 0 or layer_epochs < 0 or not 0 < body_lr <= 1 or not 0 < layer_decay <= 1:
+            raise UserError(
+                f"Finetune: head_epochs={head_epochs}, layer_epochs={layer_epochs}, body_lr={body_lr}, "
+                f"layer_decay={layer_decay}: expected numbers of epochs, and shares above 0 and at most 1"
+            )
+        self.head_epochs, self.layer_epochs = head_epochs, layer_epochs
+        self.body_lr, self.layer_decay, self.reuse_features = body_lr, layer_decay, reuse_features
+        self.lowest: int | None = None  # the lowest layer that learns now
+        self.images: dict[str, ImageDataset] = {}  # the sets in place of which features are read
+
+    def setup(self, trainer: Trainer, pl_module: ImageClassifier, stage: str) -> None:  # type: ignore[override]
+        if stage != "fit":
+            return
+        self.layers = layers(pl_module.network)
+        top = max(self.layers.values())
+        pl_module.rate_scales = {
+            name: 1.0 if layer == top else self.body_lr * self.layer_decay ** (top - layer)
+            for name, layer in self.layers.items()
+        }
+        for name, parameter in pl_module.network.named_parameters():  # before a strategy looks at what learns
+            parameter.requires_grad_(self.layers[name] >= self.learning(0))
+
+    def learning(self, epoch: int) -> int:
+        """Returns the number of the lowest layer that learns in an epoch."""
+        top = max(self.layers.values())
+        if self.head_epochs is None or epoch < self.head_epochs:
+            return top
+        if not self.layer_epochs:
+            return 0
+        return max(top - 1 - int((epoch - self.head_epochs) / self.layer_epochs), 0)
+
+    def freeze(self, network: nn.Module, epoch: int) -> bool:
+        """Lets the layers of an epoch learn and freezes the others; returns whether that is a change."""
+        before, self.lowest = self.lowest, self.learning(epoch)
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(self.layers[name] >= self.lowest)
+        network.eval()
+        for module in network.modules():
+            own = list(module.parameters())
+            if own and all(parameter.requires_grad for parameter in own):
+                module.train()
+        return before != self.lowest
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:  # type: ignore[override]
+        first = trainer.current_epoch == 0 or self.lowest is None
+        if self.freeze(pl_module.network, trainer.current_epoch) and isinstance(trainer.strategy, DDPStrategy):
+            trainer.strategy.model = trainer.lightning_module  # wrapped anew: DDP waits for what learned when it began
+            trainer.strategy.configure_ddp()
+            first = True
+        if (first or self.layer_epochs or trainer.current_epoch == self.head_epochs) and trainer.is_global_zero:
+            counts = [p.numel() for p in pl_module.network.parameters() if p.requires_grad]
+            total = sum(p.numel() for p in pl_module.network.parameters())
+            above = [name for name, layer in self.layers.items() if layer >= (self.lowest or 0)]
+            log.info("epoch %d: %s of %s parameters learn, from %s on", trainer.current_epoch + 1,
+                     f"{sum(counts):,}", f"{total:,}", above[0].rpartition(".")[0] or above[0])  # fmt: skip
+
+    def on_fit_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:  # type: ignore[override]
+        nothing = Augment() == pl_module.augment.augment and trainer.world_size == 1
+        if self.head_epochs is None and self.reuse_features and nothing:
+            data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
+            found = {split: features(pl_module, data, split) for split in ("train", "val")}
+            if any(values is None for values in found.values()):
+                return log.info("the features of this network can't be reused: there is more after its head")
+            self.images = {split: data.sets[split] for split in found}
+            data.sets |= {split: Features(data.sets[split], values) for split, values in found.items()}  # type: ignore[arg-type]
+            log.info("features computed once: %d numbers an image", next(iter(found.values())).shape[1])  # type: ignore[union-attr]
+
+    def on_fit_end(self, trainer: Trainer, pl_module: ImageClassifier) -> None:  # type: ignore[override]
+        if self.images:
+            trainer.datamodule.sets |= self.images  # type: ignore[attr-defined]
+            self.images = {}
+
+
+class Features(ImageDataset):
+    """What goes into the head `(N, D) float32`, in place of a split's images."""
+
+    def __init__(self, images: ImageDataset, values: Tensor) -> None:
+        self.original, self.values, self.targets, self.seed = images, values, images.targets, images.seed
+
+    def images(self, keys: Tensor) -> Tensor:
+        return self.values[keys % len(self)]
+
+    def picture(self, index: int) -> Tensor:
+        return self.original.picture(index)
+
+    def name(self, index: int) -> str:
+        return self.original.name(index)
+
+
+@torch.no_grad()
+def features(classifier: ImageClassifier, data: ImageDataModule, split: str) -> Tensor | None:
+    """Returns the input of the head for all images of a split `(N, D)`, or None where the head is not the end."""
+    head, inputs = classifier.network.get_submodule(classifier.head_name), list[Tensor]()
+    hook = head.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
+    out = []
+    classifier.network.eval()
+    try:
+        for batch in data.evaluation_loader(split):
+            with classifier.trainer.precision_plugin.forward_context():
+                logits = classifier.network(classifier.normalise(batch.images.to(classifier.device)))
+                values = inputs[0]
+                if values.ndim != 2 or not torch.allclose(head(values), logits, atol=1e-4):
+                    return None
+            out.append(values.float().cpu())
+            inputs.clear()
+    finally:
+        hook.remove()
+        classifier.network.train()
+    return torch.cat(out)
+
+
+def layers(network: nn.Module) -> dict[str, int]:
+    """Returns the number of the layer of each parameter, from the input (0) to the head, which has the highest.
+
+    timm's networks say their layers; of others, the children are the layers, and those of containers in their place.
+    """
+    heads: tuple[str, ...] = network.head_names  # type: ignore[assignment]
+    names = [name for name, _ in network.named_parameters()]
+    if hasattr(network, "group_matcher"):
+        from timm.models import group_parameters
+
+        found: Mapping[Any, int] = group_parameters(network, network.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
+        number = {name: found[name] for name in names}
+    else:
+        blocks = [name for name in _blocks(network, "") if not name.startswith(tuple(f"{head}." for head in heads))]
+        place = {name: i for i, name in enumerate(blocks)}
+        number = {name: max((i for b, i in place.items() if name.startswith(b)), default=0) for name in names}
+    order = {old: new for new, old in enumerate(sorted({n for name, n in number.items() if not _in(name, heads)}))}
+    return {name: len(order) if _in(name, heads) else order[number[name]] for name in names}
+
+
+def _in(name: str, modules: tuple[str, ...]) -> bool:
+    return name.startswith(tuple(f"{module}." for module in modules))
+
+
+def _blocks(module: nn.Module, prefix: str) -> list[str]:
+    out = []
+    for name, child in module.named_children():
+        if isinstance(child, CONTAINERS):
+            out += _blocks(child, f"{prefix}{name}.")
+        elif any(True for _ in child.parameters()):
+            out.append(f"{prefix}{name}.")
+    return out

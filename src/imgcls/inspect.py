@@ -1,0 +1,245 @@
+"""imgcls inspect: what is in the data, and what is wrong with it, before anything is trained on it.
+
+It works from the folders, so that all faults of a set are listed at once, also those that training refuses.
+Nothing of the data is changed.
+"""
+
+import json
+import logging
+import re
+import sys
+import time
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from imgcls import config as configs
+from imgcls.command import verb
+from imgcls.errors import UserError, one_line
+from imgcls.run import shown
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+SPLITS = ("train", "val", "test")  # of a picture's copies the last in this order stays
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The types of conf/inspect.yaml's own keys."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    near: Annotated[int, Field(ge=0, le=6)] | None
+    samples: Annotated[int, Field(ge=1, le=256)]
+
+
+@verb("inspect")
+def main(config: dict[str, Any], run_dir: Path) -> None:
+    """Reads each image once, and writes what it finds into the run directory."""
+    settings = configs.typed({k: v for k, v in config.items() if k in Settings.__annotations__}, Settings, "")
+    configs.check({"data": config["data"]})
+    try:
+        report(config, settings, run_dir)
+    except KeyboardInterrupt:
+        log.error("interrupted")
+        sys.exit(130)
+
+
+def report(config: dict[str, Any], settings: Settings, run_dir: Path) -> None:
+    """Reads, compares, writes, prints."""
+    from imgcls.data.base import cores
+    from imgcls.data.scan import Reader, list_files, list_memory, scan
+    from imgcls.inspect_page import show, write_page
+    from imgcls.training import prepare, to_augment
+
+    prepare(settings.seed)
+    data, folders, refused = prepared(config["data"], to_augment(config["augment"]), settings.seed)
+    found: dict[str, Any] = {
+        "data": config["data"].get("dataset", type(data).__name__),
+        "training_refuses": refused,
+        "unreadable": [],
+    }
+    if folders is None:
+        table, classes, reader = list_memory(data)
+    else:
+        root = Path(config["data"]["root"]).expanduser()
+        table, classes, found["unreadable"] = list_files(root, folders, config["data"].get("exclude"))
+        reader = Reader([str(root / file) for file in table["file"]], config["data"].get("channels", 3))
+        found["data"] = shown(root)
+    start, workers = time.perf_counter(), config["data"].get("num_workers")
+    table = scan(table, reader, min(cores(), 16) if workers is None else workers)
+    seconds = time.perf_counter() - start
+    found |= {"seconds": round(seconds, 2), "images_per_second": round(len(table) / seconds, 1)}
+    found |= findings(table, classes, found["unreadable"], settings.near)
+    found["cut"] = [split for split in ("val", "test") if split not in found["splits"]]
+    run_dir.mkdir(parents=True, exist_ok=True)
+    found["excluded"] = 0 if folders is None else write_exclude(found, run_dir / "exclude.txt")
+    unreadable = {reader.paths[i] for i in table.index[table["reason"].notna()]}
+    seen = None if refused else samples(data, unreadable, settings)
+    found["no_samples"] = None if seen else "training refuses this data" if refused else "no image can be read"
+    write_page(run_dir, found, table, reader, seen)
+    (run_dir / "inspect.json").write_text(json.dumps(found, indent=1) + "\n")
+    show(found, run_dir)
+
+
+def prepared(config: dict[str, Any], augment: Any, seed: int) -> tuple[Any, dict[str, Path] | None, str | None]:
+    """Returns the datamodule as training has it (None where it can't be made), the folder of each split (None for a
+    set in memory), and what training says against the data.
+
+    Raises:
+        UserError: the mistake is in the config, or there are no images to look at.
+    """
+    from imgcls.data.base import ImageDataModule
+    from imgcls.data.imagefolder import ImageFolder, named_splits
+    from imgcls.data.imagenet import ImageNet
+    from imgcls.data.memory import MemoryDataModule
+
+    kind, data, refused = configs.locate(config["_target_"], "data._target_"), None, None
+    in_memory = isinstance(kind, type) and issubclass(kind, MemoryDataModule)
+    if not (in_memory or (isinstance(kind, type) and issubclass(kind, ImageFolder))):
+        raise UserError(
+            f"data: inspect reads image files and sets in memory, not {config['_target_']}; give what it was made from"
+        )
+    try:
+        data = configs.build(config, "data", ImageDataModule, seed=seed, augment=augment)
+        data.prepare_data()
+        data.setup()
+    except UserError as error:
+        in_config = re.match(r"(data|augment)[.:]", str(error)) and not str(error).startswith(str(config.get("root")))
+        if in_memory or in_config:
+            raise
+        refused = one_line(error)
+    if in_memory:
+        return data, None, refused
+    root = Path(config["root"]).expanduser()
+    folders = data.folders if data is not None else named_splits(root) or {"train": root}
+    if data is None and kind is ImageNet and "val" in folders:
+        folders["test"] = folders.pop("val")
+    return data, folders, refused
+
+
+def findings(table: "pd.DataFrame", classes: "pd.DataFrame", unlisted: list[Any], near: int | None) -> dict[str, Any]:
+    """Returns what inspect.json says of the images of a table (`scan`).
+
+    Args:
+        classes: each split's class folders, also those without an image.
+        unlisted: the folders that can't be read, and why.
+        near: as in `near_duplicates`; None: they are not looked for.
+    """
+    from imgcls.data.scan import duplicates, near_duplicates
+
+    good, bad = table[table["reason"].isna()], table[table["reason"].notna()]
+    counts = classes.join(good.groupby(["split", "label"]).size().rename("images"), on=["split", "label"])
+    counts = counts.pivot_table(index="label", columns="split", values="images", aggfunc="sum", fill_value=0)
+    counts = counts[[split for split in SPLITS if split in counts]].astype(int)
+    absent = {
+        str(label): {"in": [s for s in row if row[s]], "not_in": [s for s in row if not row[s]]}
+        for label, row in counts.T.to_dict().items()
+        if not all(row.values())
+    }
+    return {
+        "images": len(good), "splits": counts.sum().to_dict(), "classes": counts.T.to_dict(), "absent": absent,
+        **shapes(good), **statistics(good),
+        "unreadable": unlisted + bad[["file", "reason"]].to_dict("records"),
+        "duplicates": described(table, duplicates(table)),
+        "near_duplicates": [] if near is None else described(table, near_duplicates(table, near)),
+    }  # fmt: skip
+
+
+def shapes(good: "pd.DataFrame") -> dict[str, Any]:
+    """Returns sizes in pixels, formats and modes, the most frequent first."""
+    sizes = good.groupby(["width", "height"]).size().sort_values(ascending=False)
+    out: dict[str, Any] = {
+        "sizes": {f"{w}×{h}": n for (w, h), n in zip(sizes.index.tolist()[:10], sizes.tolist(), strict=False)},
+        "different_sizes": len(sizes),
+    }
+    for side in ("width", "height") if len(good) else ():
+        lowest, middle, highest = good[side].quantile([0, 0.5, 1], interpolation="nearest").tolist()
+        out[side] = {"min": lowest, "median": middle, "max": highest}
+    return out | {f"{name}s": good[name].value_counts().to_dict() for name in ("format", "mode")}
+
+
+def statistics(good: "pd.DataFrame") -> dict[str, Any]:
+    """Returns mean and standard deviation of each channel over the pixels in [0, 1] of the training images, each image
+    counting alike, and the words that set them; and the largest class against the smallest."""
+    import numpy as np
+
+    train = good[good["split"] == "train"]
+    if not len(train):
+        return {"mean": None, "std": None, "override": None, "imbalance": None}
+    mean, square = (np.stack(train[name].tolist()).mean(0) for name in ("mean", "square"))
+    std = np.sqrt(np.maximum(square - mean**2, 0))
+    words = [f"data.{n}=[{','.join(f'{v:.4f}' for v in values)}]" for n, values in (("mean", mean), ("std", std))]
+    sizes = train["label"].value_counts()
+    imbalance = {
+        "ratio": round(int(sizes.iloc[0]) / int(sizes.iloc[-1]), 2),
+        "largest": sizes.index[0], "smallest": sizes.index[-1],
+    }  # fmt: skip
+    return {
+        "mean": mean.round(4).tolist(),
+        "std": std.round(4).tolist(),
+        "override": " ".join(words),
+        "imbalance": imbalance,
+    }
+
+
+def described(table: "pd.DataFrame", groups: list[list[int]]) -> list[dict[str, Any]]:
+    """Returns each group of copies, the one that stays first; leaks come first, then those with two labels."""
+    out = []
+    for group in groups:
+        images = table.loc[group, ["file", "split", "label"]].to_dict("records")
+        images.sort(key=lambda image: (-SPLITS.index(image["split"]), image["file"]))
+        splits, labels = ({image[key] for image in images} for key in ("split", "label"))
+        out.append({"leak": len(splits) > 1, "two_labels": len(labels) > 1, "images": images})
+    return sorted(out, key=lambda group: (not group["leak"], not group["two_labels"], group["images"][0]["file"]))
+
+
+def write_exclude(found: dict[str, Any], path: Path) -> int:
+    """Writes the list that `data.exclude=FILE` takes: files that can't be read, and of each picture all copies but one.
+
+    The copy that stays is in test where there is one, else in val; no test copy of a leak is listed. Returns how many
+    files are listed.
+    """
+    lines = [(item["file"], item["reason"]) for item in found["unreadable"] if "folder" not in item]
+    for group in found["duplicates"]:
+        stays, *others = group["images"]
+        for image in others:
+            if not (group["leak"] and image["split"] == "test"):
+                words = f", which has the label {stays['label']}" if image["label"] != stays["label"] else ""
+                lines.append((image["file"], f"the same picture as {stays['file']}{words}"))
+    text = "# Made by imgcls inspect, for data.exclude=FILE: a path relative to data.root a line.\n"
+    for file, reason in lines:
+        start = "# can't be listed: " if "\n" in file or "\t#" in file else "./" if file.startswith("#") else ""
+        text += f"{start}{file}\t# {reason}".replace("\n", "\\n") + "\n"
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
+    return len(lines)
+
+
+def samples(data: Any, unreadable: set[str], settings: Settings) -> "tuple[list[Tensor], list[str]] | None":
+    """Returns training images `(C, H, W) uint8` as the network sees them, but for the normalisation, and their labels;
+    None where no image can be read."""
+    import torch
+
+    from imgcls.augment import BatchAugment
+    from imgcls.data.sampler import EpochSampler
+
+    dataset, spec = data.sets["train"], data.spec
+    order = iter(EpochSampler(len(dataset), data.seed, shuffle=True, training=True))
+    keys = list(islice((key for key in order if dataset.name(key) not in unreadable), settings.samples))
+    if not keys:
+        return None
+    images, targets, _ = dataset.__getitems__(keys)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
+    torch.manual_seed(settings.seed)
+    augment = BatchAugment(data.augment, spec)
+    mixed, shares = augment.mix((augment.pixels(images) / 255 - mean) / std, targets)
+    labels = []
+    for row in (shares if shares.ndim == 2 else torch.eye(spec.num_classes)[targets]).tolist():
+        parts = [(share, name) for share, name in zip(row, spec.class_names, strict=True) if share > 0.005]
+        labels.append(" + ".join(name if len(parts) == 1 else f"{share:.2f} {name}" for share, name in parts))
+    return list(((mixed * std + mean) * 255).round().clamp(0, 255).byte()), labels

@@ -1,0 +1,60 @@
+"""imgcls train tune=lr | batch_size: Lightning's finders, and the command to run next. Nothing is trained."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.tuner import Tuner
+
+from imgcls.errors import UserError
+from imgcls.run import hydra_quoted, shown
+
+log = logging.getLogger(__name__)
+
+
+def tune(kind: str, trainer: Any, classifier: Any, data: Any, run_dir: Path) -> float:
+    """Finds a learning rate or the largest batch size; writes `tune.json` (and `learning_rate.png`); returns the value.
+
+    Raises:
+        UserError: the losses say nothing, as there were too few steps or none got smaller.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    find = learning_rate if kind == "lr" else batch_size
+    key, found = find(trainer, classifier, data, run_dir)
+    (run_dir / "tune.json").write_text(json.dumps({key: found}) + "\n")
+    rest = [word for word in sys.argv[1:] if word.partition("=")[0] not in ("tune", key)]
+    quoted = " ".join(hydra_quoted(word) if " " in word else word for word in rest)
+    log.info("%s=%g; train with it: imgcls train %s", key, found, f"{quoted} {key}={found:g}".strip())
+    return float(found)
+
+
+def learning_rate(trainer: Any, classifier: Any, data: Any, run_dir: Path) -> tuple[str, float]:
+    """The rate where the loss falls fastest, as the rate rises from 1e-6 to 1 (Smith 2015)."""
+    steps = max(100, min(data.batches_per_epoch(trainer.world_size), 300))
+    finder = Tuner(trainer).lr_find(
+        classifier, datamodule=data, min_lr=1e-6, max_lr=1.0, num_training=steps, update_attr=False
+    )
+    suggestion = None if finder is None else finder.suggestion()
+    if finder is None or suggestion is None:
+        raise UserError(
+            "tune=lr: the loss fell at no learning rate from 1e-6 to 1; look at the data, or take another optimizer"
+        )
+    figure: Any = finder.plot(suggest=True)
+    axes = figure.axes[0]
+    axes.set(xlabel="learning rate", ylabel="training loss, smoothed", title=f"suggested: {suggestion:.2g}")
+    figure.savefig(run_dir / "learning_rate.png", dpi=120, bbox_inches="tight")
+    log.info("plot: %s", shown(run_dir / "learning_rate.png"))
+    return "optimizer.lr", float(f"{suggestion:.2g}")
+
+
+def batch_size(trainer: Any, classifier: Any, data: Any, run_dir: Path) -> tuple[str, int]:
+    """The largest batch that a step has memory for, by doubling; at most the size of the training set."""
+    before, most = data.batch_size, len(data.sets["train"]) // trainer.world_size
+    found = Tuner(trainer).scale_batch_size(
+        classifier, datamodule=data, mode="power", steps_per_trial=3, init_val=min(16, most), max_val=most
+    )
+    data.batch_size = before
+    assert found is not None
+    return "data.batch_size", min(found, most)

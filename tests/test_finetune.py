@@ -1,0 +1,184 @@
+"""What learns, in which epoch, how fast; and that the rest stays as it was."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conftest import imgcls
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from imgcls.augment import Augment
+from imgcls.backbones.build import build_network
+from imgcls.callbacks import EMA
+from imgcls.classifier import ImageClassifier
+from imgcls.data.digits import Digits
+from imgcls.errors import UserError
+from imgcls.finetune import Features, Finetune, layers
+from imgcls.optimizers import build_optimizer
+
+CNN = {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4}
+RESNET = {"_target_": "imgcls.backbones.resnet_cifar.resnet_cifar", "depth": 8}
+
+
+def torchvision(name: str) -> dict[str, Any]:
+    return {"_target_": "imgcls.backbones.torchvision.torchvision_network", "name": name}
+
+
+def timm(name: str) -> dict[str, Any]:
+    return {"_target_": "imgcls.backbones.timm.timm_network", "name": name}
+
+
+def fit(callbacks: list[Callback], epochs: int = 3, augment: dict[str, Any] | None = None) -> ImageClassifier:
+    torch.manual_seed(0)
+    data = Digits(batch_size=64, augment=Augment(**(augment or {})))
+    module = ImageClassifier(
+        vars(data.spec), CNN, {"_target_": "torch.nn.CrossEntropyLoss"},
+        {"_target_": "torch.optim.AdamW", "lr": 0.01, "weight_decay": 0.1}, {"_target_": "imgcls.schedulers.constant"},
+        augment or {},
+    )  # fmt: skip
+    quiet: dict[str, Any] = {
+        "logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False,
+    }  # fmt: skip
+    trainer = Trainer(accelerator="cpu", callbacks=callbacks, max_epochs=epochs, use_distributed_sampler=False, **quiet)
+    trainer.fit(module, datamodule=data)
+    return module
+
+
+class Watch(Callback):
+    """Keeps which tensors changed in each epoch."""
+
+    def __init__(self) -> None:
+        self.changed: list[set[str]] = []
+        self.metrics: list[dict[str, float]] = []
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.before = {name: value.clone() for name, value in pl_module.network.state_dict().items()}  # type: ignore[union-attr, operator]
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        now: dict[str, Tensor] = pl_module.network.state_dict()  # type: ignore[union-attr, operator]
+        self.changed.append({name for name, value in now.items() if not torch.equal(value, self.before[name])})
+        self.metrics.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+
+HEAD = {"head.weight", "head.bias"}
+
+
+def test_a_linear_probe_changes_the_head_alone() -> None:
+    watch = Watch()
+    fit([Finetune(head_epochs=None), watch], augment={"flip": 0.5})
+    assert watch.changed == [HEAD] * 3  # no running statistics either
+
+
+def test_features_are_computed_once_and_change_nothing() -> None:
+    direct, reused = Watch(), Watch()
+    first = fit([Finetune(head_epochs=None, reuse_features=False), direct])
+    second = fit([Finetune(head_epochs=None), reused])
+    for a, b in zip(direct.metrics, reused.metrics, strict=True):
+        assert a == pytest.approx(b, abs=1e-4)
+    torch.testing.assert_close(first.network.state_dict(), second.network.state_dict(), atol=1e-5, rtol=1e-4)
+
+
+class Count(Callback):
+    """Counts how often the body ran."""
+
+    def __init__(self) -> None:
+        self.batches = 0
+        self.reading: list[bool] = []
+
+    def on_fit_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:  # type: ignore[override]
+        def look(*_: Any) -> None:
+            self.batches += 1
+
+        pl_module.network.features.register_forward_hook(look)  # type: ignore[union-attr, operator]
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.reading.append(isinstance(trainer.datamodule.sets["train"], Features))  # type: ignore[attr-defined]
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.test = trainer.datamodule  # type: ignore[attr-defined]
+
+
+def test_the_body_runs_once_an_image() -> None:
+    count = Count()
+    fit([count, Finetune(head_epochs=None)], epochs=4)
+    assert count.reading == [True] * 4
+    assert count.batches == -(-1295 // 64) + -(-143 // 64)
+    assert not any(isinstance(split, Features) for split in count.test.sets.values())
+    count = Count()
+    fit([count, Finetune(head_epochs=None)], epochs=2, augment={"flip": 0.5})
+    assert count.reading == [False] * 2 and count.batches > 40
+
+
+def test_staged_and_gradual() -> None:
+    watch = Watch()
+    fit([Finetune(head_epochs=1, body_lr=0.1), watch, EMA(0.9)], epochs=2)
+    assert watch.changed[0] == HEAD and watch.changed[1] > HEAD
+    assert any("running_mean" in name for name in watch.changed[1])
+    watch = Watch()
+    module = fit([Finetune(head_epochs=1, layer_epochs=1), watch], epochs=4)
+    number = layers(module.network)
+    top = number["head.weight"]
+    for epoch, changed in enumerate(watch.changed):
+        assert {name for name in changed if name in number} == {
+            n for n, layer in number.items() if layer >= top - epoch
+        }
+
+
+def test_rates_fall_from_the_head_down() -> None:
+    network = build_network(RESNET, 5, 1, 8)
+    number = layers(network)
+    top = max(number.values())
+    scales = {name: 0.5 ** (top - layer) for name, layer in number.items()}
+    config = {"_target_": "torch.optim.SGD", "lr": 0.4, "weight_decay": 0.1, "momentum": 0.9}
+    optimizer = build_optimizer(config, network, torch.device("cpu"), True, scales)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert {name: rates[id(p)] for name, p in network.named_parameters()} == {n: 0.4 * s for n, s in scales.items()}
+    assert optimizer.param_groups[0]["lr"] == 0.4  # what is logged as lr is the head's
+    assert number["conv1.weight"] == 0 and number["linear.weight"] == top
+    assert number["layer1.0.conv1.weight"] < number["layer2.0.conv1.weight"] < number["layer3.0.conv1.weight"]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size", "least"),
+    [
+        (CNN, 16, 7), (RESNET, 16, 5), (torchvision("resnet18"), 32, 10), (torchvision("vgg11_bn"), 32, 10),
+        (torchvision("mobilenet_v3_small"), 32, 13), (torchvision("convnext_tiny"), 32, 20), (torchvision("squeezenet1_1"), 64, 8),
+        (torchvision("inception_v3"), 299, 15), (torchvision("vit_b_32"), 32, 2), (torchvision("swin_t"), 32, 10),
+        (timm("resnet18"), 32, 5), (timm("vit_tiny_patch16_224"), 32, 13), (timm("efficientnet_b0"), 32, 7),
+        (timm("deit_tiny_distilled_patch16_224"), 32, 13),
+    ],
+)  # fmt: skip
+def test_layers_of_every_kind_of_network(backbone: dict[str, Any], size: int, least: int) -> None:
+    network = build_network(backbone, 7, 3, size)
+    number = layers(network)
+    assert set(number) == {name for name, _ in network.named_parameters()}
+    assert set(number.values()) == set(range(max(number.values()) + 1)) and max(number.values()) + 1 >= least
+    tuning = Finetune(head_epochs=1)
+    tuning.layers = number
+    tuning.freeze(network, 0)
+    heads = tuple(f"{head}." for head in network.head_names)  # type: ignore[union-attr]
+    assert {n for n, p in network.named_parameters() if p.requires_grad} == {n for n in number if n.startswith(heads)}
+    outputs = network(torch.randn(2, 3, size, size))
+    assert isinstance(outputs, Tensor)  # no auxiliary outputs while the body is in evaluation mode
+    outputs.sum().backward()
+    tuning.freeze(network, 1)
+    assert all(p.requires_grad for p in network.parameters()) and all(m.training for m in network.modules())
+
+
+@pytest.mark.parametrize("given", [{"head_epochs": -1}, {"layer_epochs": -1}, {"body_lr": 0.0}, {"layer_decay": 1.5}])
+def test_wrong_settings(given: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=next(iter(given))):
+        Finetune(**given)
+
+
+def test_as_used_with_two_processes(said: Callable[..., str]) -> None:
+    done = imgcls(
+        "train", "finetune=staged", "trainer=ddp_cpu", "trainer.max_epochs=2", "trainer.limit_train_batches=3", "logger=csv",
+        "callbacks=[default,ema]",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "epoch 1: 1,290 of 288,170 parameters learn, from head on" in done.stdout
+    assert "epoch 2: 288,170 of 288,170 parameters learn" in done.stdout
+    assert "layer_epochs=-2" in said("train", "finetune=gradual", "callbacks.finetune.layer_epochs=-2")

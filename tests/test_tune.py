@@ -1,0 +1,45 @@
+"""imgcls train tune=…: a suggestion, a plot, a command; and nothing changed."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import imgcls
+from lightning.pytorch import Trainer
+
+from imgcls.classifier import ImageClassifier
+from imgcls.data.digits import Digits
+from imgcls.tune import tune
+
+
+def test_as_used() -> None:
+    done = imgcls("train", "tune=lr", "optimizer=sgd", "trainer.accelerator=cpu")
+    assert done.returncode == 0, done.stderr
+    (run,) = Path("runs").glob("*/*/tune.json")
+    rate = json.loads(run.read_text())["optimizer.lr"]
+    assert 1e-4 < rate <= 1
+    assert f"train with it: imgcls train optimizer=sgd trainer.accelerator=cpu optimizer.lr={rate:g}" in done.stdout
+    assert (run.parent / "learning_rate.png").stat().st_size > 5000
+    assert not list(run.parent.glob("**/*.ckpt")) and not (run.parent / "metrics.csv").exists()
+
+
+@pytest.mark.parametrize("kind", ["lr", "batch_size"])
+def test_nothing_is_changed(kind: str, tmp_path: Path) -> None:
+    data = Digits(batch_size=32)
+    data.setup()
+    module = ImageClassifier(
+        vars(data.spec), {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4},
+        {"_target_": "torch.nn.CrossEntropyLoss"}, {"_target_": "torch.optim.SGD", "lr": 0.1},
+        {"_target_": "imgcls.schedulers.constant"},
+    )  # fmt: skip
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, limit_val_batches=0,
+        enable_model_summary=False, default_root_dir=tmp_path, use_distributed_sampler=False, max_epochs=5,
+    )  # fmt: skip
+    found = tune(kind, trainer, module, data, tmp_path)
+    assert found <= 1 if kind == "lr" else found in (16, 32, 64, 128, 256, 512, 1024, 1295)
+    assert data.batch_size == 32 and module.hparams["optimizer"]["lr"] == 0.1
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert not list(tmp_path.glob("*.ckpt")) and not list(tmp_path.glob(".*.ckpt"))
