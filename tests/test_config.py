@@ -208,7 +208,7 @@ def conf() -> Iterator[None]:
         ("seeed=1", "seeed: there is no such key; did you mean 'seed'?"),
         ("dta=cifar10", "dta: there is no such key; did you mean 'data'?"),
         ("data=cifar11", "data=cifar11: there is no such choice; did you mean 'cifar10'?"),
-        ("data=strange", "data=strange: there is no such choice; choose one of: cifar10, cifar100, digits"),
+        ("data=qqqqqqq", "data=qqqqqqq: there is no such choice; choose one of: cifar10, cifar100, digits"),
         ("optimizer.lr=[", "optimizer.lr=[: "),
         ("data.root", "data.root: "),
         ("~nope", "Could not delete from config. 'nope' does not exist."),

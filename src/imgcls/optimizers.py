@@ -46,7 +46,7 @@ def build_optimizer(
             )
         for group in groups:
             group["lr"] = config["lr"] * group["scale"]
-    if not groups:
+    if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UserError("the network has no parameter to train")
     given: dict[str, Any] = {}
     if (
