@@ -86,7 +86,7 @@ def faults(found: dict[str, Any]) -> list[tuple[str, list[str], bool]]:
     if sum(len(g["images"]) for g in found["near_duplicates"]) > max(100, 0.02 * found["images"]):
         out.append(("so many near duplicates may be look-alikes, not copies; near=2 is stricter", [], False))
     if found["training_refuses"]:
-        out.append(("training refuses this data", [found["training_refuses"]], True))
+        out.append((f"training refuses this data: {found['training_refuses']}", [], True))
     return out
 
 
@@ -143,21 +143,23 @@ def write_page(
 
 
 def draw_counts(found: dict[str, Any]) -> Figure:
-    """Draws how many images each class has, by split; names of up to 60 classes."""
+    """Draws how many images each class has, by split: up to 60 classes by name, more of them largest first."""
     names, counts = list(found["classes"]), pd.DataFrame(found["classes"]).T
-    figure = Figure(figsize=(8, min(max(2.0, 0.26 * len(names) + 1), 16)), layout="constrained")
-    axes, left = figure.subplots(), np.zeros(len(names))
     named = names if len(names) <= 60 else []
+    if not named:
+        counts = counts.loc[counts.sum(axis=1).sort_values(ascending=False).index]
+    figure = Figure(figsize=(8, max(2.0, 0.26 * len(named) + 1) if named else 4), layout="constrained")
+    axes, left = figure.subplots(), np.zeros(len(names))
     for split, colour in COLOURS.items():
         if split in counts:
             axes.barh(range(len(names)), counts[split], 0.8 if named else 1, left, label=split, color=colour)
             left = left + counts[split].to_numpy()
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_yticks(range(len(named)), [short(name) for name in named], parse_math=False)
     axes.set_xlabel("images")
-    axes.set_ylabel("" if named else f"{len(names):,} classes, by name")
+    axes.set_ylabel("" if named else f"{len(names):,} classes, largest first")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, ncols=len(COLOURS), loc="lower right", bbox_to_anchor=(1, 1))
     return figure
 
 
@@ -220,7 +222,7 @@ def page(found: dict[str, Any], figures: set[str]) -> str:
     counts.loc["in all"] = counts.sum()
     numbers = counts.to_html(border=0, classes="counts", formatters=["{:,}".format] * counts.shape[1])
     sections = ""
-    for text, cases, _ in faults(found):
+    for text, cases in ((text, cases) for text, cases, _ in faults(found) if cases):
         items = [f"<li>{html.escape(case)}</li>" for case in cases[:ROWS]]
         sections += f"<h2>{html.escape(text)}</h2><ul>{''.join(items[:20])}</ul>"
         if len(items) > 20:
