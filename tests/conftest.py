@@ -12,6 +12,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 os.environ |= {
+    "OMP_NUM_THREADS": "1",  # several tests run at a time: threads of each on all cores would wait for one another
     "WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true", "WANDB_CONSOLE": "off",
     "WANDB_X_DISABLE_STATS": "true", "WANDB_X_DISABLE_MACHINE_INFO": "true",
 }  # fmt: skip
@@ -27,24 +28,34 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def imgcls(*arguments: str, timeout: float = 300, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command in a process of its own, with two threads at the most."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "140", **variables}
+    """Runs the command in a process of its own."""
+    environment = {**os.environ, "COLUMNS": "140", **variables}
     command = [sys.executable, "-m", "imgcls", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Runs the command in this process and returns the line that it ends with; fails where it ends well."""
+def here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs the command in this process: no second import of torch and Lightning, which takes longer than most tests."""
     from hydra.core.global_hydra import GlobalHydra
 
     from imgcls.__main__ import main
 
-    def run(*arguments: str) -> str:
+    def run(*arguments: str) -> None:
         GlobalHydra.instance().clear()
         monkeypatch.setattr(sys, "argv", ["imgcls", *arguments])
+        main()
+
+    return run
+
+
+@pytest.fixture
+def said(here: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs the command in this process and returns the line that it ends with; fails where it ends well."""
+
+    def run(*arguments: str) -> str:
         with pytest.raises(SystemExit) as ended:
-            main()
+            here(*arguments)
         message = ended.value.code
         assert isinstance(message, str), f"ended with {message!r}: {capsys.readouterr()}"  # exit status 1, on stderr
         assert "\n" not in message

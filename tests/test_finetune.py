@@ -1,22 +1,26 @@
 """What learns, in which epoch, how fast; and that the rest stays as it was."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import imgcls
 from lightning.pytorch import Callback, LightningModule, Trainer
+from test_conf import composed, files
 from torch import Tensor
 
-from imgcls.augment import Augment
+from imgcls.augment import Augment, BatchAugment
 from imgcls.backbones.build import build_network
 from imgcls.callbacks import EMA
+from imgcls.checkpoint import load_checkpoint
 from imgcls.classifier import ImageClassifier
 from imgcls.data.digits import Digits
 from imgcls.errors import UserError
-from imgcls.finetune import Features, Finetune, layers
+from imgcls.finetune import Features, Finetune, changes_images, layers
 from imgcls.optimizers import build_optimizer
+from imgcls.training import to_augment
 
 CNN = {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4}
 RESNET = {"_target_": "imgcls.backbones.resnet_cifar.resnet_cifar", "depth": 8}
@@ -111,6 +115,20 @@ def test_the_body_runs_once_an_image() -> None:
     assert count.reading == [False] * 2 and count.batches > 40
 
 
+@pytest.mark.parametrize(
+    ("given", "changes"),
+    [
+        (["augment=none"], False), (["augment=none", "augment.flip=null"], False), (["augment=none", "augment.flip=0.5"], True),
+        (["augment=none", "augment.erase=0.1"], True), (["augment=none", "augment.mixup.probability=0.5"], True),
+        *(([f"augment={name}"], True) for name in files("augment") if name != "none"),
+    ],
+)  # fmt: skip
+def test_which_augmentation_lets_features_be_reused(given: list[str], changes: bool) -> None:
+    """As the config has it, whose other settings are not the defaults of the class; digits have no mirror image."""
+    augment = to_augment(composed(*given)["augment"])
+    assert changes_images(BatchAugment(augment, Digits().spec)) == changes
+
+
 def test_staged_and_gradual() -> None:
     watch = Watch()
     fit([Finetune(head_epochs=1, body_lr=0.1), watch, EMA(0.9)], epochs=2)
@@ -182,3 +200,24 @@ def test_as_used_with_two_processes(said: Callable[..., str]) -> None:
     assert "epoch 1: 1,290 of 288,170 parameters learn, from head on" in done.stdout
     assert "epoch 2: 288,170 of 288,170 parameters learn" in done.stdout
     assert "layer_epochs=-2" in said("train", "finetune=gradual", "callbacks.finetune.layer_epochs=-2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "unfrozen"), [("linear_probe", 1), ("gradual", 2), ("layer_decay", 99)])
+def test_every_mode_with_two_processes_and_ema(mode: str, unfrozen: int) -> None:
+    """Two epochs from weights in a file: the upper layers change, the others are in the checkpoint as they were."""
+    torch.save(build_network(CNN, 10, 1, 8).state_dict(), "start.pth")
+    done = imgcls(
+        "train", f"finetune={mode}", "trainer=ddp_cpu", "trainer.max_epochs=2", "trainer.limit_train_batches=3", "logger=csv",
+        "callbacks=[default,ema]", "backbone.width=4", "backbone.weights=start.pth", "hydra.run.dir=run",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    start = torch.load("start.pth", weights_only=True)
+    trained = load_checkpoint(Path("run/checkpoints/last.ckpt"))[0].network
+    number = layers(trained)
+    lowest = max(number.values()) + 1 - unfrozen
+    changed = {name for name, value in trained.named_parameters() if not torch.equal(value, start[name])}
+    assert changed == {name for name, layer in number.items() if layer >= lowest}
+    frozen = {name.rpartition(".")[0] for name, layer in number.items() if layer < lowest}
+    statistics = [name for name in start if "running" in name and name.rpartition(".")[0] in frozen]
+    assert all(torch.equal(trained.state_dict()[name], start[name]) for name in statistics)

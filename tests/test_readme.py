@@ -3,29 +3,17 @@
 import gzip
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import ROOT
-from hydra.core.global_hydra import GlobalHydra
 
-from imgcls.__main__ import VERBS, main
+from imgcls.__main__ import VERBS
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines() if line]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    def command(*arguments: str) -> None:
-        GlobalHydra.instance().clear()
-        monkeypatch.setattr(sys, "argv", ["imgcls", *arguments])
-        main()
-
-    return command
 
 
 def write_fashion_mnist(folder: Path, images: int = 200) -> None:
@@ -44,28 +32,34 @@ def test_the_commands_are_found() -> None:
     assert {line.split()[1] for line in COMMANDS} == set(VERBS)
 
 
-def test_commands(run: Callable[..., None], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands(here: Callable[..., None], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_fashion_mnist(Path("data"))
     for line in COMMANDS:
         program, verb, *arguments = line.split()
         assert program == "imgcls"
-        if verb == "train":
-            run(verb, *arguments, *([] if "debug=fast" in arguments else ["debug=fast"]), "data.batch_size=4")
+        if "sweep=optuna" in arguments:
+            here(verb, *arguments, "debug=fast", "test=false", "sweep.n_trials=2")
+        elif "backbone=simple_cnn,resnet20,resnet32" in arguments:
+            here(verb, *arguments, "debug=fast", "test=false")
+        elif verb == "train":
+            here(verb, *arguments, *([] if "debug=fast" in arguments else ["debug=fast"]), "data.batch_size=4")
         elif verb == "bench":
-            run(verb, *arguments, "data.batch_size=4", "bench.seconds=0.1", "bench.rounds=1")
-        elif verb == "inspect":
-            run(verb, *arguments)
+            here(verb, *arguments, "data.batch_size=4", "bench.seconds=0.1", "bench.rounds=1")
+        elif verb == "reproduce":
+            here(verb, f"run={next(p for p in Path('runs').glob('digits*/*') if p.is_dir())}", *arguments[1:])
+        elif verb in ("inspect", "compare"):
+            here(verb, *arguments)
         elif verb == "pack":
-            run(verb, *arguments)
-            run("train", "data=packed", "data.root=packed", "data.image_size=32", "debug=fast")
+            here(verb, *arguments)
+            here("train", "data=packed", "data.root=packed", "data.image_size=32", "debug=fast")
         elif "data=imagefolder" in line:
             trained = next(p for p in Path("runs").glob("imagefolder*/*") if p.is_dir())
-            run(verb, f"checkpoint={trained}", *arguments[1:])
+            here(verb, f"checkpoint={trained}", *arguments[1:])
         else:
             trained = next(p for p in Path("runs").glob("digits*/*") if p.is_dir())
-            run(verb, f"checkpoint={trained}", *arguments[1:])
+            here(verb, f"checkpoint={trained}", *arguments[1:])
     said = capsys.readouterr().out
-    assert said.count("Test of the best checkpoint") == 6 + 4 and said.count("Test of runs/") == 3
+    assert said.count("Test of the best checkpoint") == 6 + 4 + 1 and said.count("Test of runs/") == 3
     shutil.rmtree("runs")
 
 

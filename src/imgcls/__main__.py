@@ -8,6 +8,7 @@ import types
 from typing import Any
 
 from imgcls.errors import UserError, nearest, one_line
+from imgcls.stopping import SIGNALS, WARNINGS
 
 VERBS = {
     "train": "train a network, test the best checkpoint, keep all of it in a run directory",
@@ -16,6 +17,8 @@ VERBS = {
     "export": "write the network for use without this package: ONNX or torch.export",
     "inspect": "say what is in the data and what is wrong with it, before training",
     "pack": "put a folder of images into a few files, in a form that is fast to train from",
+    "compare": "runs side by side: a table, a CSV, and a page to click",
+    "reproduce": "run a run again, and say whether the result is the same",
     "bench": "measure what a training costs beyond the network's own arithmetic",
 }
 
@@ -68,12 +71,16 @@ def _run(verb: str, arguments: list[str]) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here as they are; this file says them
     gc.set_threshold(50_000, 20, 100)  # looking for garbage in what is imported takes a tenth of the start
     sys.modules.setdefault("scipy.signal", Later("scipy.signal"))
+    if verb == "train":
+        SIGNALS.install(*WARNINGS)  # which would end the process while all is imported
     from hydra.errors import ConfigCompositionException, OverrideParseException
 
     from imgcls import config
 
     module = importlib.import_module(f"imgcls.{verb}")
     try:
+        if verb == "train":
+            sys.argv = importlib.import_module("imgcls.resume").hydra_arguments(sys.argv)
         module.main()
     except UserError as error:
         sys.exit(f"imgcls {verb}: {one_line(error)}")

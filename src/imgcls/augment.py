@@ -71,19 +71,16 @@ class Augment:
 
 
 def worker_transform(augment: Augment, spec: DataSpec, otherwise: nn.Module | None = None) -> nn.Module | None:
-    """Returns what a worker does to one training image, or None where it does nothing.
-
-    `otherwise` brings images to their size where the crop is not "resized".
-    """
-    steps: list[nn.Module] = []
+    """Returns what a worker does to one training image; `otherwise` where the crop is not "resized", which brings
+    images to their size, or nothing."""
+    first = otherwise
     if augment.crop_of(spec) == "resized":
         interpolation = InterpolationMode(spec.interpolation)
-        steps.append(v2.RandomResizedCrop(spec.image_size, augment.scale, augment.ratio, interpolation, antialias=True))
-    elif otherwise is not None:
-        steps.append(otherwise)
-    if augment.policy is not None:
-        steps.append(build(augment.policy, "augment.policy", nn.Module))
-    return v2.Compose(steps) if steps else None
+        first = v2.RandomResizedCrop(spec.image_size, augment.scale, augment.ratio, interpolation, antialias=True)
+    policy = None if augment.policy is None else build(augment.policy, "augment.policy", nn.Module)
+    if policy is None and first is otherwise:
+        return otherwise
+    return v2.Compose([step for step in (first, policy) if step is not None])
 
 
 class BatchAugment(nn.Module):
@@ -119,20 +116,16 @@ class BatchAugment(nn.Module):
         """Erases and mixes normalised `images (N, C, H, W)`; mixed targets are shares `(N, K)`."""
         augment = self.augment
         if augment.erase:
-            erased = rectangles(images, _erased_area(images)) & chosen(images, augment.erase)
-            images = images.masked_fill(erased, 0.0)
+            area = torch.empty(len(images), device=images.device).uniform_(0.02, 0.33)  # the paper's range
+            images = images.masked_fill(rectangles(images, area) & chosen(images, augment.erase), 0.0)
         mixup, cutmix = augment.mixup, augment.cutmix
         if not mixup.probability and not cutmix.probability:
             return images, targets
         draw = torch.rand(len(images), 1, 1, 1, device=images.device)
-        weight = torch.ones_like(images[:, :1])  # share of the own image, for each pixel
-        if cutmix.probability:
-            inside = rectangles(images, 1 - _beta(images, cutmix.alpha))
-            weight = torch.where((draw < cutmix.probability) & inside, 0.0, weight)
-        if mixup.probability:
-            share = _beta(images, mixup.alpha)[:, None, None, None]
-            chosen_here = (draw >= cutmix.probability) & (draw < cutmix.probability + mixup.probability)
-            weight = torch.where(chosen_here, share, weight)
+        outside = ~rectangles(images, 1 - _beta(images, cutmix.alpha))
+        share = _beta(images, mixup.alpha)[:, None, None, None]
+        share = torch.where(draw < cutmix.probability + mixup.probability, share, 1.0)
+        weight = torch.where(draw < cutmix.probability, outside, share).to(images.dtype)  # of the own image, by pixel
         other = torch.randperm(len(images), device=images.device)
         images = images * weight + images[other] * (1 - weight)
         hot = F.one_hot(targets, self.num_classes).to(images.dtype)
@@ -159,10 +152,6 @@ def rectangles(images: Tensor, area: Tensor) -> Tensor:
         return (place - centre).abs() <= side[:, None] * length / 2
 
     return inside(height)[:, None, :, None] & inside(width)[:, None, None, :]
-
-
-def _erased_area(images: Tensor) -> Tensor:
-    return torch.empty(len(images), device=images.device).uniform_(0.02, 0.33)  # the paper's range
 
 
 def _beta(images: Tensor, alpha: float) -> Tensor:

@@ -27,6 +27,8 @@ from imgcls.errors import UserError
 from imgcls.run import shown
 from imgcls.train import Settings, build_all, build_classifier, checked
 
+SPEEDS = {"floor": "bare network", "loader": "loader alone", "train": "imgcls train"}
+
 
 @dataclass(frozen=True)
 class Turns:
@@ -63,28 +65,15 @@ def main(config: dict[str, Any], run_dir: Path) -> float:
 
 
 def measure(config: dict[str, Any], settings: Settings, turns: Turns, run_dir: Path) -> dict[str, Any] | None:
-    """Trains for as long as the turns take; on rank 0 returns what was measured."""
-    from lightning.pytorch.strategies import ModelParallelStrategy
-
-    from imgcls.turns import TakeTurns
-
-    meter = TakeTurns(turns.seconds, turns.rounds)
-    trainer, classifier, data = assemble(config, settings, run_dir, meter)
-    if isinstance(trainer.strategy, ModelParallelStrategy):
-        raise UserError("bench measures one device or trainer=ddp; a sharded network has no copy to compare with")
-    run(trainer, classifier, data)
-    if not trainer.is_global_zero:
-        return None
-    return {"backbone": config["backbone"].get("name") or config["names"]["backbone"], **meter.figures()}
-
-
-def assemble(config: dict[str, Any], settings: Settings, run_dir: Path, meter: Any) -> tuple[Any, Any, Any]:
-    """Builds the training of a config as `imgcls train` does, without end, validation, and checkpoints."""
+    """Trains as `imgcls train` does, without end, validation and checkpoints, for as long as the turns take; on rank 0
+    returns what was measured."""
     from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+    from lightning.pytorch.strategies import ModelParallelStrategy
     from rich.console import Console
 
     from imgcls.progress import EpochProgress
     from imgcls.training import build_data, build_trainer, prepare
+    from imgcls.turns import TakeTurns
 
     prepare(settings.seed)
     data = build_data(config["data"], config["augment"], settings.seed)
@@ -92,18 +81,16 @@ def assemble(config: dict[str, Any], settings: Settings, run_dir: Path, meter: A
     callbacks = [c for c in build_all(config, "callbacks") if not isinstance(c, Checkpoint | EarlyStopping)]
     for progress in (c for c in callbacks if isinstance(c, EpochProgress)):
         progress.console = Console(file=io.StringIO(), force_terminal=True)  # drawn, but not seen
-    endless = {"max_epochs": 10**6, "max_steps": -1, "limit_val_batches": 0}
-    trainer = build_trainer({**config["trainer"], **endless}, [*callbacks, meter], [], run_dir)
+    endless = {**config["trainer"], "max_epochs": 10**6, "max_steps": -1, "limit_val_batches": 0}
+    meter = TakeTurns(turns.seconds, turns.rounds)
+    trainer = build_trainer(endless, [*callbacks, meter], [], run_dir)
+    if isinstance(trainer.strategy, ModelParallelStrategy):
+        raise UserError("bench measures one device or trainer=ddp; a sharded network has no copy to compare with")
     for node in (config["logger"] or {}).values():
         if node and "mode" in node:
             node["mode"] = "offline"  # nothing of a benchmark is uploaded
     logging.getLogger("imgcls.progress").setLevel(logging.WARNING)  # a line an epoch is written, not shown
     trainer.loggers = build_all(config, "logger")
-    return trainer, classifier, data
-
-
-def run(trainer: Any, classifier: Any, data: Any) -> None:
-    """Trains until a callback stops it."""
     try:
         trainer.fit(classifier, datamodule=data)
     finally:
@@ -111,6 +98,9 @@ def run(trainer: Any, classifier: Any, data: Any) -> None:
             logger.finalize("success")
         if "wandb" in sys.modules:
             sys.modules["wandb"].finish()
+    if not trainer.is_global_zero:
+        return None
+    return {"backbone": config["backbone"].get("name") or config["names"]["backbone"], **meter.figures()}
 
 
 def show(rows: list[dict[str, Any]]) -> None:
@@ -119,35 +109,30 @@ def show(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     if len(rows) > 1:
-        names = ("backbone", "parameters", "GFLOPs", "floor", "loader", "train", "ratio", "reads a step", "memory")
-        table = Table(*names, box=box.SIMPLE, caption="floor, loader, train: images a second")
-        for column in table.columns[1:]:
-            column.justify = "right"
+        table = Table("backbone", box=box.SIMPLE, caption="floor, loader, train: images a second")
+        for name in ("parameters", "GFLOPs", *SPEEDS, "ratio", "reads a step", "memory"):
+            table.add_column(name, justify="right")
         for row in rows:
-            speeds = [f"{row[f'{name}_images_per_second']:,.0f}" for name in ("floor", "loader", "train")]
             size = [f"{row['parameters'] / 1e6:,.2f} M", f"{row['flops'] / 1e9:,.3f}"]
-            rest = [
+            speeds = [f"{row[f'{name}_images_per_second']:,.0f}" for name in SPEEDS]
+            rest = (
                 f"{row['ratio']:.3f}",
                 f"{row['device_reads_per_step']:g}",
                 f"{row['peak_memory_bytes'] / 1e9:.1f} GB",
-            ]
+            )
             table.add_row(row["backbone"], *size, *speeds, *rest)
         return console.print(table)
     (row,) = rows
-    table = Table("", "images a second", "lowest to highest", box=box.SIMPLE)
-    for name, words in (("floor", "bare network"), ("loader", "loader alone"), ("train", "imgcls train")):
-        low, high = row[f"{name}_spread"]
-        table.add_row(words, f"{row[f'{name}_images_per_second']:,.0f}", f"{low:,.0f} to {high:,.0f}")
-    console.print(table)
-    low, high = row["ratio_spread"]
+    spread = {name: "{:,.0f} to {:,.0f}".format(*row[f"{name}_spread"]) for name in SPEEDS}
     for name, words in {
-        "training to bare network": f"{row['ratio']:.3f} ({low:.3f} to {high:.3f})",
+        **{SPEEDS[name]: f"{row[f'{name}_images_per_second']:,.0f} images/s ({spread[name]})" for name in SPEEDS},
+        "training to bare network": "{:.3f} ({:.3f} to {:.3f})".format(row["ratio"], *row["ratio_spread"]),
         "bound by": row["bound_by"],
         "reads from the device": f"{row['device_reads_per_step']:g} a step",
         "peak memory": f"{row['peak_memory_bytes'] / 1e9:.2f} GB",
         "network": f"{row['parameters']:,} parameters, {row['flops'] / 1e9:.3f} GFLOPs forward for an image",
         "device": f"{row['device']}, precision {row['precision']}",
     }.items():
-        console.print(f"  {name:<25}{words}", highlight=False)
+        console.print(f"  {name:<25}{words}")

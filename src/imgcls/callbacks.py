@@ -15,6 +15,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from imgcls.backbones.build import try_shapes
 from imgcls.classifier import ImageClassifier
 from imgcls.errors import UserError
+from imgcls.run import rerooted
 
 
 class Throughput(Callback):
@@ -24,13 +25,21 @@ class Throughput(Callback):
         self.images, self.start, self.seconds = 0, 0.0, 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.images, self.start = 0, time.perf_counter()
+        if not trainer.fit_loop.restarted_mid_epoch:
+            self.images, self.seconds = 0, 0.0
+        self.start = time.perf_counter() - self.seconds
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.images += len(batch.targets)
         self.seconds = time.perf_counter() - self.start
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"images": self.images, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.images, self.seconds = state_dict["images"], state_dict["seconds"]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         pl_module.log("images_per_second", self.images * trainer.world_size / self.seconds, rank_zero_only=True)
@@ -55,11 +64,17 @@ class LossCurve(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.kept:
-            losses = torch.stack([loss for _, loss in self.kept]).tolist()
+            losses = torch.stack([loss.to(pl_module.device) for _, loss in self.kept]).tolist()
             for (step, _), loss in zip(self.kept, losses, strict=True):
                 for logger in trainer.loggers:
                     logger.log_metrics({"train/loss_step": loss}, step)
         self.kept = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"kept": [(step, loss.cpu()) for step, loss in self.kept]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.kept = [(step, loss) for step, loss in state_dict["kept"]]
 
 
 class ProgressiveResizing(Callback):
@@ -104,6 +119,10 @@ class SaveConfig(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config
 
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        before = checkpoint["config"]["run_dir"]  # where the best checkpoint was, if the run has been moved since
+        checkpoint["callbacks"] = rerooted(checkpoint["callbacks"], before, self.config["run_dir"])
+
 
 class EMA(WeightAveraging):
     """Exponential moving average of the weights, which validation, test and the checkpoint then use.
@@ -146,6 +165,12 @@ class EMA(WeightAveraging):
         # After a fit, Lightning's would load the weights that are not averaged into the module to be tested.
         if trainer.state.fn == TrainerFn.FITTING:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Not yet: what is saved at the end of training is both, to go on from."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         return step_idx is not None and (step_idx + 1) % self.update_every_n_steps == 0

@@ -90,6 +90,7 @@ class ImageClassifier(LightningModule):
         self.distil: Callable[[ImageClassifier, Tensor, Tensor, Tensor], Tensor] | None = None  # imgcls.distillation
         self.rate_scales: dict[str, float] | None = None  # shares of the learning rate, by parameter (imgcls.finetune)
         self.train_size: int | None = None  # of training images, where it is not the data's
+        self.skipped: list[list[int]] = []  # batches [epoch, index] that teach nothing: their loss was not finite
 
     def normalise(self, images: Tensor, size: int | None = None) -> Tensor:
         """Returns `images (N, C, H, W) uint8` as floats with the data's mean 0 and deviation 1, at its size or another."""
@@ -116,7 +117,11 @@ class ImageClassifier(LightningModule):
         """The module that gives the logits; the network's other heads are auxiliary."""
         return self.network.head_names[0]  # type: ignore[index, return-value, union-attr]
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["skipped_batches"] = self.skipped
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.skipped = self.skipped + [b for b in checkpoint.get("skipped_batches", []) if b not in self.skipped]
         self.temperature = float(checkpoint.get("temperature", 1.0))
 
     def on_fit_start(self) -> None:
@@ -129,6 +134,8 @@ class ImageClassifier(LightningModule):
         self.first_rate = self.trainer.optimizers[0].param_groups[0]["lr"]  # of the epoch
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        if [self.current_epoch, batch_idx] in self.skipped:
+            return torch.stack([0 * p.sum() for p in self.network.parameters() if p.requires_grad]).sum()
         if batch.images.is_floating_point():
             outputs, targets = self.raw_logits(batch.images), batch.targets
         else:
@@ -167,7 +174,7 @@ class ImageClassifier(LightningModule):
     def _evaluate(self, batch: Batch, split: str) -> None:
         images, targets, indices = batch
         raw = self.raw_logits(images)
-        if self.trainer.world_size > 1:  # padding keeps the ranks in step and counts nowhere
+        if self.trainer.world_size > 1 or self.trainer.datamodule.on_error == "skip":  # type: ignore[attr-defined]  # padding
             kept = targets >= 0
             raw, targets, indices = raw[kept], targets[kept], indices[kept]
             if not len(targets):

@@ -3,15 +3,18 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import subprocess_script
 
 from imgcls.run import hydra_quoted
 
+HELD: list[FileLock] = []  # of the GPU that this process has
 RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -21,13 +24,15 @@ def rank_command(local_rank: int) -> tuple[list[str], str]:
     Lightning would replay the command line, and with `-m` in it the whole sweep.
     """
     hydra = HydraConfig.get()
-    verb = str(hydra.job.config_name)
+    name = str(hydra.job.config_name)
+    verb = name if name in ("bench", "reproduce") else "train"  # the verbs that train; a config of another name is train's
     sources = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
     command = [
         sys.executable,
         "-m",
         "imgcls",
         verb,
+        f"--config-name={name}",
         *(f"--config-dir={path}" for path in sources),
         *hydra.overrides.task,
     ]
@@ -41,6 +46,8 @@ def single_job() -> Iterator[None]:
     """Around one training: its ranks are started by `rank_command`, and nothing of them stays for the next job."""
     before = {name: os.environ.get(name) for name in RANK_VARIABLES}
     first = before["LOCAL_RANK"] is None  # not itself a rank that another process started
+    if HydraConfig.get().runtime.choices.get("hydra/launcher") == "joblib" and first:
+        take_gpu(Path(HydraConfig.get().sweep.dir))
     subprocess_script._hydra_subprocess_cmd = rank_command  # type: ignore[assignment]
     try:
         yield
@@ -52,6 +59,23 @@ def single_job() -> Iterator[None]:
                 os.environ.pop(name, None)
                 if value is not None:
                     os.environ[name] = value
+
+
+def take_gpu(folder: Path) -> None:
+    """Of several GPUs, leaves this process one that no other job of the sweep has, for as long as it lives."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())]
+    if len(gpus) < 2:
+        return
+    for gpu in gpus:
+        lock = FileLock(folder / f".gpu-{gpu}.lock")
+        with suppress(Timeout):
+            lock.acquire(blocking=False)
+            HELD.append(lock)
+            break
+    else:
+        gpu = gpus[os.getpid() % len(gpus)]  # more jobs than GPUs
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpu
 
 
 class FullyShardStrategy(ModelParallelStrategy):

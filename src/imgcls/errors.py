@@ -12,6 +12,10 @@ class UserError(Exception):
     """
 
 
+class TrialPruned(Exception):
+    """The search that a training is a trial of has ended it early."""
+
+
 def nearest(word: str, choices: Iterable[str], most: int = 8) -> str:
     """Returns "did you mean …" where one of `choices` is near to `word`, else the first of them."""
     choices = sorted(choices)

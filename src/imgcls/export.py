@@ -70,7 +70,7 @@ def main(config: dict[str, Any], run_dir: Path) -> float:
             facts = f"{difference:.2g} on logits of up to {scale:.2g} (batches of 1 and 7, {origin})"
             if not difference <= settings.tolerance:  # also where it is no number
                 raise UserError(
-                    f"out={out} was not kept: it differs from {shown(path)} by {facts}; expected at most {settings.tolerance:g}"
+                    f"out={out} was not kept: it differs from {shown(path)} by {facts}; expected at most {settings.tolerance:g}; tolerance=… allows more"
                 )
             write_weights(network, folder / weights.name, metadata(classifier.spec))
     except OSError as error:

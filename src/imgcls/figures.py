@@ -39,7 +39,8 @@ def draw_confusion(confusion: np.ndarray, names: list[str]) -> Figure:
     together = -(-classes // 200)
     shares = F.max_pool2d(torch.from_numpy(shares)[None], together, ceil_mode=True)[0].numpy()
     figure = Figure(figsize=(side, side), layout="constrained")
-    figure.suptitle("Share of each true class" + (f", the largest of {together}×{together}" if together > 1 else ""))
+    title = "Images of each true class, and (colour) their share" if classes <= 20 else "Share of each true class"
+    figure.suptitle(title + (f", the largest of {together}×{together}" if together > 1 else ""))
     axes = figure.subplots()
     shown = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))  # a few in a hundred can be seen too
     axes.set(xlabel="predicted", ylabel="true", xticks=[], yticks=[])

@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 
-from imgcls.augment import Augment
+from imgcls.augment import BatchAugment
 from imgcls.classifier import ImageClassifier
 from imgcls.data.base import ImageDataModule, ImageDataset
 from imgcls.errors import UserError
@@ -99,9 +99,9 @@ class Finetune(Callback):
                      f"{sum(counts):,}", f"{total:,}", above[0].rpartition(".")[0] or above[0])  # fmt: skip
 
     def on_fit_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:  # type: ignore[override]
-        nothing = Augment() == pl_module.augment.augment and trainer.world_size == 1
-        if self.head_epochs is None and self.reuse_features and nothing:
-            data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        same = pl_module.distil is None and trainer.world_size == 1 and not changes_images(pl_module.augment)
+        data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        if self.head_epochs is None and self.reuse_features and same and data.on_error == "raise":
             found = {split: features(pl_module, data, split) for split in ("train", "val")}
             if any(values is None for values in found.values()):
                 return log.info("the features of this network can't be reused: there is more after its head")
@@ -113,6 +113,13 @@ class Finetune(Callback):
         if self.images:
             trainer.datamodule.sets |= self.images  # type: ignore[attr-defined]
             self.images = {}
+
+
+def changes_images(batch: BatchAugment) -> bool:
+    """Whether training sees other images than evaluation; settings of what has no probability change nothing."""
+    augment = batch.augment
+    mixed = augment.mixup.probability + augment.cutmix.probability
+    return augment.crop != "none" or augment.policy is not None or batch.flip + augment.erase + mixed > 0
 
 
 class Features(ImageDataset):

@@ -18,43 +18,29 @@ def grad_cam(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
     """
     if isinstance(network, FSDPModule):
         raise ValueError("the network is sharded over processes")
-    network.eval()
-    layer = last_layer_with_maps(network, images[:1])
-    kept: list[Tensor] = []
+    seen: list[Tensor] = []
 
-    def keep(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        torch.set_grad_enabled(True)  # until the end of no_grad below: what comes before needs no graph
-        kept[:] = [output.detach().requires_grad_()]
-        return kept[0].clone()  # the next layer may work in place
+    def keep(module: nn.Module, args: Any, output: Any) -> Tensor | None:
+        if not (isinstance(output, Tensor) and output.ndim in (3, 4) and is_spatial(output)):
+            return None
+        seen.append(output)
+        return output.clone()  # the next layer may work in place
 
-    with torch.no_grad(), layer.register_forward_hook(keep):
-        logits = network.forward(images)  # not compiled: a compiled call may pass hooks by
-        (gradients,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), kept)
-    maps = kept[0].detach()
+    hooks = [module.register_forward_hook(keep) for module in network.modules()]
+    try:
+        with torch.enable_grad():  # of the images too: all parameters may be frozen
+            logits = network.eval().forward(images.detach().requires_grad_())  # not compiled: that may pass hooks by
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not seen or seen[-1].ndim == 3:
+        raise ValueError("its last features are tokens" if seen else "no layer has maps of more than one place")
+    (gradients,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), seen[-1])
+    maps = seen[-1].detach()
     if channels_are_last(maps):
         maps, gradients = maps.permute(0, 3, 1, 2), gradients.permute(0, 3, 1, 2)
     heat = (gradients.mean((2, 3), keepdim=True) * maps).sum(1).relu()
     return heat / heat.amax((1, 2), keepdim=True).clamp_min(1e-12)
-
-
-def last_layer_with_maps(network: nn.Module, images: Tensor) -> nn.Module:
-    """Returns the module that is the last to return maps `(N, C, H, W)` or `(N, H, W, C)` with H = W > 1."""
-    found: list[tuple[nn.Module, int]] = []
-
-    def look(module: nn.Module, args: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.ndim in (3, 4) and is_spatial(output):
-            found.append((module, output.ndim))
-
-    hooks = [module.register_forward_hook(look) for module in network.modules()]
-    try:
-        with torch.no_grad():
-            network.forward(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if not found or found[-1][1] == 3:
-        raise ValueError("its last features are tokens" if found else "no layer has maps of more than one place")
-    return found[-1][0]
 
 
 def is_spatial(output: Tensor) -> bool:

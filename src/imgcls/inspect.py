@@ -53,36 +53,34 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
 def report(config: dict[str, Any], settings: Settings, run_dir: Path) -> None:
     """Reads, compares, writes, prints."""
     from imgcls.data.base import cores
+    from imgcls.data.imagefolder import exclude_list
     from imgcls.data.scan import Reader, list_files, list_memory, scan
-    from imgcls.inspect_page import show, write_page
+    from imgcls.inspect_page import show, write
     from imgcls.training import prepare, to_augment
 
     prepare(settings.seed)
-    data, folders, refused = prepared(config["data"], to_augment(config["augment"]), settings.seed)
-    found: dict[str, Any] = {
-        "data": config["data"].get("dataset", type(data).__name__),
-        "training_refuses": refused,
-        "unreadable": [],
-    }
+    options, unread = config["data"], list[dict[str, str]]()
+    data, folders, refused = prepared(options, to_augment(config["augment"]), settings.seed)
     if folders is None:
+        name = options.get("dataset", type(data).__name__)
         table, classes, reader = list_memory(data)
     else:
-        root = Path(config["data"]["root"]).expanduser()
-        table, classes, found["unreadable"] = list_files(root, folders, config["data"].get("exclude"))
-        reader = Reader([str(root / file) for file in table["file"]], config["data"].get("channels", 3))
-        found["data"] = shown(root)
-    start, workers = time.perf_counter(), config["data"].get("num_workers")
+        root = Path(options["root"]).expanduser()
+        name = shown(root)
+        table, classes, unread = list_files(root, folders, exclude_list(options.get("exclude")))
+        reader = Reader([str(root / file) for file in table["file"]], options.get("channels", 3))
+        reader.max_pixels = options.get("max_pixels", reader.max_pixels)
+    start, workers = time.perf_counter(), options.get("num_workers")
     table = scan(table, reader, min(cores(), 16) if workers is None else workers)
     seconds = time.perf_counter() - start
-    found |= {"seconds": round(seconds, 2), "images_per_second": round(len(table) / seconds, 1)}
-    found |= findings(table, classes, found["unreadable"], settings.near)
-    found["cut"] = [split for split in ("val", "test") if split not in found["splits"]]
+    found: dict[str, Any] = {"data": name, "training_refuses": refused, "seconds": round(seconds, 2)}
+    found |= {"images_per_second": round(len(table) / seconds, 1), **findings(table, classes, unread, settings.near)}
     run_dir.mkdir(parents=True, exist_ok=True)
     found["excluded"] = 0 if folders is None else write_exclude(found, run_dir / "exclude.txt")
     unreadable = {reader.paths[i] for i in table.index[table["reason"].notna()]}
     seen = None if refused else samples(data, unreadable, settings)
     found["no_samples"] = None if seen else "training refuses this data" if refused else "no image can be read"
-    write_page(run_dir, found, table, reader, seen)
+    write(run_dir, found, table, reader, seen)
     (run_dir / "inspect.json").write_text(json.dumps(found, indent=1) + "\n")
     show(found, run_dir)
 
@@ -100,21 +98,18 @@ def prepared(config: dict[str, Any], augment: Any, seed: int) -> tuple[Any, dict
     from imgcls.data.memory import MemoryDataModule
 
     kind, data, refused = configs.locate(config["_target_"], "data._target_"), None, None
-    in_memory = isinstance(kind, type) and issubclass(kind, MemoryDataModule)
-    if not (in_memory or (isinstance(kind, type) and issubclass(kind, ImageFolder))):
-        raise UserError(
-            f"data: inspect reads image files and sets in memory, not {config['_target_']}; give what it was made from"
-        )
+    if not (isinstance(kind, type) and issubclass(kind, (MemoryDataModule, ImageFolder))):
+        target = config["_target_"]
+        raise UserError(f"data: inspect reads image files and sets in memory, not {target}; give what it was made from")
     try:
         data = configs.build(config, "data", ImageDataModule, seed=seed, augment=augment)
         data.prepare_data()
         data.setup()
     except UserError as error:
-        in_config = re.match(r"(data|augment)[.:]", str(error)) and not str(error).startswith(str(config.get("root")))
-        if in_memory or in_config:
+        if issubclass(kind, MemoryDataModule) or re.match(r"(data|augment)[.:]", str(error)):
             raise
         refused = one_line(error)
-    if in_memory:
+    if issubclass(kind, MemoryDataModule):
         return data, None, refused
     root = Path(config["root"]).expanduser()
     folders = data.folders if data is not None else named_splits(root) or {"train": root}
@@ -123,12 +118,12 @@ def prepared(config: dict[str, Any], augment: Any, seed: int) -> tuple[Any, dict
     return data, folders, refused
 
 
-def findings(table: "pd.DataFrame", classes: "pd.DataFrame", unlisted: list[Any], near: int | None) -> dict[str, Any]:
+def findings(table: "pd.DataFrame", classes: "pd.DataFrame", unread: list[Any], near: int | None) -> dict[str, Any]:
     """Returns what inspect.json says of the images of a table (`scan`).
 
     Args:
         classes: each split's class folders, also those without an image.
-        unlisted: the folders that can't be read, and why.
+        unread: the folders that can't be read, and why.
         near: as in `near_duplicates`; None: they are not looked for.
     """
     from imgcls.data.scan import duplicates, near_duplicates
@@ -142,26 +137,17 @@ def findings(table: "pd.DataFrame", classes: "pd.DataFrame", unlisted: list[Any]
         for label, row in counts.T.to_dict().items()
         if not all(row.values())
     }
+    sizes = good.value_counts(["width", "height"]).reset_index(name="n")
     return {
         "images": len(good), "splits": counts.sum().to_dict(), "classes": counts.T.to_dict(), "absent": absent,
-        **shapes(good), **statistics(good),
-        "unreadable": unlisted + bad[["file", "reason"]].to_dict("records"),
-        "duplicates": described(table, duplicates(table)),
-        "near_duplicates": [] if near is None else described(table, near_duplicates(table, near)),
+        "cut": [split for split in ("val", "test") if split not in counts],
+        "sizes": {f"{row.width}×{row.height}": row.n for row in sizes.head(10).itertuples()}, "different_sizes": len(sizes),
+        **({side: good[side].describe()[["min", "50%", "max"]].to_dict() for side in ("width", "height") if len(good)}),
+        **{f"{name}s": good[name].value_counts().to_dict() for name in ("format", "mode")}, **statistics(good),
+        "unreadable": unread + bad[["file", "reason"]].to_dict("records"),
+        "duplicates": described(table, duplicates(good)),
+        "near_duplicates": [] if near is None else described(table, near_duplicates(good, near)),
     }  # fmt: skip
-
-
-def shapes(good: "pd.DataFrame") -> dict[str, Any]:
-    """Returns sizes in pixels, formats and modes, the most frequent first."""
-    sizes = good.groupby(["width", "height"]).size().sort_values(ascending=False)
-    out: dict[str, Any] = {
-        "sizes": {f"{w}×{h}": n for (w, h), n in zip(sizes.index.tolist()[:10], sizes.tolist(), strict=False)},
-        "different_sizes": len(sizes),
-    }
-    for side in ("width", "height") if len(good) else ():
-        lowest, middle, highest = good[side].quantile([0, 0.5, 1], interpolation="nearest").tolist()
-        out[side] = {"min": lowest, "median": middle, "max": highest}
-    return out | {f"{name}s": good[name].value_counts().to_dict() for name in ("format", "mode")}
 
 
 def statistics(good: "pd.DataFrame") -> dict[str, Any]:
@@ -173,19 +159,12 @@ def statistics(good: "pd.DataFrame") -> dict[str, Any]:
     if not len(train):
         return {"mean": None, "std": None, "override": None, "imbalance": None}
     mean, square = (np.stack(train[name].tolist()).mean(0) for name in ("mean", "square"))
-    std = np.sqrt(np.maximum(square - mean**2, 0))
-    words = [f"data.{n}=[{','.join(f'{v:.4f}' for v in values)}]" for n, values in (("mean", mean), ("std", std))]
+    numbers = {"mean": mean.round(4).tolist(), "std": np.sqrt((square - mean**2).clip(0)).round(4).tolist()}
+    words = " ".join(f"data.{name}=[{','.join(f'{v:.4f}' for v in values)}]" for name, values in numbers.items())
     sizes = train["label"].value_counts()
-    imbalance = {
-        "ratio": round(int(sizes.iloc[0]) / int(sizes.iloc[-1]), 2),
-        "largest": sizes.index[0], "smallest": sizes.index[-1],
-    }  # fmt: skip
-    return {
-        "mean": mean.round(4).tolist(),
-        "std": std.round(4).tolist(),
-        "override": " ".join(words),
-        "imbalance": imbalance,
-    }
+    ratio, largest, smallest = sizes.iloc[0] / sizes.iloc[-1], sizes.index[0], sizes.index[-1]
+    imbalance = {"ratio": round(float(ratio), 2), "largest": largest, "smallest": smallest}
+    return {**numbers, "override": words, "imbalance": imbalance}
 
 
 def described(table: "pd.DataFrame", groups: list[list[int]]) -> list[dict[str, Any]]:
@@ -194,8 +173,8 @@ def described(table: "pd.DataFrame", groups: list[list[int]]) -> list[dict[str, 
     for group in groups:
         images = table.loc[group, ["file", "split", "label"]].to_dict("records")
         images.sort(key=lambda image: (-SPLITS.index(image["split"]), image["file"]))
-        splits, labels = ({image[key] for image in images} for key in ("split", "label"))
-        out.append({"leak": len(splits) > 1, "two_labels": len(labels) > 1, "images": images})
+        leak, two = (len({image[key] for image in images}) > 1 for key in ("split", "label"))
+        out.append({"leak": leak, "two_labels": two, "images": images})
     return sorted(out, key=lambda group: (not group["leak"], not group["two_labels"], group["images"][0]["file"]))
 
 
@@ -210,7 +189,7 @@ def write_exclude(found: dict[str, Any], path: Path) -> int:
         stays, *others = group["images"]
         for image in others:
             if not (group["leak"] and image["split"] == "test"):
-                words = f", which has the label {stays['label']}" if image["label"] != stays["label"] else ""
+                words = f", which has the label {stays['label']}" if group["two_labels"] else ""
                 lines.append((image["file"], f"the same picture as {stays['file']}{words}"))
     text = "# Made by imgcls inspect, for data.exclude=FILE: a path relative to data.root a line.\n"
     for file, reason in lines:
@@ -229,13 +208,11 @@ def samples(data: Any, unreadable: set[str], settings: Settings) -> "tuple[list[
     from imgcls.data.sampler import EpochSampler
 
     dataset, spec = data.sets["train"], data.spec
-    order = iter(EpochSampler(len(dataset), data.seed, shuffle=True, training=True))
-    keys = list(islice((key for key in order if dataset.name(key) not in unreadable), settings.samples))
-    if not keys:
+    order = EpochSampler(len(dataset), data.seed, shuffle=True, training=True)
+    if not (keys := list(islice((key for key in order if dataset.name(key) not in unreadable), settings.samples))):
         return None
     images, targets, _ = dataset.__getitems__(keys)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
-    torch.manual_seed(settings.seed)
     augment = BatchAugment(data.augment, spec)
     mixed, shares = augment.mix((augment.pixels(images) / 255 - mean) / std, targets)
     labels = []

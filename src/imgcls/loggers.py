@@ -5,6 +5,9 @@ import functools
 import logging
 import netrc
 import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +17,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from imgcls.errors import UserError
 
 log = logging.getLogger(__name__)
+UPLOAD = 600.0  # seconds that the upload of a checkpoint may take at the end
+failed = set[str]()  # loggers of this run that are told nothing more
 
 
 class EpochCSV(Logger):
@@ -33,6 +38,14 @@ class EpochCSV(Logger):
         return ""
 
     @rank_zero_only
+    def keep(self, epochs: int) -> None:
+        """Takes over the rows of the first `epochs` epochs from the file, as they are: a run goes on after them."""
+        self.rows = {}
+        if epochs and self.path.is_file():
+            with self.path.open(newline="") as file:
+                self.rows = {int(row["epoch"]): row for row in csv.DictReader(file) if int(row["epoch"]) < epochs}  # type: ignore[misc]
+
+    @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """The run directory has the whole config beside this file."""
 
@@ -49,6 +62,8 @@ class EpochCSV(Logger):
 
     @rank_zero_only
     def save(self) -> None:
+        if not self.rows:  # Lightning saves before it begins, too
+            return
         names = list(dict.fromkeys(name for row in self.rows.values() for name in row))
         partial = self.path.with_suffix(".partial")
         with partial.open("w", newline="") as file:
@@ -58,10 +73,41 @@ class EpochCSV(Logger):
         partial.replace(self.path)
 
 
+def lasting(logger: Logger) -> Logger:
+    """Makes a logger one that never stops a training: all that Lightning tells it goes through `unharmed`."""
+    kind = type(logger).__name__
+    failed.discard(kind)
+
+    def tell(method: Callable[..., Any], *arguments: Any, **keywords: Any) -> None:
+        if kind not in failed:
+            with unharmed(kind):
+                method(*arguments, **keywords)
+
+    for name in ("log_hyperparams", "log_metrics", "after_save_checkpoint", "save", "finalize"):
+        if not isinstance(logger, EpochCSV):  # without which the run can't be compared
+            setattr(logger, name, functools.partial(tell, getattr(logger, name)))
+    return logger
+
+
+@contextmanager
+def unharmed(kind: str = "WandbLogger") -> Iterator[None]:
+    """Around what a logger is told. When it fails, a line says so, once, and the run goes on without it."""
+    try:
+        yield
+    except Exception as error:
+        if kind not in failed:
+            log.warning(
+                "%s: %s; the run goes on without it", kind, " ".join(str(error).split()) or type(error).__name__
+            )
+        failed.add(kind)
+
+
 def wandb_logger(
     save_dir: str,
     mode: Literal["auto", "online", "offline", "disabled"] = "auto",
-    timeout: float = 30.0,
+    timeout: float = 6.0,
+    finish_timeout: float = 8.0,
+    log_model: bool = False,
     **options: Any,
 ) -> Logger:
     """Returns the logger of Weights & Biases, its run begun.
@@ -69,13 +115,15 @@ def wandb_logger(
     Args:
         mode: "auto": what WANDB_MODE says, else online where there is a key, else offline.
         timeout: seconds to wait for the server before the run goes on offline.
+        finish_timeout: seconds to wait at the end for what is not uploaded yet; with `log_model` at least 600.
+        log_model: keep the best checkpoint as an artifact of the run.
         options: to `wandb.init`: project, group, name, tags, notes, job_type, id, resume.
     """
     import wandb
 
     if mode == "auto":
         chosen = os.environ.get("WANDB_MODE", "")
-        mode = chosen if chosen in ("online", "offline", "disabled") else "online" if _has_key() else "offline"  # type: ignore[assignment]
+        mode = chosen if chosen in ("online", "offline", "disabled") else "online" if has_key() else "offline"  # type: ignore[assignment]
     unknown = set(options) - {"project", "group", "name", "tags", "notes", "job_type", "id", "resume", "entity"}
     if unknown:
         raise UserError(
@@ -83,19 +131,53 @@ def wandb_logger(
         )
     if getattr(rank_zero_only, "rank", 0) != 0:
         return WandbLogger(save_dir=save_dir)
-    settings = wandb.Settings(init_timeout=timeout, silent=True)
+    before = Path(save_dir) / "wandb" / "latest-run"
+    if before.exists():  # the run goes on
+        options = {"id": before.resolve().name.rpartition("-")[2], "resume": "allow", **options}
+    patience = max(finish_timeout, UPLOAD) if log_model else finish_timeout
+    settings = wandb.Settings(init_timeout=timeout, finish_timeout=patience, finish_timeout_raises=True, silent=True)
     begin: Any = functools.partial(wandb.init, dir=save_dir, settings=settings, reinit="finish_previous", **options)
-    try:
-        run = begin(mode=mode)
-    except (wandb.Error, OSError) as error:
-        log.warning("Weights & Biases: %s; the run is logged offline", " ".join(str(error).split()))
-        run = begin(mode="offline")
-    run.define_metric("trainer/global_step")
-    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    return WandbLogger(save_dir=save_dir, experiment=run)
+    for attempt, otherwise in {mode: "offline", "offline": "disabled"}.items():
+        try:
+            run = begin(mode=attempt)
+            break
+        except Exception as error:  # of many types: no network, a key that is none, a full disk
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            log.warning("Weights & Biases: %s; logging to it goes on %s", reason, otherwise)
+    else:
+        run = begin(mode="disabled")
+    with unharmed():
+        run.define_metric("trainer/global_step")
+        run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    logger = WandbLogger(save_dir=save_dir, experiment=run)
+    logger.keeps_best = log_model  # type: ignore[attr-defined]  # Lightning's own log_model refuses to be offline
+    return logger
 
 
-def _has_key() -> bool:
+def close_wandb(status: int, word: str) -> None:
+    """Ends the W&B run, if there is one, with its status: without a code a failed run would show as finished."""
+    run = sys.modules["wandb"].run if "wandb" in sys.modules else None
+    if run is not None:
+        with unharmed():
+            run.summary["status"] = word
+            if word == "pruned":
+                run.tags = (*run.tags, word)
+            run.finish(exit_code=status)
+    if "WandbLogger" in failed:
+        with suppress(Exception):  # or its process is looked for again when this one ends
+            sys.modules["wandb"].teardown(status)
+
+
+def log_checkpoint(run: Any, path: str) -> None:
+    """Keeps a checkpoint as the artifact `<id of the run>-best`."""
+    import wandb
+
+    artifact = wandb.Artifact(f"{run.id}-best", type="model")
+    artifact.add_file(path)
+    run.log_artifact(artifact, aliases=["best"])
+
+
+def has_key() -> bool:
     """Whether credentials are at hand; never asks for them and never talks to the server."""
     if os.environ.get("WANDB_API_KEY"):
         return True

@@ -44,9 +44,8 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
     prepare(0)
     data = configs.build(config["data"], "data", ImageDataModule)
     if not isinstance(data, ImageFolder):
-        raise UserError(
-            f"{config['data']['_target_']} has no image files to pack; expected data=imagefolder or imagenet"
-        )
+        target = config["data"]["_target_"]
+        raise UserError(f"{target} has no image files to pack; expected data=imagefolder or imagenet")
     if data.fraction < 1:
         raise UserError(f"data.fraction={data.fraction}: all images are packed; give the fraction when training")
     if out.resolve().is_relative_to(data.root.resolve()):
@@ -59,7 +58,7 @@ def pack(data: Any, out: Path, settings: Settings) -> None:
     """Writes to a hidden directory beside `out`, which takes its name when it is whole and on the disk."""
     from filelock import FileLock, Timeout
 
-    from imgcls.data.packing import synchronize, write_pack
+    from imgcls.data.packing import write_pack
 
     partial, start = out.with_name(f".{out.name}.partial"), time.perf_counter()
     try:
@@ -70,28 +69,21 @@ def pack(data: Any, out: Path, settings: Settings) -> None:
                 partial.mkdir()
                 manifest = write_pack(data, partial, settings)
                 partial.rename(out)
-                synchronize(out.parent)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
                 Path(f"{partial}.lock").unlink(missing_ok=True)
     except Timeout as error:
-        raise UserError(
-            f"out={out} is being packed by another process; wait for it or give another directory"
-        ) from error
+        raise UserError(f"out={out} is being packed by another process; wait for it or give another") from error
     except OSError as error:
-        raise UserError(
-            f"out={out} can't be written ({error.strerror or error}); free some disk or give another"
-        ) from error
+        reason = error.strerror or error
+        raise UserError(f"out={out} can't be written ({reason}); free some disk or give another") from error
     except KeyboardInterrupt:
         log.error("interrupted; nothing is left of %s", shown(out))
         sys.exit(130)
-    report(out, manifest, time.perf_counter() - start)
-
-
-def report(out: Path, manifest: dict[str, Any], seconds: float) -> None:
-    """Says what was made, and how to use it."""
-    images = sum(split["images"] for split in manifest["splits"].values())
-    size = sum(file["bytes"] for file in manifest["files"].values())
-    choice = "streaming" if manifest["format"] == "litdata" else "packed"
-    log.info("%s images, %.1f MB, %.0f images/s: %s", f"{images:,}", size / 1e6, images / seconds, shown(out))
-    log.info("train on it: imgcls train data=%s data.root=%s", choice, hydra_quoted(str(shown(out))))
+    images, size = (
+        sum(s["images"] for s in manifest["splits"].values()),
+        sum(f["bytes"] for f in manifest["files"].values()),
+    )
+    speed, choice = images / (time.perf_counter() - start), "streaming" if settings.format == "litdata" else "packed"
+    log.info("%s images, %.1f MB, %.0f images/s: %s", f"{images:,}", size / 1e6, speed, shown(out))
+    log.info("train on it: imgcls train data=%s data.root=%s", choice, hydra_quoted(shown(out)))

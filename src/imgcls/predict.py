@@ -39,6 +39,7 @@ class Settings:
     tta: Literal["flip"] | None
     batch_size: Annotated[int, Field(ge=1)] | None
     num_workers: Annotated[int, Field(ge=0)] | None
+    max_pixels: Annotated[int, Field(ge=1)]
 
 
 @verb("predict")
@@ -62,7 +63,7 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
     carried = given(trained["trainer"], ("accelerator", "precision", "benchmark", "deterministic"))
     trainer = build_trainer({**EVALUATION, **carried, **given(config["trainer"])}, [], [], run_dir)
     batch_size = settings.batch_size or trained["data"].get("batch_size", 64)
-    loader = file_loader(paths, classifier.spec, batch_size, settings.num_workers)
+    loader = file_loader(paths, classifier.spec, batch_size, settings.num_workers, settings.max_pixels)
     predict = Predictor(classifier, trainer, settings)
     try:
         with appearing(out.parent) as folder, writer(folder / out.name, settings.embedding) as write:

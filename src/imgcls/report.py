@@ -99,6 +99,7 @@ def draw_report(
     What can't be drawn is left out with a line in the log.
     """
     from imgcls.page import write_page
+    from imgcls.report_page import sections
 
     report.mistakes = worst_mistakes(report, classifier, dataset)
     right, now, before = report.right(), report.predictions["confidence"].to_numpy(), report.unscaled
@@ -117,7 +118,7 @@ def draw_report(
         with optional("sheet of mistakes"):
             draw_mistakes(report.mistakes).savefig(folder / "mistakes.png", dpi=120)
     with optional("page"):
-        write_page(report, folder)
+        write_page(folder / "index.html", "Test report", sections(report, folder))
 
 
 @contextmanager

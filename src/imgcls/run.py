@@ -1,5 +1,6 @@
 """What a run directory says of how it was made."""
 
+import functools
 import json
 import os
 import platform
@@ -7,6 +8,9 @@ import re
 import shlex
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,6 +41,12 @@ def git_state(folder: Path) -> dict[str, Any]:
     }
 
 
+@functools.cache  # half a second, for each job of a sweep
+def packages() -> dict[str, str]:
+    """Returns the version of each package that is installed."""
+    return {d.name: d.version for d in metadata.distributions() if d.name}
+
+
 def environment() -> dict[str, Any]:
     """Returns the command, versions and hardware."""
     import torch
@@ -49,21 +59,60 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu": cpu.get("cpu_name", platform.processor()),
         "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
         "devices": devices,
-        "packages": {d.name: d.version for d in metadata.distributions() if d.name},
+        "packages": packages(),
     }
 
 
-def write_record(run_dir: Path, config: dict[str, Any]) -> dict[str, Any]:
-    """Writes `config.yaml` (resolved), `environment.json` and `git.diff`; returns the git state without the diff."""
+def write_record(run_dir: Path, config: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    """Writes `config.yaml` (resolved), `environment.json` (`data`: its fingerprint) and `git.diff`; returns the git
+    state without the diff."""
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
     git = git_state(Path.cwd())
     diff = git.pop("diff", "")
     if diff:
         (run_dir / "git.diff").write_text(diff + "\n", errors="surrogateescape")
-    (run_dir / "environment.json").write_text(json.dumps(environment() | {"git": git}, indent=2) + "\n")
+    (run_dir / "environment.json").write_text(json.dumps(environment() | {"data": data, "git": git}, indent=2) + "\n")
     return git
+
+
+@contextmanager
+def keeping_status(run_dir: Path, parameters: int) -> Iterator[None]:
+    """Around a training, on rank 0: keeps `status.json`, which tells a run that was killed from one that is done.
+
+    The status is running, then finished, stopped (from outside), pruned or failed; the seconds are of all its starts.
+    """
+    path, start = run_dir / "status.json", time.time()
+    before = json.loads(path.read_text())["seconds"] if path.exists() else 0.0  # it is resumed
+
+    def say(status: str, **more: str) -> None:
+        facts = {"status": status, "seconds": round(before + time.time() - start, 3), "parameters": parameters, **more}
+        partial = path.with_suffix(".partial")
+        with suppress(OSError):  # on a full disk, what filled it is said elsewhere
+            partial.write_text(json.dumps(facts, indent=2) + "\n")
+            partial.replace(path)
+
+    say("running")
+    try:
+        yield
+    except BaseException as error:
+        stopped = isinstance(error, SystemExit | KeyboardInterrupt)
+        status = "pruned" if type(error).__name__ == "TrialPruned" else "stopped" if stopped else "failed"
+        say(status, error=f"{type(error).__name__}: {' '.join(str(error).split())}")
+        raise
+    say("finished")
+
+
+def rerooted(value: Any, before: str, now: str) -> Any:
+    """Returns a value in which paths in the run directory follow it to where it was moved."""
+    if isinstance(value, dict):
+        return {rerooted(key, before, now): rerooted(item, before, now) for key, item in value.items()}
+    if isinstance(value, list):
+        return [rerooted(item, before, now) for item in value]
+    moved = isinstance(value, str) and (value == before or value.startswith(f"{before}/"))
+    return now + value[len(before) :] if moved else value
 
 
 def cache_dir() -> Path:
@@ -75,6 +124,15 @@ def shown(path: Path | str) -> str:
     """Returns a path as short as it can be written here."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
+
+
+def quote_arguments(*keys: str) -> None:
+    """Puts the values of these keys on the command line in the quotes that Hydra's grammar wants for `=`, `<` or `,`,
+    where they have none and are no lists."""
+    for place, word in enumerate(sys.argv):
+        key, _, value = word.partition("=")
+        if key in keys and value and value[0] not in "'\"[":
+            sys.argv[place] = f"{key}={hydra_quoted(value)}"
 
 
 def hydra_quoted(text: str) -> str:

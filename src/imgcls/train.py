@@ -3,19 +3,26 @@
 import gc
 import logging
 import shlex
-import sys
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from hydra.core.plugins import Plugins
 from pydantic import Field
 
 from imgcls import config as configs
 from imgcls.command import verb
-from imgcls.errors import UserError, nearest
-from imgcls.run import hydra_quoted, shown, write_record
+from imgcls.errors import TrialPruned, UserError, nearest
+from imgcls.resume import check_data, claim, finished, note_resume, resumed
+from imgcls.run import hydra_quoted, keeping_status, shown, write_record
+from imgcls.stopping import SIGNALS, Stopped
+from imgcls.sweep import Sweep
 
 log = logging.getLogger(__name__)
+Plugins.instance().register(Sweep)  # conf/hydra/sweeper/imgcls.yaml
+FAULTS = {"on_nonfinite": ("stop", "skip"), "on_oom": ("stop", "halve")}  # keys of conf/trainer that aren't Lightning's
 
 
 @dataclass(frozen=True)
@@ -30,61 +37,118 @@ class Settings:
     class_weights: Literal["balanced"] | list[float] | None
     channels_last: bool
     compile: bool
-    optimized_metric: str
+    optimized_metric: str | list[str]
+    resume: str | None
+    overwrite: bool
 
 
 @verb("train")
-def main(config: dict[str, Any], run_dir: Path) -> float | None:
+def main(config: dict[str, Any], run_dir: Path) -> float | list[float] | None:
     """Runs one training; returns the best value of `optimized_metric`, which a sweep optimises."""
-    settings = checked(config)
-    from imgcls.distributed import single_job
+    SIGNALS.install()
+    lock = None
+    try:
+        from hydra.core.hydra_config import HydraConfig
 
-    with single_job():
-        return train(config, settings, run_dir)
+        resuming = config["resume"] is not None
+        config, checkpoint = resumed(config, run_dir, list(HydraConfig.get().overrides.task))
+        settings = checked(config)
+        lock = claim(run_dir, settings.overwrite, resuming)
+        if checkpoint is not None and finished(run_dir, config):
+            log.info("%s is finished; there is nothing to go on with", shown(run_dir))
+            return optimised(run_dir, settings.optimized_metric)
+        from imgcls.distributed import single_job
+
+        with single_job():
+            return train(config, settings, run_dir, checkpoint)
+    except TrialPruned:
+        log.info("pruned: the other trials of the sweep were better by this epoch; not tested")
+        return None
+    finally:
+        SIGNALS.restore()
+        if lock is not None:
+            lock.release()
 
 
 def checked(config: dict[str, Any]) -> Settings:
     """Checks names and types of the whole config before anything is built; returns the keys of its own."""
     settings = configs.typed({k: v for k, v in config.items() if k in Settings.__annotations__}, Settings, "")
     network = {k: v for k, v in config["backbone"].items() if k != "weights"}  # a file: not the network's business
-    trainer = {k: v for k, v in config["trainer"].items() if (k, v) != ("precision", "auto")}  # ours
+    for key, choices in FAULTS.items():
+        if config["trainer"].get(key, choices[0]) not in choices:
+            raise UserError(f"trainer.{key}={config['trainer'][key]}: expected {' or '.join(choices)}")
+    ours = [("precision", "auto"), *((key, value) for key, values in FAULTS.items() for value in values)]
+    trainer = {k: v for k, v in config["trainer"].items() if (k, v) not in ours}
     configs.check({**config, "backbone": network, "trainer": trainer})
     return settings
 
 
-def train(config: dict[str, Any], settings: Settings, run_dir: Path) -> float | None:
-    """Trains, tests the best checkpoint, and reports."""
-    from imgcls.callbacks import SaveConfig
+def train(
+    config: dict[str, Any], settings: Settings, run_dir: Path, checkpoint: Path | None
+) -> float | list[float] | None:
+    """Trains from the start or from a checkpoint, tests the best checkpoint, and reports."""
+    from imgcls.fit import fit
+    from imgcls.loggers import close_wandb, lasting
     from imgcls.training import build_data, build_trainer, prepare
 
-    refuse_used(run_dir)
     prepare(settings.seed)
     data = build_data(config["data"], config["augment"], settings.seed)
-    classifier = build_classifier(config, settings, data)
     if settings.tune is not None:
         from imgcls.tune import tune
 
+        classifier = build_classifier(config, settings, data)
         trainer = build_trainer({**config["trainer"], "limit_val_batches": 0}, kept_for_tuning(config), [], run_dir)
         return tune(settings.tune, trainer, classifier, data, run_dir)
-    callbacks = build_all(config, "callbacks")
-    check_monitored(config, callbacks, classifier.logged_names(), settings)
-    trainer = build_trainer(config["trainer"], [*callbacks, SaveConfig(config)], [], run_dir)
+    trainer, classifier = assemble(config, settings, data, run_dir)
     if trainer.is_global_zero:
         describe(config, classifier, data, trainer, run_dir)
-        config = {**config, "git": write_record(run_dir, config)}
-    status = 1
+        if checkpoint is None:
+            config = {**config, "git": write_record(run_dir, config, data.fingerprint())}
+        else:
+            check_data(run_dir, data.fingerprint())
+            note_resume(run_dir, checkpoint)
+
+    def rebuilt(config: dict[str, Any]) -> tuple[Any, Any, Any]:
+        prepare(settings.seed)
+        data = build_data(config["data"], config["augment"], settings.seed)
+        return *assemble(config, settings, data, run_dir), data
+
+    parameters = sum(p.numel() for p in classifier.network.parameters())
+    status, word = 1, "failed"
     try:
-        trainer.loggers = build_all(config, "logger")
-        for logger in trainer.loggers:
-            logger.log_hyperparams(config)
-        fit(trainer, classifier, data, run_dir)
-        best = finish(trainer, classifier, data, settings, run_dir)
-        status = 0
+        with keeping_status(run_dir, parameters) if trainer.is_global_zero else nullcontext():
+            loggers = [lasting(logger) for logger in build_all(config, "logger")]
+            for logger in loggers:
+                logger.log_hyperparams(config)
+            trainer.loggers = loggers
+            trainer, classifier, data = fit((trainer, classifier, data), rebuilt, config, run_dir, checkpoint)
+            summarise(trainer, run_dir)
+            if any(getattr(callback, "pruned", False) for callback in trainer.callbacks):
+                raise TrialPruned
+            best = finish(trainer, classifier, data, settings, run_dir)
+        status, word = 0, "finished"
         return best
+    except Stopped as stopped:
+        status, word = int(stopped.code or 1), "stopped"
+        raise
+    except TrialPruned:
+        status, word = 0, "pruned"
+        raise
     finally:
-        close_loggers(status)
+        close_wandb(status, word)
         del trainer, classifier, data
         gc.collect()
+
+
+def assemble(config: dict[str, Any], settings: Settings, data: Any, run_dir: Path) -> tuple[Any, Any]:
+    """Builds the trainer, without loggers, and the classifier."""
+    from imgcls.callbacks import SaveConfig
+    from imgcls.training import build_trainer
+
+    classifier = build_classifier(config, settings, data)
+    callbacks = build_all(config, "callbacks")
+    check_monitored(config, callbacks, classifier.logged_names(), settings)
+    return build_trainer(config["trainer"], [*callbacks, SaveConfig(config)], [], run_dir), classifier
 
 
 def kept_for_tuning(config: dict[str, Any]) -> list[Any]:
@@ -95,31 +159,6 @@ def kept_for_tuning(config: dict[str, Any]) -> list[Any]:
 def build_all(config: dict[str, Any], group: str) -> list[Any]:
     """Builds the callbacks or loggers that are not switched off."""
     return [configs.build(node, f"{group}.{name}") for name, node in (config[group] or {}).items() if node]
-
-
-def refuse_used(run_dir: Path) -> None:
-    """Raises UserError where the run directory has a run in it: nothing is overwritten."""
-    from lightning.pytorch.utilities.rank_zero import rank_zero_only
-
-    if getattr(rank_zero_only, "rank", 0) == 0 and any(
-        (run_dir / name).exists() for name in ("checkpoints", "metrics.csv", "test")
-    ):
-        raise UserError(f"{shown(run_dir)} holds a run already; give another folder as hydra.run.dir=…")
-
-
-def fit(trainer: Any, classifier: Any, data: Any, run_dir: Path) -> None:
-    """Trains. One that was stopped from outside ends the process with the signal's status."""
-    from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
-    try:
-        trainer.fit(classifier, datamodule=data)
-    except MisconfigurationException as error:
-        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
-    except SystemExit:
-        pass  # Lightning's, after an interrupt
-    if not trainer.state.finished or trainer.received_sigterm:
-        log.error("stopped before its end, and not tested; what was saved is in %s", shown(run_dir / "checkpoints"))
-        sys.exit(143 if trainer.received_sigterm else 130)
 
 
 def build_classifier(config: dict[str, Any], settings: Settings, data: Any) -> Any:
@@ -143,9 +182,17 @@ def check_monitored(config: dict[str, Any], callbacks: list[Any], names: set[str
     if schedule := config["scheduler"].get("monitor"):
         watched.append(("scheduler.", schedule, config["scheduler"].get("mode")))
     named = [(f"{where}monitor", name) for where, name, _ in watched]
-    for key, name in [*named, ("optimized_metric", settings.optimized_metric)]:
+    optimized = settings.optimized_metric
+    named += [("optimized_metric", name) for name in ([optimized] if isinstance(optimized, str) else optimized)]
+    for key, name in named:
         if name not in names:
             raise UserError(f"{key}={name}: no such metric is logged; {nearest(name, names)}")
+    for keeper in callbacks:
+        if getattr(keeper, "save_top_k", 1) not in (0, 1) and "{" not in (keeper.filename or "{"):
+            raise UserError(
+                f"callbacks: ModelCheckpoint.save_top_k={keeper.save_top_k} with filename={keeper.filename}: each file needs "
+                "a name of its own, such as callbacks.checkpoint.filename='{epoch:03d}'"
+            )
     for where, name, mode in watched:
         if mode is not None and mode != direction(name):
             raise UserError(f"{where}mode={mode}: {name} is better the other way; set mode={direction(name)}")
@@ -181,35 +228,64 @@ def describe(config: dict[str, Any], classifier: Any, data: Any, trainer: Any, r
     log.info("run directory: %s", shown(run_dir))
 
 
-def finish(trainer: Any, classifier: Any, data: Any, settings: Settings, run_dir: Path) -> float | None:
+def finish(trainer: Any, classifier: Any, data: Any, settings: Settings, run_dir: Path) -> float | list[float] | None:
     """Tests the best checkpoint (with none: the weights in memory); prints and logs what came out."""
     from lightning.pytorch.loggers import WandbLogger
 
     from imgcls.calibration import calibrate
+    from imgcls.data.faults import listed
+    from imgcls.loggers import failed, log_checkpoint, unharmed
     from imgcls.report import log_to_wandb, print_summary
     from imgcls.training import run_test
 
     keeper = trainer.checkpoint_callback
     best = keeper.best_model_path if keeper is not None else ""
-    value = trainer.callback_metrics.get(settings.optimized_metric)
-    value = best_epoch(run_dir, settings.optimized_metric).get(f"best/{settings.optimized_metric}", value)
-    tested = best_epoch(run_dir, keeper.monitor) if keeper is not None and keeper.monitor else {}
-    for logger in trainer.loggers if trainer.is_global_zero else []:
-        if isinstance(logger, WandbLogger):
-            logger.experiment.summary.update(tested)
+    data.on_error, data.max_errors = "skip", 0.5  # for a file that can't be read no training is lost
     if settings.temperature:
         calibrate(trainer, classifier, data, best or None)
     if settings.test:
         report = run_test(trainer, classifier, data, run_dir / "test", best or None)
         if report is not None:
             for logger in trainer.loggers:
-                if isinstance(logger, WandbLogger):
+                if isinstance(logger, WandbLogger) and "WandbLogger" not in failed:
                     log_to_wandb(logger.experiment, report, run_dir / "test", data.spec)
             lines = {"run directory": shown(run_dir), "test report": shown(run_dir / "test")}
+            if rows := listed(run_dir / "unreadable.csv"):
+                lines["left out"] = f"{len(rows)} unreadable images, see {shown(run_dir / 'unreadable.csv')}"
             if best:
                 lines["evaluate again"] = f"imgcls eval {shlex.quote(f'checkpoint={hydra_quoted(shown(best))}')}"
             print_summary(f"Test of {'the best checkpoint' if best else 'the last weights'}", report, lines)
-    return None if value is None else float(value)
+    for logger in trainer.loggers if trainer.is_global_zero and best else []:
+        if getattr(logger, "keeps_best", False):
+            with unharmed():
+                log_checkpoint(logger.experiment, best)
+    return optimised(run_dir, settings.optimized_metric, trainer.callback_metrics)
+
+
+def summarise(trainer: Any, run_dir: Path) -> None:
+    """Puts all that was measured in the best epoch into the summary of the W&B run."""
+    from lightning.pytorch.loggers import WandbLogger
+
+    from imgcls.loggers import unharmed
+
+    keeper = trainer.checkpoint_callback
+    for logger in trainer.loggers if trainer.is_global_zero and keeper is not None and keeper.monitor else []:
+        if isinstance(logger, WandbLogger):
+            with unharmed():
+                logger.experiment.summary.update(best_epoch(run_dir, keeper.monitor))
+
+
+def optimised(
+    run_dir: Path, metric: str | list[str], last: Mapping[str, Any] | None = None
+) -> float | list[float] | None:
+    """Returns the best value of a metric; of several, the values of the epoch that was best by the first of them.
+    Without a metrics.csv it is what was logged `last`."""
+    names = [metric] if isinstance(metric, str) else metric
+    best = best_epoch(run_dir, names[0]) or {f"best/{name}": float(value) for name, value in (last or {}).items()}
+    values = [best[f"best/{name}"] for name in names if f"best/{name}" in best]
+    if len(values) < len(names):
+        return None
+    return values[0] if isinstance(metric, str) else values
 
 
 def best_epoch(run_dir: Path, monitor: str) -> dict[str, float]:
@@ -224,9 +300,3 @@ def best_epoch(run_dir: Path, monitor: str) -> dict[str, float]:
         return {}
     best = table[monitor].argmin() if direction(monitor) == "min" else table[monitor].argmax()
     return {f"best/{name}": float(value) for name, value in table.iloc[int(best)].dropna().items()}
-
-
-def close_loggers(status: int) -> None:
-    """Ends the W&B run, if there is one, with its status: without a code a failed run would show as finished."""
-    if "wandb" in sys.modules:
-        sys.modules["wandb"].finish(exit_code=status)

@@ -13,9 +13,11 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from imgcls import config as configs
+from imgcls.checkpoint import WholeFiles
 from imgcls.classifier import ImageClassifier
 from imgcls.data.base import ImageDataModule
 from imgcls.errors import UserError
@@ -31,6 +33,7 @@ NOTES = (  # of Lightning's, that a user can do nothing about
     ".*It is recommended to use .self.log",  # what is logged is a metric's value, the same on all ranks
     ".*does not have many workers",
     ".*Glyph .* missing from font",
+    ".*could not find the monitored key",  # before the first validation; that it will be there is checked
     ".*Checkpoint directory .* exists and is not empty",
 )
 
@@ -74,7 +77,7 @@ def build_trainer(
     Raises:
         UserError: a device, strategy or precision that is not to be had here.
     """
-    settings = dict(config)
+    settings = {key: value for key, value in config.items() if key not in ("on_nonfinite", "on_oom")}
     if settings["precision"] == "auto":
         settings["precision"] = best_precision(str(settings["accelerator"]))
     if settings.get("accumulate_grad_batches", 1) < 1:
@@ -87,6 +90,8 @@ def build_trainer(
     for key in ("strategy", "profiler"):
         if isinstance(settings.get(key), Mapping):
             settings[key] = configs.build(settings[key], f"trainer.{key}")
+    if not isinstance(settings.get("strategy"), ModelParallelStrategy):  # which writes by itself
+        settings["plugins"] = [WholeFiles()]
     try:
         trainer = configs.build(
             settings,

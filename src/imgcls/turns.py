@@ -6,7 +6,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
+from imgcls.backbones.build import on_meta
 from imgcls.classifier import ImageClassifier
 from imgcls.data.base import Batch, ImageDataModule
 from imgcls.data.spec import DataSpec
@@ -37,83 +38,67 @@ class TakeTurns(Callback):
     def __init__(self, seconds: float, rounds: int) -> None:
         self.seconds, self.rounds = seconds, rounds
         self.rates: dict[str, list[float]] = {"floor": [], "loader": [], "train": []}
-        self.step, self.steps, self.images, self.start = 0, 0, 0, 0.0
-        self.bare: Callable[[int], None] | None = None
-        self.profiler: profile | None = None
-        self.reads = 0.0
+        self.facts: dict[str, Any] = {}
+        self.turns: Generator[None, int, None] | None = None
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: ImageClassifier, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        self.step += 1
-        self.images += len(batch.targets)
-        if self.profiler is not None:
-            if self.step == PROFILED_STEPS or batch_idx + 2 == trainer.num_training_batches:
-                self.profiler.stop()
-                self.reads = count_reads(self.profiler) / self.step
-                trainer.should_stop = True
-        elif self.bare is None:
-            self.begin(trainer, pl_module, batch)
-        elif len(self.rates["train"]) == self.rounds:
-            if batch_idx == 0:  # steps within an epoch are looked at
-                self.step, self.profiler = 0, profile()
-                self.profiler.start()
-        elif self.step == self.warmup:
-            self.images, self.start = 0, now()
-        elif self.step == self.warmup + self.steps:
-            self.rates["train"].append(self.images * trainer.world_size / (now() - self.start))
-            self.step = 0
-            if len(self.rates["train"]) < self.rounds:
-                self.others(trainer.world_size, len(batch.targets))
+        if self.turns is None:
+            self.turns = self.measure(trainer, pl_module, batch)
+            next(self.turns)
+        else:
+            self.turns.send(batch_idx)
 
-    def begin(self, trainer: Trainer, classifier: ImageClassifier, batch: Batch) -> None:
-        """Makes the bare network and a loader of its own, and finds out how many steps a turn takes."""
+    def measure(self, trainer: Trainer, classifier: ImageClassifier, batch: Batch) -> Generator[None, int, None]:
+        """Measures from within the training: at each `yield` that takes a step, and gives its place in the epoch."""
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        self.batches = endless(data)
-        self.workers = data.train_dataloader().num_workers
-        self.warmup = 3 + 3 * self.workers  # batches that workers made ready in the others' turns are not counted
-        self.bare = bare_steps(trainer, classifier, batch)
-        self.bare(2)
-        start = now()
-        self.bare(3)
-        self.steps = max(round(self.seconds / (now() - start) * 3), 3)
-        self.facts = describe(classifier)
-        self.on_cpu = classifier.device.type == "cpu"
-        self.others(trainer.world_size, len(batch.targets))
-        self.step = 0
-
-    def others(self, ranks: int, batch_size: int) -> None:
-        """Lets the bare network and the loader take their turns."""
-        assert self.bare is not None
-        self.bare(3)
-        start = now()
-        self.bare(self.steps)
-        self.rates["floor"].append(self.steps * batch_size * ranks / (now() - start))
-        for _ in range(self.warmup):
-            next(self.batches)
-        images, start = 0, now()
-        while (seconds := now() - start) < self.seconds:
-            images += len(next(self.batches).targets)
-        self.rates["loader"].append(images * ranks / seconds)
+        images, batches, bare = len(batch.targets), endless(data), bare_steps(trainer, classifier, batch)
+        workers = data.train_dataloader().num_workers
+        warmup = 3 + 3 * workers  # batches that workers made ready in the others' turns are not counted
+        bare(2)
+        steps = max(round(3 * self.seconds / timed(bare, 3)), 3)
+        self.facts = describe(classifier) | {"steps_per_turn": steps}
+        self.beside = workers > 0 and classifier.device.type != "cpu"  # the loader's cores are not the network's
+        for _ in range(self.rounds):
+            bare(3)
+            self.rates["floor"].append(steps * images * trainer.world_size / timed(bare, steps))
+            for _ in range(warmup):
+                next(batches)
+            loaded, start = 0, now()
+            while (seconds := now() - start) < self.seconds:
+                loaded += len(next(batches).targets)
+            self.rates["loader"].append(loaded * trainer.world_size / seconds)
+            for _ in range(warmup):
+                yield
+            start = now()
+            for _ in range(steps):
+                yield
+            self.rates["train"].append(steps * images * trainer.world_size / (now() - start))
+        while (yield):  # steps within an epoch are looked at, from its first
+            pass
+        with profile() as profiler:
+            looked_at = max(min(PROFILED_STEPS, int(trainer.num_training_batches) - 2), 1)
+            for _ in range(looked_at):
+                yield
+        self.facts["device_reads_per_step"] = count_reads(profiler) / looked_at
+        trainer.should_stop = True
+        while True:
+            yield
 
     def figures(self) -> dict[str, Any]:
         """Returns what was measured, plain."""
-        out: dict[str, Any] = {}
+        ratios = [train / floor for train, floor in zip(self.rates["train"], self.rates["floor"], strict=True)]
+        out: dict[str, Any] = {"ratio": statistics.median(ratios), "ratio_spread": [min(ratios), max(ratios)]}
         for name, rates in self.rates.items():
             out[f"{name}_images_per_second"] = statistics.median(rates)
             out[f"{name}_spread"] = [min(rates), max(rates)]
-        ratios = [train / floor for train, floor in zip(self.rates["train"], self.rates["floor"], strict=True)]
-        out["ratio"], out["ratio_spread"] = statistics.median(ratios), [min(ratios), max(ratios)]
-        return out | {
-            "device_reads_per_step": self.reads, "bound_by": self.bound(out["ratio"]),
-            "peak_memory_bytes": peak_memory(), "steps_per_turn": self.steps, **self.facts,
-        }  # fmt: skip
+        return out | self.facts | {"bound_by": self.bound(out["ratio"]), "peak_memory_bytes": peak_memory()}
 
     def bound(self, ratio: float) -> str:
         """Says what the time goes to, from the time an image takes in each of the three."""
         floor, loader, train = (1 / statistics.median(self.rates[name]) for name in ("floor", "loader", "train"))
-        beside = self.workers > 0 and not self.on_cpu  # the loader has cores of its own, and hides behind the network
-        cost = max(loader - floor, 0.0) if beside else loader
+        cost = max(loader - floor, 0.0) if self.beside else loader  # hidden behind the network, or in its time
         if ratio >= 0.95 or train <= floor:
             return "the network"
         return "the loader" if cost > (train - floor) / 2 else "the work around the network"
@@ -161,37 +146,36 @@ def endless(data: ImageDataModule) -> Iterator[Batch]:
 
 
 def describe(classifier: ImageClassifier) -> dict[str, Any]:
-    """Returns parameters, and the operations (two for a multiply-add) of one image forward."""
-    network, spec = classifier.network, classifier.spec
+    """Returns the facts of a training that its speed depends on."""
+    device, network = classifier.device, classifier.network
+    threads = f"{device.type}, {torch.get_num_threads()} threads"
     return {
-        "parameters": sum(p.numel() for p in network.parameters()), "flops": flops(network, spec),
-        "device": device_name(classifier.device), "precision": classifier.trainer.precision,
+        "parameters": sum(p.numel() for p in network.parameters()), "flops": flops(network, classifier.spec),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else threads,
+        "precision": classifier.trainer.precision,
     }  # fmt: skip
 
 
 def flops(network: nn.Module, spec: DataSpec) -> int:
-    """Returns the floating-point operations of one image forward, counted on shapes alone."""
-    state = {name: tensor.to("meta") for name, tensor in (*network.named_parameters(), *network.named_buffers())}
-    images = torch.empty(1, spec.channels, spec.image_size, spec.image_size, device="meta")
+    """Returns the floating-point operations (two for a multiply-add) of one image forward."""
     training = network.training
     with FlopCounterMode(display=False) as counter:
-        torch.func.functional_call(network.eval(), state, images)
+        on_meta(network.eval(), 1, spec.channels, spec.image_size, spec.image_size)
     network.train(training)
     return counter.get_total_flops()
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
 
 
 def peak_memory() -> int:
     """Returns bytes: of the GPU where there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def timed(run: Callable[[int], None], steps: int) -> float:
+    start = now()
+    run(steps)
+    return now() - start
 
 
 def now() -> float:

@@ -131,7 +131,7 @@ def test_what_is_refused_before_anything_is_loaded(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     absent = "data.device=cuda: there is no CUDA device here; expected one, or data.device=null"
     assert refused(device="cuda") == refused(device="cuda", num_workers=2) == absent
-    assert refused(device="cpu", num_workers=2).startswith("data.device=cpu with data.num_workers=2: there is nothing")
+    assert refused(device="cpu", num_workers=2).startswith("data.device=cpu: there is nothing for workers to do")
     assert refused(device="tpu").startswith("data.device=tpu: ")
     with_crops = refused(device="cpu", augment=Augment(crop="resized"))
     assert with_crops.startswith("data.device=cpu: a resized crop and augment.policy work image by image, in workers;")

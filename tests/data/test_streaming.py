@@ -176,7 +176,8 @@ def test_what_is_wrong(out: Path, tmp_path: Path) -> None:
     )
     message = refused(root=f"local:{tmp_path}/nope", cache="cache")
     assert message.startswith(f"local:{tmp_path}/nope/manifest.json can't be fetched (")
-    assert "set both to 1" in refused(root=out, fraction=0.5) and "set both to 1" in refused(root=out, repeats=2)
+    for options in ({"fraction": 0.5}, {"repeats": 2}):
+        assert "a stream is read whole, once an epoch" in refused(root=out, **options)
     path, manifest = out / "manifest.json", json.loads((out / "manifest.json").read_text())
     del manifest["splits"]["val"]
     path.write_text(json.dumps(manifest))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from imgcls import config as configs
@@ -21,43 +22,38 @@ def build_network(config: Mapping[str, Any], num_classes: int, in_channels: int,
     Raises:
         UserError: a key does not fit, the weights do not, or the images are too small for the network.
     """
-    options = dict(config)
+    options, shape = dict(config), {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     weights = options.pop("weights", None)
     ours = str(options["_target_"]).startswith("imgcls.backbones.")  # a checkpoint could name any function
-    network: nn.Module = configs.build(
-        options,
-        "backbone",
-        None if ours else nn.Module,
-        num_classes=num_classes,
-        in_channels=in_channels,
-        image_size=image_size,
-    )
+    network: nn.Module = configs.build(options, "backbone", None if ours else nn.Module, **shape)
     if weights is not None:
         load_weights(network, Path(weights))
-    try_shapes(network, num_classes, in_channels, image_size)
+    try_shapes(network, **shape)
     return network
 
 
-def try_shapes(network: nn.Module, num_classes: int, in_channels: int, image_size: int) -> None:
-    """Runs the network on the meta device, which computes shapes alone: milliseconds, no memory."""
+def on_meta(network: nn.Module, *shape: int) -> Any:
+    """Returns what the network gives for images of a shape, computed on shapes alone: milliseconds, no memory."""
     state = {name: tensor.to("meta") for name, tensor in (*network.named_parameters(), *network.named_buffers())}
-    images = torch.empty(2, in_channels, image_size, image_size, device="meta")
-    training = network.training
+    return torch.func.functional_call(network, state, torch.empty(shape, device="meta"))
+
+
+def try_shapes(network: nn.Module, num_classes: int, in_channels: int, image_size: int) -> None:
+    """Raises UserError where the network in training does not return logits for such images."""
+    training, side = network.training, f"{in_channels}×{image_size}×{image_size}"
     try:
-        outputs = torch.func.functional_call(network.train(), state, images)
+        outputs = on_meta(network.train(), 2, in_channels, image_size, image_size)
     except NotImplementedError:
         return  # an operator without a meta kernel: training itself will tell
     except (RuntimeError, AssertionError, ValueError, ArithmeticError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"images of {in_channels}×{image_size}×{image_size} do not fit this network ({reason}); "
-            "take a larger data.image_size or another backbone"
-        ) from error
+        advice = "take a larger data.image_size or another backbone"
+        raise UserError(f"images of {side} do not fit this network ({reason}); {advice}") from error
     finally:
         network.train(training)
-    logits = outputs if isinstance(outputs, Tensor) else outputs[0]
-    if logits.shape != (2, num_classes):
-        raise UserError(f"the backbone returns {tuple(logits.shape)} for 2 images; expected logits (2, {num_classes})")
+    found = tuple((outputs if isinstance(outputs, Tensor) else outputs[0]).shape)
+    if found != (2, num_classes):
+        raise UserError(f"the backbone returns {found} for 2 images; expected logits (2, {num_classes})")
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -72,25 +68,17 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"weights={path}: there is no such file")
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = load_tensors(path)
+        state: Any = load_file(path) if path.suffix == ".safetensors" else load_tensors(path)
     except Exception as error:  # many types, one for each way of being damaged
         raise UserError(f"weights={path}: {unloadable(path, error)}") from error
-    for key in ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "net"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-            break
+    keys = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "net")
+    state = next((state[k] for k in keys if isinstance(state, Mapping) and isinstance(state.get(k), Mapping)), state)
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"weights={path}: expected a state dict, names to tensors, but found {type(state).__name__}")
-    tensors = dict(state)
     for prefix in ("module.", "network.", "_orig_mod."):
-        if tensors and sum(key.startswith(prefix) for key in tensors) > len(tensors) / 2:
-            tensors = {key.removeprefix(prefix): value for key, value in tensors.items()}
-    return tensors
+        if sum(key.startswith(prefix) for key in state) > len(state) / 2:
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return dict(state)
 
 
 def load_tensors(path: Path) -> Any:
@@ -117,18 +105,25 @@ def load_weights(network: nn.Module, path: Path) -> None:
         UserError: fewer than half of the network's tensors found theirs in the file.
     """
     own, state = network.state_dict(), read_state(path)
-    fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
-    shapes = [key for key in state if key in own and key not in fitting]
-    missing, unknown = [key for key in own if key not in state], [key for key in state if key not in own]
-    missing = [key for key in missing if not key.endswith("num_batches_tracked")]  # absent in files of old
+    matching = fitting(network, state)
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]  # files of old
     problems = [
         f"{what}: {', '.join(keys[:6])}{f' and {len(keys) - 6} more' if len(keys) > 6 else ''}"
-        for what, keys in (("other shape", shapes), ("not in the file", missing), ("not in the network", unknown))
+        for what, keys in {
+            "other shape": [key for key in state if key in own and key not in matching],
+            "not in the file": missing,
+            "not in the network": [key for key in state if key not in own],
+        }.items()
         if keys
     ]
-    if 2 * len(fitting) < len(own):
-        raise UserError(
-            f"weights={path}: only {len(fitting)} of {len(own)} tensors fit this network ({'; '.join(problems)})"
-        )
-    network.load_state_dict(fitting, strict=False)
-    log.info("weights: %d of %d tensors from %s%s", len(fitting), len(own), path, "".join(f"\n  {p}" for p in problems))
+    count = f"{len(matching)} of {len(own)} tensors"
+    if 2 * len(matching) < len(own):
+        raise UserError(f"weights={path}: only {count} fit this network ({'; '.join(problems)})")
+    network.load_state_dict(matching, strict=False)
+    log.info("weights: %s from %s%s", count, path, "".join(f"\n  {problem}" for problem in problems))
+
+
+def fitting(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns those tensors that the network has, in the same shape."""
+    own = network.state_dict()
+    return {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}

@@ -1,20 +1,21 @@
 """The base of all datamodules: splits, loaders, and the batch that they yield."""
 
+import hashlib
 import os
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from imgcls.augment import Augment
 from imgcls.data.sampler import EpochSampler
 from imgcls.data.spec import DataSpec
-from imgcls.data.splits import SPLITS, check_targets, stratified
+from imgcls.data.splits import SPLITS, check_targets, stratified, stratified_fold
 from imgcls.errors import UserError
 from imgcls.keyed import key_seed
 
@@ -40,6 +41,7 @@ class ImageDataset(Dataset[Batch]):
 
     targets: Tensor  # (N,) int64
     seed: int = 0
+    transform: nn.Module | None = None  # of one image, in the workers
     device = torch.device("cpu")  # where batches are made
 
     def __len__(self) -> int:
@@ -68,8 +70,42 @@ class ImageDataset(Dataset[Batch]):
         """Returns what a person finds the sample by: its path, or its place in the set."""
         return str(index)
 
+    def contents(self) -> Iterator[Any]:
+        """Yields bytes that, with the targets, tell this split from another, and that take no time to read."""
+        yield b""
+
     def sample_seed(self, key: int) -> int:
         return key_seed(self.seed, *divmod(key, len(self)))
+
+    def transformed(self, keys: Tensor, images: Iterable[Tensor]) -> Tensor:
+        """Returns images after `transform`, for each with the draws that its key gives it."""
+        out = []
+        for key, image in zip(keys.tolist(), images, strict=True):
+            torch.default_generator.manual_seed(self.sample_seed(key))  # torch.manual_seed takes 0.15 ms
+            out.append(self.transform(image) if self.transform is not None else image)
+        return torch.stack(out)
+
+
+class Loader(DataLoader[Batch]):
+    """A DataLoader that can go on within an epoch. It looks at its sampler when the first batch is asked for, by when
+    Lightning has set the epoch, also at a resume."""
+
+    sampler: EpochSampler  # type: ignore[assignment]
+    samples, resumed = 0, False  # what this process was given in this epoch; whether by a run that was stopped
+    note: Callable[[Batch], Batch] | None = None  # what the host does with a batch, before it goes to the device
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        self.samples = self.samples if self.resumed else 0
+        self.resumed, self.sampler.skip = False, self.samples
+        for batch in super().__iter__():
+            self.samples += len(batch.targets)
+            yield batch if self.note is None else self.note(batch)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"samples": self.samples}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.samples, self.resumed = state["samples"], True
 
 
 class ImageDataModule(LightningDataModule):
@@ -81,11 +117,14 @@ class ImageDataModule(LightningDataModule):
         fraction: stratified share of the training images that is used.
         val_fraction: stratified share of train that becomes the validation split, where the set has none.
         test_fraction: likewise for test. The cuts are the same for every seed.
+        folds, fold: cross-validation: train is cut into so many stratified parts, and the part of that number, counted
+            from 0, is the validation split, in place of the set's own.
         shuffle: false: training has the same order in each epoch.
         repeats: how often each sample comes in an epoch, augmented anew each time, on different ranks where there
             are several (Hoffer et al. 2019). An epoch keeps its length: it has so many times fewer samples.
         seed: of the order and of what workers draw.
         augment: what is done to training images (conf/augment).
+        image_size, channels, mean, std, crop_ratio, interpolation, mirror: as in `DataSpec`; null: what the source says.
     """
 
     def __init__(
@@ -96,12 +135,30 @@ class ImageDataModule(LightningDataModule):
         fraction: float = 1.0,
         val_fraction: float = 0.1,
         test_fraction: float = 0.2,
+        folds: int | None = None,
+        fold: int | None = None,
         shuffle: bool = True,
         repeats: int = 1,
         seed: int = 0,
         augment: Augment | None = None,
+        image_size: int | None = None,
+        channels: Literal[1, 3] | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        crop_ratio: float | None = None,
+        interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None,
+        mirror: bool | None = None,
     ) -> None:
         super().__init__()
+        facts: dict[str, Any] = {
+            "image_size": image_size,
+            "channels": channels,
+            "mean": mean,
+            "std": std,
+            "crop_ratio": crop_ratio,
+        }
+        facts |= {"interpolation": interpolation, "mirror": mirror}
+        self.facts = {name: fact for name, fact in facts.items() if fact is not None}
         for name, share in (("fraction", fraction), ("val_fraction", val_fraction), ("test_fraction", test_fraction)):
             most = 1.0 if name == "fraction" else 0.9
             if not 0 < share <= most:
@@ -111,11 +168,17 @@ class ImageDataModule(LightningDataModule):
                 raise UserError(f"data.{name}={count}: expected 1 or more")
         if num_workers is not None and num_workers < 0:
             raise UserError(f"data.num_workers={num_workers}: expected 0 or more")
+        if (folds, fold) != (None, None) and (folds is None or fold is None or folds < 2 or not 0 <= fold < folds):
+            raise UserError(
+                f"data.folds={folds} data.fold={fold}: expected 2 folds or more, and a fold from 0 to folds - 1"
+            )
         self.batch_size, self.num_workers = batch_size, num_workers
         self.fraction, self.val_fraction, self.test_fraction = fraction, val_fraction, test_fraction
+        self.folds, self.fold = folds, fold
         self.shuffle, self.repeats, self.seed, self.augment = shuffle, repeats, seed, augment or Augment()
         self.sets: dict[str, ImageDataset] = {}
 
+    on_error = "raise"  # with "skip", targets may be -1 in evaluation by one process, too
     _spec: DataSpec  # a subclass sets it when it is made, before anything is downloaded or decoded
 
     @property
@@ -145,11 +208,12 @@ class ImageDataModule(LightningDataModule):
         rest = np.arange(len(train))
         sets: dict[str, ImageDataset] = {}
         for split, share in (("test", self.test_fraction), ("val", self.val_fraction)):  # test first: val can't move it
-            own = loaded[split]
-            if own is not None:
+            own, folded = loaded[split], self.folds is not None and split == "val"
+            if own is not None and not folded:
                 sets[split] = self.part(own, np.arange(len(own)), training=False)
                 continue
-            cut = rest[stratified(train.targets.numpy()[rest], share)]
+            targets = train.targets.numpy()[rest]
+            cut = rest[stratified_fold(targets, self.folds, self.fold) if folded else stratified(targets, share)]  # type: ignore[arg-type]
             rest = np.setdiff1d(rest, cut, assume_unique=True)
             sets[split] = self.part(train, cut, training=False)
         if self.fraction < 1:
@@ -177,6 +241,17 @@ class ImageDataModule(LightningDataModule):
         """Returns how many training images each class has."""
         return torch.bincount(self.sets["train"].targets, minlength=self.spec.num_classes).tolist()  # type: ignore[no-any-return]
 
+    def fingerprint(self) -> dict[str, Any]:
+        """Returns a hash of each split: of its targets and images in their order; of files the names, and the sizes
+        of a sample of them."""
+        out = {}
+        for split, dataset in self.sets.items():
+            digest = hashlib.blake2b(dataset.targets.cpu().numpy().data, digest_size=8)
+            for part in dataset.contents():
+                digest.update(part)
+            out[split] = digest.hexdigest()
+        return out
+
     def batches_per_epoch(self, ranks: int) -> int:
         """Returns the number of training batches that each of `ranks` processes gets in an epoch."""
         samples = len(self.sets["train"]) // ranks
@@ -201,7 +276,7 @@ class ImageDataModule(LightningDataModule):
 
     def _loader(self, split: str, sampler: EpochSampler, drop_last: bool) -> DataLoader[Batch]:
         workers = self.default_workers() if self.num_workers is None else self.num_workers
-        return DataLoader(
+        return Loader(
             self.sets[split],
             batch_size=self.batch_size,
             sampler=sampler,

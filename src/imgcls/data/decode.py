@@ -1,6 +1,7 @@
 """Image files to uint8 tensors, whatever their format, mode or depth."""
 
 import io
+import os
 import warnings
 
 import numpy as np
@@ -15,14 +16,24 @@ from imgcls.errors import UserError
 # torchvision 0.29 points to TorchCodec; its decoders are still there, and need no FFmpeg.
 warnings.filterwarnings("ignore", message="The image decoding and encoding capabilities of TorchVision")
 
+MAX_PIXELS = 178_956_970  # where Pillow, too, takes an image for a bomb
+Image.MAX_IMAGE_PIXELS = None  # `_opened` looks for itself, at a limit that can be set
 EXTENSIONS = frozenset([".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"])
 
 
 class UnreadableImage(UserError):
     """A file that is no whole image; the message names it and says why."""
 
+    def reason(self) -> str:
+        return str(self).partition(" can't be read as an image (")[2].removesuffix(")") or str(self)
 
-def decode(path: str, channels: int) -> Tensor:
+
+def is_image(name: str) -> bool:
+    """Whether a file is taken for an image by its name; hidden ones are not."""
+    return os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
+
+
+def decode(path: str, channels: int, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Returns the image in a file as `(channels, H, W) uint8`, turned as its EXIF orientation says.
 
     torchvision decodes JPEG, Pillow all else: torchvision's PNG decoder ends the process at damaged pixels,
@@ -30,37 +41,56 @@ def decode(path: str, channels: int) -> Tensor:
     transparency is dropped.
 
     Raises:
-        UnreadableImage: the file is missing, empty, truncated or no image.
+        UnreadableImage: the file is missing, empty, truncated, no image, or one of more than `max_pixels`.
     """
     try:
-        data = np.fromfile(path, dtype=np.uint8)
-        if data[:3].tobytes() == b"\xff\xd8\xff":
-            mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
-            image = decode_image(torch.from_numpy(data), mode=mode, apply_exif_orientation=True)
-        else:
-            image = _pillow(data)
-    except (RuntimeError, OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        data = np.fromfile(path, np.uint8)
+        with _opened(data, max_pixels) as opened:
+            image = decode_jpeg(torch.from_numpy(data), channels) if is_jpeg(data) else _pillow(opened)
+    except (RuntimeError, OSError, ValueError, SyntaxError, EOFError) as error:
         raise UnreadableImage(f"{path} can't be read as an image ({_reason(error)})") from error
-    if image.shape[0] != channels:
-        image = F.rgb_to_grayscale(image) if channels == 1 else F.grayscale_to_rgb(image)
+    return in_channels(image, channels)
+
+
+def is_jpeg(data: np.ndarray) -> bool:
+    return data[:3].tobytes() == b"\xff\xd8\xff"
+
+
+def decode_jpeg(data: Tensor, channels: int) -> Tensor:
+    """Returns the image in the bytes `(n,) uint8` of a JPEG as `(channels, H, W) uint8`."""
+    mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
+    return decode_image(data, mode, apply_exif_orientation=True)
+
+
+def in_channels(images: Tensor, channels: int) -> Tensor:
+    """Returns uint8 images with so many channels: grey from colour or colour from grey."""
+    if images.shape[-3] == channels:
+        return images
+    return F.rgb_to_grayscale(images) if channels == 1 else F.grayscale_to_rgb(images)
+
+
+def _opened(data: np.ndarray, max_pixels: int) -> Image.Image:
+    """Returns an image of which only the header was read: a small file can claim to hold any number of pixels."""
+    if not len(data):
+        raise ValueError("the file is empty")
+    image = Image.open(io.BytesIO(data.tobytes()))
+    if image.width * image.height > max_pixels:
+        raise ValueError(f"its {image.width:,}×{image.height:,} pixels are more than max_pixels={max_pixels}")
     return image
 
 
-def _pillow(data: np.ndarray) -> Tensor:
-    if not len(data):
-        raise ValueError("the file is empty")
-    with Image.open(io.BytesIO(data.tobytes())) as opened:
-        opened.seek(0)
-        image = ImageOps.exif_transpose(opened)
-        if image.mode.startswith(("I", "F")):  # more than 8 bits: the upper 8 of 16; floats are in [0, 1] or [0, 255]
-            values = np.asarray(image, dtype=np.float64)
-            scale = 1 / 257 if image.mode.startswith("I") else 255 if values.max(initial=0) <= 1 else 1
-            array = (values * scale).round().clip(0, 255).astype(np.uint8)
-        else:
-            if "transparency" in image.info:
-                image = image.convert("RGBA")  # Pillow asks for this step
-            array = np.array(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
-    return torch.from_numpy(array).unsqueeze(0) if array.ndim == 2 else torch.from_numpy(array).permute(2, 0, 1)
+def _pillow(opened: Image.Image) -> Tensor:
+    opened.seek(0)
+    image = ImageOps.exif_transpose(opened)
+    if image.mode.startswith(("I", "F")):  # more than 8 bits: the upper 8 of 16; floats are in [0, 1] or [0, 255]
+        values = np.asarray(image, dtype=np.float64)
+        scale = 1 / 257 if image.mode.startswith("I") else 255 if values.max(initial=0) <= 1 else 1
+        array = (values * scale).round().clip(0, 255).astype(np.uint8)
+    else:
+        if "transparency" in image.info:
+            image = image.convert("RGBA")  # Pillow asks for this step
+        array = np.array(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+    return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
 
 
 def _reason(error: Exception) -> str:

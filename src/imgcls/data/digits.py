@@ -5,7 +5,7 @@ The test part of UCI's "Optical Recognition of Handwritten Digits" (Alpaydin and
 
 import importlib.util
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 
@@ -16,10 +16,11 @@ from imgcls.data.spec import DataSpec
 class Digits(MemoryDataModule):
     """All ten digits; test and validation are cut from the one part that there is."""
 
-    def __init__(self, *, image_size: int = 8, channels: Literal[1, 3] = 1, **common: object) -> None:
-        super().__init__(**common)  # type: ignore[arg-type]
+    def __init__(self, **common: Any) -> None:
+        super().__init__(**common)
         names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-        self._spec = DataSpec(names, channels, image_size, (0.305,) * channels, (0.376,) * channels, mirror=False)
+        facts: dict[str, Any] = {"channels": 1, "image_size": 8, "mean": [0.305], "std": [0.376], "mirror": False}
+        self._spec = DataSpec(names, **facts | self.facts)
 
     def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray] | None:
         if split != "train":

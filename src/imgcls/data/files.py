@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from imgcls.data.base import cores
-from imgcls.data.decode import EXTENSIONS, UnreadableImage, decode
+from imgcls.data.decode import EXTENSIONS, MAX_PIXELS, UnreadableImage, decode, is_image
 from imgcls.data.imagefolder import evaluation_transform
 from imgcls.data.spec import DataSpec
 from imgcls.errors import UserError
@@ -25,30 +25,29 @@ FileBatch = tuple[Tensor | None, list[str], list[Failure]]
 class Files:
     """A data set whose keys are paths: decoded, resized and cropped as in evaluation."""
 
-    def __init__(self, spec: DataSpec) -> None:
+    def __init__(self, spec: DataSpec, max_pixels: int = MAX_PIXELS) -> None:
         if spec.channels not in (1, 3):
             raise UserError(f"the checkpoint takes images of {spec.channels} channels; image files have 1 or 3")
-        self.channels, self.transform = spec.channels, evaluation_transform(spec)
+        self.channels, self.max_pixels, self.transform = spec.channels, max_pixels, evaluation_transform(spec)
 
     def __getitems__(self, paths: list[str]) -> FileBatch:
         """Returns the images `(N, C, H, W) uint8` that could be read, their paths, and the others."""
         images, read, failures = [], [], []
         for path in paths:
             try:
-                images.append(self.transform(decode(path, self.channels)))
+                images.append(self.transform(decode(path, self.channels, self.max_pixels)))
                 read.append(path)
             except UnreadableImage as error:
-                reason = str(error).removeprefix(f"{path} can't be read as an image (").removesuffix(")")
-                failures.append((path, reason))
+                failures.append((path, error.reason()))
         return torch.stack(images) if images else None, read, failures
 
 
 def file_loader(
-    paths: Iterator[str], spec: DataSpec, batch_size: int, num_workers: int | None
+    paths: Iterator[str], spec: DataSpec, batch_size: int, num_workers: int | None, max_pixels: int
 ) -> "DataLoader[FileBatch]":
     """Returns batches in the order of the paths. These are drawn in this process, as workers are free."""
     return DataLoader(
-        Files(spec),  # type: ignore[arg-type]  # torch's type for keys is int
+        Files(spec, max_pixels),  # type: ignore[arg-type]  # torch's type for keys is int
         sampler=paths,  # type: ignore[arg-type]
         batch_size=batch_size,
         collate_fn=_as_it_is,
@@ -67,12 +66,11 @@ def images_of(key: str, source: str, failures: list[Failure]) -> Iterator[str]:
     Raises:
         UserError: the source, given as the config's `key`, is not there or has no image.
     """
-    place = Path(source).expanduser()
-    if source != "-" and not place.exists() and not glob.has_magic(source):
+    place = source if source == "-" else str(Path(source).expanduser())
+    if source != "-" and not os.path.exists(place) and not glob.has_magic(source):  # noqa: PTH110
         raise UserError(f"{key}={source}: there is no such file or folder")
-    paths = find_images(source if source == "-" else str(place), failures)
-    first = next(paths, None)
-    if first is not None:
+    paths = find_images(place, failures)
+    if (first := next(paths, None)) is not None:
         return itertools.chain([first], paths)
     if failures:
         raise UserError(f"{key}={source}: {failures[0][0]} can't be read ({failures[0][1]})")
@@ -87,24 +85,18 @@ def find_images(source: str, failures: list[Failure]) -> Iterator[str]:
     As in training, hidden files are left out and links to folders not followed.
     """
 
-    def refused(error: OSError) -> None:
-        failures.append((str(error.filename), error.strerror or str(error)))
-
     if source == "-":
         yield from filter(None, (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer))
     elif Path(source).is_dir():
-        for directory, folders, files in os.walk(source, onerror=refused):
+        errors = list[OSError]()
+        for directory, folders, files in os.walk(source, onerror=errors.append):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            yield from (os.path.join(directory, name) for name in sorted(files) if _is_image(name))
+            yield from (os.path.join(directory, name) for name in sorted(files) if is_image(name))
+        failures += [(str(error.filename), error.strerror or str(error)) for error in errors]
     elif Path(source).exists():
         yield source
     else:
         head, tail = os.path.split(source)
-        folders = sorted(glob.iglob(os.path.join(head, ""), recursive=True)) if head else [""]  # noqa: PTH207
-        for folder in folders:
+        for folder in sorted(glob.iglob(os.path.join(head, ""), recursive=True)) if head else [""]:  # noqa: PTH207
             found = glob.iglob(os.path.join(glob.escape(folder), tail), recursive=True)  # noqa: PTH207
-            yield from sorted(path for path in found if _is_image(os.path.split(path)[1]))
-
-
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
+            yield from sorted(path for path in found if is_image(os.path.basename(path)))  # noqa: PTH119

@@ -1,22 +1,24 @@
 """Folders of image files: `root/<class>/…` or `root/{train,val,test}/<class>/…`."""
 
-import bisect
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 
 from imgcls.augment import worker_transform
-from imgcls.data.base import SPLITS, ImageDataModule, ImageDataset, cores
-from imgcls.data.decode import EXTENSIONS, decode
-from imgcls.data.index import Paths, folder_index
+from imgcls.data.base import SPLITS, Batch, ImageDataModule, ImageDataset, Loader, cores
+from imgcls.data.decode import EXTENSIONS, MAX_PIXELS, UnreadableImage, decode
+from imgcls.data.faults import Unreadable, with_stand_ins
+from imgcls.data.index import as_names, folder_index
+from imgcls.data.sampler import EpochSampler
 from imgcls.data.spec import DataSpec
-from imgcls.data.torchvision_sets import per_channel
 from imgcls.errors import UserError
 
 FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -25,70 +27,115 @@ FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": (
 class FolderImages(ImageDataset):
     """Image files, decoded one by one in the loader's workers, each to a square of `spec.image_size`.
 
-    Workers share the paths and the targets, and never copy them.
+    Args:
+        paths: bytes `(N, W) uint8` relative to `root`, filled with zeros; a tensor, so that workers share it.
     """
 
-    def __init__(self, root: Path, paths: Paths, targets: Tensor, channels: int, evaluate: nn.Module) -> None:
-        self.root, self.paths, self.targets, self.channels = root, paths, targets, channels
-        self.evaluate, self.transform = evaluate, evaluate
+    on_error = "raise"
+
+    def __init__(
+        self, root: Path, paths: Tensor, targets: Tensor, spec: DataSpec, max_pixels: int = MAX_PIXELS
+    ) -> None:
+        self.root, self.paths, self.targets, self.spec, self.max_pixels = root, paths, targets, spec, max_pixels
+        self.evaluate = self.transform = evaluation_transform(spec)
+
+    def __getitems__(self, keys: Sequence[int]) -> Batch:
+        """Returns a batch. An image that can't be read raises UnreadableImage, or with `on_error` "skip" another
+        stands for it (`with_stand_ins`)."""
+        try:
+            return super().__getitems__(keys)
+        except UnreadableImage as error:
+            if self.on_error == "raise":
+                raise UnreadableImage(f"{error}; data.on_error=skip leaves out such images") from error
+        black = torch.zeros(self.spec.channels, self.spec.image_size, self.spec.image_size, dtype=torch.uint8)
+        return with_stand_ins(super().__getitems__, keys, len(self), black)
 
     def images(self, keys: Tensor) -> Tensor:
-        out = []
-        for key in keys.tolist():
-            torch.default_generator.manual_seed(self.sample_seed(key))  # torch.manual_seed takes 0.15 ms
-            out.append(self.transform(self.read(key % len(self))))
-        return torch.stack(out)
+        return self.transformed(keys, (self.read(key % len(self)) for key in keys.tolist()))
 
     def picture(self, index: int) -> Tensor:
         return self.evaluate(self.read(index))  # type: ignore[no-any-return]
 
     def read(self, index: int) -> Tensor:
         """Returns one image `(C, H, W) uint8` as it is stored, of any height and width."""
-        return decode(self.name(index), self.channels)
+        return decode(self.name(index), self.spec.channels, self.max_pixels)
+
+    def contents(self) -> Iterator[Any]:
+        yield self.paths.numpy()
+        sample = range(0, len(self), len(self) // 1000 + 1)  # a file system in a network may take a millisecond each
+        files = (Path(self.name(i)) for i in sample)
+        yield repr([file.stat().st_size if file.exists() else None for file in files]).encode()
 
     def name(self, index: int) -> str:
-        return str(self.root / os.fsdecode(self.paths[index]))
+        return str(self.root / os.fsdecode(as_names(self.paths[index, None])[0]))
+
+    def part(self, indices: Tensor) -> Self:
+        return type(self)(self.root, self.paths[indices], self.targets[indices], self.spec, self.max_pixels)
 
 
-class ImageFolder(ImageDataModule):
+class PictureModule(ImageDataModule):
+    """A source of pictures of any size, which workers bring to one.
+
+    Args:
+        on_error: what an image does that can't be read: "raise" ends the run; "skip" lists it in the run's
+            unreadable.csv, and in training puts another image of its batch in its place.
+        max_errors: the share of a split's images above which the run ends nevertheless.
+        Other arguments: `ImageDataModule`.
+    """
+
+    def __init__(
+        self, *, on_error: Literal["raise", "skip"] = "raise", max_errors: float = 0.01, **common: Any
+    ) -> None:
+        super().__init__(**common)
+        if not 0 <= max_errors <= 1:
+            raise UserError(f"data.max_errors={max_errors}: expected a share of the images, from 0 to 1")
+        self.on_error, self.max_errors = on_error, max_errors
+
+    def _loader(self, split: str, sampler: EpochSampler, drop_last: bool) -> DataLoader[Batch]:
+        loader, images = super()._loader(split, sampler, drop_last), self.sets[split]
+        if isinstance(loader, Loader) and isinstance(images, FolderImages) and self.on_error == "skip":
+            images.on_error = "skip"
+            folder = Path("." if self.trainer is None else self.trainer.default_root_dir)
+            loader.note = Unreadable(split, images, sampler.training, self.max_errors, folder).note
+        return loader
+
+    def part(self, dataset: ImageDataset, indices: np.ndarray, training: bool) -> FolderImages:
+        assert isinstance(dataset, FolderImages)
+        out = dataset.part(torch.from_numpy(indices))
+        if training:
+            out.transform = worker_transform(self.augment, self.spec, out.evaluate)
+        return out
+
+    def default_workers(self) -> int:
+        return min(cores(), 16)
+
+
+class ImageFolder(PictureModule):
     """Any folder of images with one folder for each class; splits that it lacks are cut from train.
 
     Args:
         root: the folder.
         exclude: a file that lists images to leave out everywhere (see `exclude_list`), such as `imgcls inspect` writes.
-        image_size, channels, mean, std, crop_ratio, interpolation, mirror: as in `DataSpec`.
-        Other arguments: `ImageDataModule`.
+        max_pixels: an image of more is not decoded: it counts as one that can't be read.
+        Other arguments: `PictureModule`.
     """
 
     layout = "root/<class>/… or root/{train,val,test}/<class>/…"
 
-    def __init__(
-        self,
-        *,
-        root: str,
-        exclude: str | None = None,
-        image_size: int = 224,
-        channels: Literal[1, 3] = 3,
-        mean: list[float],
-        std: list[float],
-        crop_ratio: float = 0.875,
-        interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear",
-        mirror: bool = True,
-        **common: object,
-    ) -> None:
-        super().__init__(**common)  # type: ignore[arg-type]
-        self.root = Path(root).expanduser()
+    def __init__(self, *, root: str, exclude: str | None = None, max_pixels: int = MAX_PIXELS, **common: Any) -> None:
+        super().__init__(**common)
+        if max_pixels < 1:
+            raise UserError(f"data.max_pixels={max_pixels}: expected 1 or more")
+        self.root, self.max_pixels = Path(root).expanduser(), max_pixels
         if not self.root.is_dir():
             raise UserError(f"data.root={root}: there is no such folder; expected {self.layout}")
         self.folders, self.classes = self.find()
-        self.exclude, self.excluded = exclude, exclude_list(exclude)
+        self.exclude, self.excluded = exclude, [self.root / entry for entry in exclude_list(exclude)]
         for entry in self.excluded:
-            if not any((self.root / entry).is_relative_to(folder) for folder in self.folders.values()):
-                raise no_such_entry(exclude, entry, self.root)
-        self._spec = DataSpec(
-            self.class_names(), channels, image_size, per_channel(mean, channels), per_channel(std, channels),
-            interpolation, crop_ratio, mirror,
-        )  # fmt: skip
+            if not any(entry.is_relative_to(folder) for folder in self.folders.values()):
+                raise self.no_such_entry(entry)
+        defaults = {"image_size": 224, "channels": 3, "crop_ratio": 0.875}
+        self._spec = DataSpec(self.class_names(), **defaults | self.facts)
 
     def find(self) -> tuple[dict[str, Path], list[str]]:
         """Returns the folder of each split that there is, and the names of the class folders, sorted."""
@@ -105,48 +152,28 @@ class ImageFolder(ImageDataModule):
         folder = self.folders[split]
         names = class_folders(folder)
         if unknown := sorted(set(names) - set(self.classes)):
-            raise UserError(
-                f"{folder} has the class {unknown[0]!r}, which {self.folders['train']} does not; expected the same classes"
-            )
+            others = f"which {self.folders['train']} does not; expected the same classes"
+            raise UserError(f"{folder} has the class {unknown[0]!r}, {others}")
         counts, paths = folder_index(folder, names)
         targets = torch.arange(len(names)).repeat_interleave(counts)
-        if gone := self._excluded_places(folder, names, targets, paths):
-            kept = np.delete(np.arange(len(paths)), gone)
-            paths, targets = paths.part(kept), targets[kept]
-            counts = torch.bincount(targets, minlength=len(names))
-        filled = {name for name, count in zip(names, counts.tolist(), strict=True) if count}
+        if entries := [os.path.relpath(entry, folder) for entry in self.excluded if entry.is_relative_to(folder)]:
+            encoded, stored = np.array([os.fsencode(entry) for entry in entries]), as_names(paths)
+            if not (known := np.isin(encoded, stored)).all():
+                raise self.no_such_entry(folder / entries[known.argmin()])
+            kept = torch.from_numpy(~np.isin(stored, encoded))
+            paths, targets = paths[kept], targets[kept]
+        filled = {names[label] for label in targets.unique().tolist()}
         if empty := [name for name in self.classes if name not in filled]:
-            kinds = " ".join(sorted(EXTENSIONS))
-            raise UserError(
-                f"{folder / empty[0]} holds no image{' that is not excluded' if self.excluded else ''}; expected files that end in one of {kinds}"
-            )
-        return FolderImages(folder, paths, targets, self.spec.channels, evaluation_transform(self.spec))
+            kind, endings = " that is not excluded" * bool(self.excluded), " ".join(sorted(EXTENSIONS))
+            raise UserError(f"{folder / empty[0]} holds no image{kind}; expected files that end in one of {endings}")
+        return FolderImages(folder, paths, targets, self.spec, self.max_pixels)
 
-    def _excluded_places(self, folder: Path, names: list[str], targets: Tensor, paths: Paths) -> list[int]:
-        """Returns where in a split's `paths`, sorted within each class, the excluded ones are."""
-        places = []
-        for entry in self.excluded:
-            if not (self.root / entry).is_relative_to(folder):
-                continue
-            name = os.path.relpath(self.root / entry, folder)
-            label = bisect.bisect_left(names, name.partition(os.sep)[0])
-            first, end = torch.searchsorted(targets, torch.tensor([label, label + 1])).tolist()
-            place = bisect.bisect_left(paths, name, first, end, key=os.fsdecode)
-            if place == end or os.fsdecode(paths[place]) != name:
-                raise no_such_entry(self.exclude, entry, self.root)
-            places.append(place)
-        return places
-
-    def part(self, dataset: ImageDataset, indices: np.ndarray, training: bool) -> FolderImages:
-        assert isinstance(dataset, FolderImages)
-        targets = dataset.targets[torch.from_numpy(indices)]
-        out = FolderImages(dataset.root, dataset.paths.part(indices), targets, dataset.channels, dataset.evaluate)
-        if training:
-            out.transform = worker_transform(self.augment, self.spec, dataset.evaluate) or dataset.evaluate
-        return out
-
-    def default_workers(self) -> int:
-        return min(cores(), 16)
+    def no_such_entry(self, entry: Path) -> UserError:
+        name = os.path.relpath(entry, self.root)
+        return UserError(
+            f"data.exclude={self.exclude} names {name!r}, which is no image of a split of {self.root}; take the line "
+            "out of it, or make the list anew with imgcls inspect"
+        )
 
 
 def evaluation_transform(spec: DataSpec) -> nn.Module:
@@ -165,24 +192,13 @@ def exclude_list(path: str | None) -> list[str]:
     Raises:
         UserError: there is no such file, or it can't be read.
     """
-    if path is None:
-        return []
     try:
-        lines = Path(path).expanduser().read_bytes().split(b"\n")
+        lines = Path(path).expanduser().read_bytes().split(b"\n") if path is not None else []
     except OSError as error:
-        raise UserError(
-            f"data.exclude={path} can't be read ({error.strerror}); expected a text file with a path relative to "
-            "data.root a line"
-        ) from error
+        expected = "expected a text file with a path relative to data.root a line"
+        raise UserError(f"data.exclude={path} can't be read ({error.strerror}); {expected}") from error
     names = [os.fsdecode(line.split(b"\t#")[0].rstrip(b"\r")) for line in lines if not line.startswith(b"#")]
     return sorted({os.path.normpath(name) for name in names if name.strip()})
-
-
-def no_such_entry(path: str | None, entry: str, root: Path) -> UserError:
-    return UserError(
-        f"data.exclude={path} names {entry!r}, which is no image of a split of {root}; take the line out of it, or "
-        "make the list anew with imgcls inspect"
-    )
 
 
 def named_splits(root: Path) -> dict[str, Path]:
@@ -192,14 +208,11 @@ def named_splits(root: Path) -> dict[str, Path]:
 
 def split_folders(root: Path) -> dict[str, Path]:
     """Returns the folder of each split that there is; a root without split folders is all train."""
-    found = named_splits(root)
-    if "train" in found:
-        return found
-    if found:
-        raise UserError(
-            f"{root} has {', '.join(path.name for path in found.values())} but no train folder; expected root/train/<class>/…"
-        )
-    return {"train": root}
+    found = named_splits(root) or {"train": root}
+    if "train" not in found:
+        others = ", ".join(path.name for path in found.values())
+        raise UserError(f"{root} has {others} but no train folder; expected root/train/<class>/…")
+    return found
 
 
 def class_folders(folder: Path) -> list[str]:

@@ -1,11 +1,8 @@
-"""The image files below a folder, listed once: millions of paths as two tensors, kept in the user's cache.
+"""The image files below a folder, listed once and kept in the user's cache, which may be deleted at any time.
 
-The cache is `$XDG_CACHE_HOME/imgcls`, or `~/.cache/imgcls`; it may be deleted at any time. What it says of a
-folder holds as long as no directory in it was touched since, which takes one `stat` a directory to find out.
+What the cache says of a folder holds as long as no directory in it changed, which takes one `stat` each to find out.
 """
 
-import contextlib
-import functools
 import hashlib
 import logging
 import os
@@ -16,50 +13,45 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from imgcls.data.decode import EXTENSIONS
+from imgcls.data.decode import EXTENSIONS, is_image
 from imgcls.run import cache_dir
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
 # Clocks of file systems are coarse (FAT: 2 s): a directory listed this soon after a change can change again
-# and keep its time stamps, so what was listed is not kept.
+# and keep its time stamp, so what was listed is not kept.
 SETTLED_NS = 2_000_000_000
 
 
-class Paths:
-    """Paths `(N,)` in one blob of bytes. A part of them is an index into it: nothing is copied, also into workers."""
-
-    def __init__(self, blob: Tensor, ends: Tensor, chosen: Tensor | None = None) -> None:
-        self.blob, self.ends, self.chosen = blob, ends, chosen  # uint8, int64 (0 comes first), int64
-
-    def __len__(self) -> int:
-        return len(self.ends) - 1 if self.chosen is None else len(self.chosen)
-
-    def __getitem__(self, index: int) -> bytes:
-        place = index if self.chosen is None else int(self.chosen[index])
-        start, end = self.ends[place : place + 2].tolist()
-        return self.blob[start:end].numpy().tobytes()
-
-    def part(self, indices: np.ndarray) -> "Paths":
-        """Returns the paths at `indices (M,)`."""
-        index = torch.from_numpy(indices)
-        return Paths(self.blob, self.ends, index if self.chosen is None else self.chosen[index])
-
-
-def folder_index(folder: Path, classes: list[str]) -> tuple[Tensor, Paths]:
+def folder_index(folder: Path, classes: list[str]) -> tuple[Tensor, Tensor]:
     """Returns how many image files each of the folders `classes` of a folder has, `(K,) int64`, and the paths of
-    all, one class after another and sorted within it, relative to `folder`."""
-    tensors = _load(folder, classes)
-    if tensors is None:
-        tensors, settled = _list(folder, classes)
-        if settled:
-            _save(tensors, folder, classes)
-    return tensors["counts"], Paths(tensors["blob"], tensors["ends"])
+    all, one class after another and sorted within it, relative to `folder`: bytes `(N, W) uint8`, filled with zeros.
+
+    Workers share them, as any tensor.
+    """
+    try:
+        kept = load_file(_place(folder, classes))  # mapped
+        directories = [os.fsdecode(name) for name in as_names(kept["directories"]).tolist()]
+        if torch.equal(_checksum(kept), kept["crc32"]) and torch.equal(_stamps(folder, directories), kept["stamps"]):
+            return kept["counts"], kept["paths"]
+    except (OSError, RuntimeError, KeyError, SafetensorError):
+        pass  # there is none, or it is damaged
+    started, errors = time.time_ns(), list[OSError]()
+    listed = [list_images(folder, name, errors) for name in classes]
+    directories = [".", *(directory for _, seen in listed for directory in seen)]
+    tensors = {
+        "counts": torch.tensor([len(found) for found, _ in listed]),
+        "paths": as_bytes([path for found, _ in listed for path in found]),
+        "directories": as_bytes(directories),
+        "stamps": _stamps(folder, directories),
+    }
+    if not errors and 0 < int(tensors["stamps"].min()) <= int(tensors["stamps"].max()) < started - SETTLED_NS:
+        _save(tensors, folder, classes)
+    return tensors["counts"], tensors["paths"]
 
 
 def list_images(folder: Path, name: str, errors: list[OSError]) -> tuple[list[str], list[str]]:
@@ -71,84 +63,43 @@ def list_images(folder: Path, name: str, errors: list[OSError]) -> tuple[list[st
     for directory, folders, files in os.walk(folder / name, onerror=errors.append):
         folders[:] = [name for name in folders if not name.startswith(".")]
         seen.append(os.path.relpath(directory, folder))
-        for file in files:
-            if os.path.splitext(file)[1].lower() in EXTENSIONS and not file.startswith("."):
-                found.append(f"{seen[-1]}{os.sep}{file}")
+        found += [f"{seen[-1]}{os.sep}{file}" for file in files if is_image(file)]
     return sorted(found), seen
 
 
-def _list(folder: Path, classes: list[str]) -> tuple[dict[str, Tensor], bool]:
-    """Lists all; also returns whether what was found can be told from any later state by its time stamps."""
-    started, errors = time.time_ns(), list[OSError]()
-    paths, directories, counts = list[str](), ["."], list[int]()
-    for name in classes:
-        found, seen = list_images(folder, name, errors)
-        paths += found
-        directories += seen
-        counts.append(len(found))
-    encoded = [os.fsencode(path) for path in paths]
-    stamps = _stamps(folder, directories)
-    tensors = {
-        "blob": _bytes(b"".join(encoded)), "ends": torch.from_numpy(np.cumsum([0, *map(len, encoded)])),
-        "counts": torch.tensor(counts),
-        "directories": _bytes(b"\0".join(map(os.fsencode, directories))), "stamps": stamps,
-    }  # fmt: skip
-    # A time of 0: the file system keeps none, or the directory is gone.
-    return tensors, not errors and int(stamps.min()) > 0 and int(stamps.max()) < started - SETTLED_NS
+def as_bytes(names: list[str]) -> Tensor:
+    array = np.array([os.fsencode(name) for name in names], np.bytes_)
+    return torch.from_numpy(array.view(np.uint8).reshape(len(names), array.itemsize))
+
+
+def as_names(paths: Tensor) -> np.ndarray:
+    """Returns bytes `(N, W) uint8` as `(N,)` of numpy's type for bytes; nothing is copied."""
+    return paths.numpy().view(f"S{paths.shape[1]}")[:, 0]
 
 
 def _stamps(folder: Path, directories: list[str]) -> Tensor:
-    """Returns `(D, 2) int64`: when each directory's entries changed, and when it changed in any way, in ns.
-
-    The second can't be set: unpackers and rsync restore the first after they have added files.
-    """
-    stamps = np.zeros((len(directories), 2), np.int64)
-    for i, directory in enumerate(directories):
-        with contextlib.suppress(OSError):
-            status = (folder / directory).stat()
-            stamps[i] = status.st_mtime_ns, status.st_ctime_ns
-    return torch.from_numpy(stamps)
+    """Returns when each directory changed, `(D,) int64` ns. Unlike the time of the last change of its entries, which
+    unpackers and rsync restore, this one can't be set."""
+    return torch.tensor([(folder / name).stat().st_ctime_ns for name in directories])
 
 
-def _bytes(content: bytes) -> Tensor:
-    return torch.from_numpy(np.frombuffer(bytearray(content), np.uint8))
+def _checksum(tensors: dict[str, Tensor]) -> Tensor:
+    return torch.tensor([zlib.crc32(tensors[name].numpy().data) for name in sorted(tensors) if name != "crc32"])
 
 
-def _place(folder: Path) -> Path:
-    return cache_dir() / f"{hashlib.blake2b(os.fsencode(folder.absolute()), digest_size=16).hexdigest()}.safetensors"
-
-
-def _facts(classes: list[str], tensors: dict[str, Tensor]) -> dict[str, str]:
-    """Returns what a cache file must say of itself to be believed."""
-    checksum = functools.reduce(lambda crc, name: zlib.crc32(tensors[name].numpy().data, crc), sorted(tensors), 0)
-    return {"depends_on": repr((FORMAT, classes, sorted(EXTENSIONS))), "crc32": str(checksum)}
-
-
-def _load(folder: Path, classes: list[str]) -> dict[str, Tensor] | None:
-    """Returns the tensors of the cache, mapped from its file, or None where it is not there, damaged or too old."""
-    try:
-        with safe_open(_place(folder), framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if file.metadata() != _facts(classes, tensors):
-                return None
-    except (OSError, RuntimeError, SafetensorError):
-        return None
-    directories = tensors["directories"].numpy().tobytes().split(b"\0")
-    return tensors if torch.equal(_stamps(folder, [os.fsdecode(d) for d in directories]), tensors["stamps"]) else None
+def _place(folder: Path, classes: list[str]) -> Path:
+    depends_on = repr((str(folder.absolute()), classes, sorted(EXTENSIONS)))
+    return cache_dir() / f"{hashlib.sha256(depends_on.encode()).hexdigest()}.safetensors"
 
 
 def _save(tensors: dict[str, Tensor], folder: Path, classes: list[str]) -> None:
     """Writes the cache under a name of its own, then renames it: another process sees all of it or nothing."""
     try:
-        place = _place(folder)
+        place = _place(folder, classes)
         place.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place.parent) as own:
-            save_file(tensors, Path(own) / place.name, _facts(classes, tensors))
-            (Path(own) / place.name).replace(place)
+            save_file(tensors | {"crc32": _checksum(tensors)}, Path(own) / "index")
+            (Path(own) / "index").replace(place)
     except (OSError, RuntimeError, SafetensorError) as error:
-        _tell(" ".join(str(error).split()))
-
-
-@functools.cache  # once a process
-def _tell(reason: str) -> None:
-    log.warning("the list of image files can't be kept (%s), so each start makes it anew", reason)
+        reason = " ".join(str(error).split())
+        log.warning("the list of image files can't be kept (%s), so each start makes it anew", reason)

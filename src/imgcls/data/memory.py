@@ -1,18 +1,18 @@
 """Small sets: all images in one uint8 tensor, a batch fetched in one gather."""
 
 from abc import abstractmethod
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torchvision.transforms.v2 import functional as F
 
 from imgcls.augment import worker_transform
 from imgcls.data.base import Batch, ImageDataModule, ImageDataset
+from imgcls.data.decode import in_channels
 from imgcls.data.sampler import EpochSampler
-from imgcls.data.spec import DataSpec
 from imgcls.errors import UserError
 
 
@@ -24,16 +24,13 @@ class MemoryImages(ImageDataset):
 
     def images(self, keys: Tensor) -> Tensor:
         images = self.stored[keys % len(self)]
-        if self.transform is None:
-            return images
-        out = []
-        for key, image in zip(keys.tolist(), images, strict=True):
-            torch.default_generator.manual_seed(self.sample_seed(key))  # torch.manual_seed takes 0.15 ms
-            out.append(self.transform(image))
-        return torch.stack(out)
+        return images if self.transform is None else self.transformed(keys, images)
 
     def picture(self, index: int) -> Tensor:
         return self.stored[index].cpu()
+
+    def contents(self) -> Iterator[Any]:
+        yield np.ascontiguousarray(self.stored.cpu().numpy())
 
     def to(self, device: torch.device) -> None:
         """Moves images and targets to a device; from then on batches are made there."""
@@ -49,39 +46,31 @@ class MemoryDataModule(ImageDataModule):
         Other arguments: `ImageDataModule`.
     """
 
-    def __init__(self, *, device: Literal["cpu", "cuda"] | None = None, **common: object) -> None:
-        super().__init__(**common)  # type: ignore[arg-type]
-        if device == "cuda" and not torch.cuda.is_available():
-            raise UserError("data.device=cuda: there is no CUDA device here; expected one, or data.device=null")
-        if device is not None and self.num_workers:
-            raise UserError(
-                f"data.device={device} with data.num_workers={self.num_workers}: there is nothing for workers to do; "
-                "expected data.num_workers=0, or data.device=null"
-            )
+    def __init__(self, *, device: Literal["cpu", "cuda"] | None = None, **common: Any) -> None:
+        super().__init__(**common)
         self.device = device
+        if device == "cuda" and not torch.cuda.is_available():
+            raise self.refused("there is no CUDA device here; expected one")
+        if device is not None and self.num_workers:
+            raise self.refused("there is nothing for workers to do; expected data.num_workers=0")
+
+    def refused(self, reason: str) -> UserError:
+        return UserError(f"data.device={self.device}: {reason}, or data.device=null")
 
     def setup(self, stage: str | None = None) -> None:
         if self.device is not None and worker_transform(self.augment, self.spec) is not None:
-            raise UserError(
-                f"data.device={self.device}: a resized crop and augment.policy work image by image, in workers; "
-                "choose data.device=null, or an augment without them such as augment=standard"
-            )
+            reason = "a resized crop and augment.policy work image by image, in workers"
+            raise self.refused(f"{reason}; choose an augment without them such as augment=standard")
         super().setup(stage)
 
     def _loader(self, split: str, sampler: EpochSampler, drop_last: bool) -> DataLoader[Batch]:
-        if self.device is not None:
-            images = self.sets[split]
-            assert isinstance(images, MemoryImages)
-            images.to(self._training_device(self.device))
+        images = self.sets[split]
+        if self.device is not None and isinstance(images, MemoryImages):
+            here = torch.device(self.device) if self.trainer is None else self.trainer.strategy.root_device
+            if here.type != self.device:
+                raise self.refused(f"training is on {here.type}; expected the same")
+            images.to(here)
         return super()._loader(split, sampler, drop_last)
-
-    def _training_device(self, kind: str) -> torch.device:
-        if self.trainer is None:
-            return torch.device(kind)
-        found = self.trainer.strategy.root_device  # of this rank
-        if found.type != kind:
-            raise UserError(f"data.device={kind}: training is on {found.type}; expected the same, or data.device=null")
-        return found
 
     @abstractmethod
     def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray] | None:
@@ -90,21 +79,12 @@ class MemoryDataModule(ImageDataModule):
     def load(self, split: str) -> MemoryImages | None:
         if (arrays := self.arrays(split)) is None:
             return None
-        images = torch.from_numpy(np.array(arrays[0]))
+        images, targets = (torch.from_numpy(np.array(array)) for array in arrays)
         images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
-        return MemoryImages(in_channels(images, self.spec), torch.from_numpy(np.array(arrays[1])).long())
+        return MemoryImages(in_channels(images, self.spec.channels), targets.long())
 
     def part(self, dataset: ImageDataset, indices: np.ndarray, training: bool) -> MemoryImages:
         assert isinstance(dataset, MemoryImages)
         index = torch.from_numpy(indices)
         transform = worker_transform(self.augment, self.spec) if training else None
         return MemoryImages(dataset.stored[index], dataset.targets[index], transform)
-
-
-def in_channels(images: Tensor, spec: DataSpec) -> Tensor:
-    """Returns uint8 images with the channels that the spec asks for: grey from colour or colour from grey."""
-    if images.shape[-3] == spec.channels:
-        return images
-    if spec.channels == 1:
-        return F.rgb_to_grayscale(images)
-    return F.grayscale_to_rgb(images)

@@ -9,45 +9,51 @@ import hashlib
 import json
 import os
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 
-from imgcls.augment import worker_transform
-from imgcls.data.base import ImageDataModule, ImageDataset, cores
-from imgcls.data.decode import UnreadableImage
-from imgcls.data.imagefolder import FolderImages, evaluation_transform
-from imgcls.data.memory import in_channels
+from imgcls.data.decode import UnreadableImage, decode_jpeg, in_channels
+from imgcls.data.imagefolder import FolderImages, PictureModule, evaluation_transform
 from imgcls.data.spec import DataSpec
-from imgcls.data.torchvision_sets import per_channel
 from imgcls.errors import UserError
 
 VERSION = 1
+Share = float | None
 RECORD = [("offset", "<i8"), ("bytes", "<i8"), ("height", "<i4"), ("width", "<i4"), ("label", "<i8")]
 
 
+@dataclass
 class Pack:
-    """The mapped files of a split: all workers read the same pages. One that is not forked maps them again.
+    """The mapped files of a split: all workers read the same pages. One that is not forked maps them again."""
 
-    Args:
-        pixels: the shape `(H, W, C)` of a stored image, 0 for what differs between images; None: they are JPEGs.
-    """
-
-    def __init__(self, root: Path, split: str, pixels: list[int] | None) -> None:
-        self.made_from = root, split, pixels
-        self.root, self.split, self.pixels = root, split, pixels
-        self.records = np.load(root / f"{split}.npy", mmap_mode="r").view(np.ndarray)
-        with warnings.catch_warnings():  # torch warns of memory that can't be written to
-            warnings.filterwarnings("ignore", message=".*not writable")
-            self.content = torch.from_numpy(np.memmap(root / f"{split}.bin", np.uint8, mode="r").view(np.ndarray))
-        self.alike = self.content.view(-1, *pixels) if pixels and all(pixels) else None  # (N, H, W, C), one gather
+    root: Path
+    split: str
+    pixels: list[int] | None = None  # the shape (H, W, C) of images, 0 for what differs; None: they are JPEGs
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), self.made_from
+        return type(self), tuple(getattr(self, field.name) for field in fields(self) if field.init)
+
+    @cached_property
+    def records(self) -> np.ndarray:
+        return np.load(self.root / f"{self.split}.npy", mmap_mode="r").view(np.ndarray)
+
+    @cached_property
+    def content(self) -> Tensor:
+        with warnings.catch_warnings():  # torch warns of memory that can't be written to
+            warnings.filterwarnings("ignore", message=".*not writable")
+            return torch.from_numpy(np.memmap(self.root / f"{self.split}.bin", np.uint8, mode="r").view(np.ndarray))
+
+    @property
+    def alike(self) -> Tensor | None:
+        """All images `(N, H, W, C)`, where they are of one size: a batch is one gather."""
+        return self.content.view(-1, *self.pixels) if self.pixels and all(self.pixels) else None
 
     def image(self, index: int, channels: int) -> Tensor:
         """Returns an image `(C, H, W) uint8`; of pixels, a view of the file."""
@@ -55,18 +61,15 @@ class Pack:
         content = self.content[offset : offset + count]
         if self.pixels:
             return content.view(height, width, self.pixels[2]).permute(2, 0, 1)
-        return decode_jpeg(content, channels, f"{self.root / self.split}.bin", self.records["name"][index])
+        return self.decoded(content, index, channels)
 
-
-def decode_jpeg(content: Tensor, channels: int, where: str, name: bytes) -> Tensor:
-    """Returns the image of a JPEG's bytes as `(C, H, W) uint8`, as data/decode.py reads the file."""
-    try:
-        mode = ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB
-        return decode_image(content, mode, apply_exif_orientation=True)
-    except RuntimeError as error:
-        raise UnreadableImage(
-            f"{where}: the image {os.fsdecode(name)} is damaged; data.verify=true finds damaged files; pack again"
-        ) from error
+    def decoded(self, content: Tensor, index: int, channels: int) -> Tensor:
+        """Returns the image of a JPEG's bytes, as data/decode.py reads the file."""
+        try:
+            return decode_jpeg(content, channels)
+        except RuntimeError as error:
+            what = f"{self.root / self.split}.bin: the image {os.fsdecode(self.records['name'][index])}"
+            raise UnreadableImage(f"{what} is damaged; data.verify=true finds damaged files; pack again") from error
 
 
 class PackedImages(FolderImages):
@@ -80,31 +83,36 @@ class PackedImages(FolderImages):
     @property
     def as_stored(self) -> bool:
         """Whether no image needs anything done to it."""
-        size = self.spec.image_size
-        fits = self.pack.alike is not None and self.pack.alike.shape[1:3] == (size, size)
-        return fits and self.transform is self.evaluate and round(size / self.spec.crop_ratio) == size
+        size, alike = self.spec.image_size, self.pack.alike
+        fits = alike is not None and alike.shape[1:3] == (size, size) and round(size / self.spec.crop_ratio) == size
+        return fits and self.transform is self.evaluate
 
     def images(self, keys: Tensor) -> Tensor:
         if not self.as_stored:
             return super().images(keys)
         assert self.pack.alike is not None
-        return in_channels(self.pack.alike[self.order[keys % len(self)]].permute(0, 3, 1, 2), self.spec)
+        return in_channels(self.pack.alike[self.order[keys % len(self)]].permute(0, 3, 1, 2), self.spec.channels)
 
     def read(self, index: int) -> Tensor:
-        return in_channels(self.pack.image(int(self.order[index]), self.spec.channels), self.spec)
+        return in_channels(self.pack.image(int(self.order[index]), self.spec.channels), self.spec.channels)
 
     def name(self, index: int) -> str:
         return os.fsdecode(self.pack.records["name"][int(self.order[index])])
 
+    def contents(self) -> Iterator[Any]:
+        yield self.pack.records[self.order.numpy()]
 
-class PackedData(ImageDataModule):
+    def part(self, indices: Tensor) -> Self:
+        return type(self)(self.pack, self.order[indices], self.spec)
+
+
+class PackedData(PictureModule):
     """A set that `imgcls pack` made, as pixels or JPEG. Splits that it lacks are cut as from the folder.
 
     Args:
         root: the directory of the pack.
         verify: compare the checksum of each file before anything is read.
-        image_size, channels, mean, std, crop_ratio, interpolation, mirror: as in `DataSpec`; null: as packed.
-        Other arguments: `ImageDataModule`; a null fraction: as packed.
+        Other arguments: `ImageDataModule`; null: as packed.
 
     Raises:
         UserError: no pack there, one of another version or format, a file missing, cut or changed.
@@ -113,33 +121,14 @@ class PackedData(ImageDataModule):
     formats: tuple[str, ...] = ("pixels", "jpeg")
 
     def __init__(
-        self,
-        *,
-        root: str,
-        verify: bool = False,
-        image_size: int | None = None,
-        channels: Literal[1, 3] | None = None,
-        mean: list[float] | None = None,
-        std: list[float] | None = None,
-        crop_ratio: float | None = None,
-        interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None,
-        mirror: bool | None = None,
-        val_fraction: float | None = None,
-        test_fraction: float | None = None,
-        **common: object,
+        self, *, root: str, verify: bool = False, val_fraction: Share = None, test_fraction: Share = None, **common: Any
     ) -> None:
         self.root, self.verify = self.place(root), verify
         self.manifest = read_manifest(self.root, self.formats)
         cuts = {"val_fraction": val_fraction, "test_fraction": test_fraction}
         common |= {name: self.manifest[name] if share is None else share for name, share in cuts.items()}
-        super().__init__(**common)  # type: ignore[arg-type]
-        given = {
-            "image_size": image_size, "channels": channels, "mean": mean, "std": std,
-            "crop_ratio": crop_ratio, "interpolation": interpolation, "mirror": mirror,
-        }  # fmt: skip
-        facts = {**self.manifest["spec"], **{name: value for name, value in given.items() if value is not None}}
-        statistics = {name: per_channel(list(facts[name]), facts["channels"]) for name in ("mean", "std")}
-        self._spec = DataSpec(**{**facts, **statistics, "class_names": tuple(facts["class_names"])})
+        super().__init__(**common)
+        self._spec = DataSpec(**self.manifest["spec"] | self.facts)
 
     def place(self, root: str) -> Path:
         """Returns the local directory with the manifest."""
@@ -155,18 +144,14 @@ class PackedData(ImageDataModule):
         pack = Pack(self.root, split, shape)
         return PackedImages(pack, torch.arange(len(pack.records)), self.spec)
 
-    def part(self, dataset: ImageDataset, indices: np.ndarray, training: bool) -> PackedImages:
-        assert isinstance(dataset, PackedImages)
-        out = type(dataset)(dataset.pack, dataset.order[torch.from_numpy(indices)], self.spec)
-        if training and (self.augment.policy is not None or self.augment.crop_of(self.spec) == "resized"):
-            transform = worker_transform(self.augment, self.spec, out.evaluate)
-            assert transform is not None
-            out.transform = transform
-        return out
+    def fingerprint(self) -> dict[str, Any]:
+        return super().fingerprint() | {
+            "files": self.manifest["files"]
+        }  # their checksums: of pixels the table says nothing
 
     def default_workers(self) -> int:
         gathered = all(isinstance(images, PackedImages) and images.as_stored for images in self.sets.values())
-        return 0 if gathered else min(cores(), 16)
+        return 0 if gathered else super().default_workers()
 
 
 def read_manifest(root: Path, formats: tuple[str, ...]) -> dict[str, Any]:
@@ -187,15 +172,25 @@ def read_manifest(root: Path, formats: tuple[str, ...]) -> dict[str, Any]:
     return manifest
 
 
+def facts_of(path: Path, checksum: bool) -> dict[str, Any]:
+    """Returns what the manifest says of a file: its size, and its checksum."""
+    if not path.is_file():
+        return {"bytes": None}
+    with path.open("rb") as file:
+        digest = {"sha256": hashlib.file_digest(file, "sha256").hexdigest()} if checksum else {}
+    return {"bytes": path.stat().st_size} | digest
+
+
 def check_files(root: Path, files: dict[str, dict[str, Any]], verify: bool) -> None:
     """Raises UserError where a file is not as the manifest says: its size, and with `verify` its checksum."""
     for name, expected in files.items():
-        path = root / name
-        size = path.stat().st_size if path.is_file() else None
-        if size != expected["bytes"]:
-            found = "is missing" if size is None else f"has {size:,} bytes instead of {expected['bytes']:,}"
-            raise UserError(f"{path} {found}; copy the pack again or make it again")
-        if verify:
-            with path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != expected["sha256"]:
-                    raise UserError(f"{path} is damaged: its checksum is another; copy the pack again or make it again")
+        found = facts_of(root / name, verify)
+        if found["bytes"] is None:
+            fault = "is missing"
+        elif found["bytes"] != expected["bytes"]:
+            fault = f"has {found['bytes']:,} bytes instead of {expected['bytes']:,}"
+        elif verify and found["sha256"] != expected["sha256"]:
+            fault = "is damaged: its checksum is another"
+        else:
+            continue
+        raise UserError(f"{root / name} {fault}; copy the pack again or make it again")

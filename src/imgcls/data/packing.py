@@ -1,6 +1,5 @@
 """Writes what data/packed.py and data/streaming.py read: the images of each split, a table, a manifest."""
 
-import hashlib
 import json
 import logging
 import os
@@ -21,10 +20,9 @@ from torchvision.io import encode_jpeg
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from imgcls.data.decode import UnreadableImage
+from imgcls.data.decode import UnreadableImage, is_jpeg
 from imgcls.data.imagefolder import FolderImages, ImageFolder
-from imgcls.data.packed import RECORD, VERSION
-from imgcls.data.spec import DataSpec
+from imgcls.data.packed import RECORD, VERSION, facts_of
 from imgcls.data.splits import SPLITS, check_targets
 from imgcls.errors import UserError
 
@@ -34,9 +32,9 @@ log = logging.getLogger(__name__)
 class Encoder:
     """Images as they are stored: `(bytes (n,) uint8, height, width)`, or what is wrong with one. Runs in workers."""
 
-    def __init__(self, dataset: FolderImages, spec: DataSpec, settings: Any) -> None:
+    def __init__(self, dataset: FolderImages, settings: Any) -> None:
         self.dataset, self.settings = dataset, settings
-        self.interpolation = InterpolationMode(spec.interpolation)
+        self.interpolation = InterpolationMode(dataset.spec.interpolation)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -46,20 +44,16 @@ class Encoder:
             image = self.dataset.read(index)
         except UnreadableImage as error:
             return str(error)
-        size = self.settings.size
-        smaller = size is not None and min(image.shape[1:]) > size
+        smaller = self.settings.size is not None and min(image.shape[1:]) > self.settings.size
         if smaller:
-            image = F.resize(image, [size], self.interpolation, antialias=True)
-        height, width = image.shape[1:]
-        if self.settings.format == "pixels":
-            return image.permute(1, 2, 0).contiguous().view(-1), height, width
-        if not smaller:  # what is a JPEG already stays as it is, and loses nothing
-            content = np.fromfile(self.dataset.name(index), np.uint8)
-            if content[:3].tobytes() == b"\xff\xd8\xff":
-                return torch.from_numpy(content), height, width
-        encoded = encode_jpeg(image.contiguous(), self.settings.quality)
-        assert isinstance(encoded, Tensor)  # of one image
-        return encoded, height, width
+            image = F.resize(image, [self.settings.size], self.interpolation, antialias=True)
+        stored = image.permute(1, 2, 0).contiguous().view(-1)
+        if self.settings.format != "pixels":
+            file = np.fromfile(self.dataset.name(index), np.uint8)
+            # What is a JPEG already and needs no resizing stays as it is, and loses nothing.
+            keep = is_jpeg(file) and not smaller
+            stored = torch.from_numpy(file) if keep else encode_jpeg(image.contiguous(), self.settings.quality)  # type: ignore[assignment]
+        return stored, image.shape[1], image.shape[2]
 
 
 def write_pack(data: ImageFolder, folder: Path, settings: Any) -> dict[str, Any]:
@@ -73,14 +67,10 @@ def write_pack(data: ImageFolder, folder: Path, settings: Any) -> dict[str, Any]
     """
     if settings.format == "litdata":
         data.setup()
-        sets = {split: data.sets[split] for split in SPLITS}
-    else:
-        sets = {split: found for split in SPLITS if (found := data.load(split)) is not None}
-    encoders = {}
-    for split, dataset in sets.items():
-        assert isinstance(dataset, FolderImages)
-        check_targets(dataset.targets, data.spec.class_names, split)
-        encoders[split] = Encoder(dataset, data.spec, settings)
+    sets = data.sets or {split: found for split in SPLITS if (found := data.load(split)) is not None}
+    encoders = {split: Encoder(dataset, settings) for split, dataset in sets.items()}  # type: ignore[arg-type]
+    for split, encoder in encoders.items():
+        check_targets(encoder.dataset.targets, data.spec.class_names, split)
     check_disk(folder, encoders.values())
     workers = data.default_workers() if data.num_workers is None else data.num_workers
     splits, skipped = {}, list[str]()
@@ -88,19 +78,21 @@ def write_pack(data: ImageFolder, folder: Path, settings: Any) -> dict[str, Any]
         table, bad = write_split(encoder, folder, split, data.root, workers)
         skipped += bad
         check_targets(torch.from_numpy(table["label"].copy()), data.spec.class_names, split)  # after what was skipped
-        splits[split] = summary(table, data.spec)
+        counts = np.bincount(table["label"], minlength=data.spec.num_classes).tolist()
+        shape = [int(side[0]) if (side == side[0]).all() else 0 for side in (table["height"], table["width"])]
+        classes = dict(zip(data.spec.class_names, counts, strict=True))
+        splits[split] = {"images": len(table), "shape": [*shape, data.spec.channels], "classes": classes}
         log.info("%s: %s images", split, f"{len(table):,}")
     if skipped:
         log.warning("%s unreadable images were skipped; manifest.json lists them", f"{len(skipped):,}")
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
     manifest = {
-        "version": VERSION, "format": settings.format, "size": settings.size,
-        "quality": None if settings.format == "pixels" else settings.quality,
+        "version": VERSION, "format": settings.format, "size": settings.size, "quality": settings.quality,
         "spec": asdict(data.spec), "val_fraction": data.val_fraction, "test_fraction": data.test_fraction,
-        "splits": splits, "skipped": skipped, "files": files_of(folder),
+        "splits": splits, "skipped": skipped, "files": {name: facts_of(path, True) for name, path in files.items()},
     }  # fmt: skip
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
-    synchronize(folder / "manifest.json")
-    synchronize(folder)
+    os.sync()  # all of it has reached the disk before it gets its name
     return manifest
 
 
@@ -109,12 +101,10 @@ def check_disk(folder: Path, encoders: Iterable[Encoder]) -> None:
     needed = 0.0
     for encoder in encoders:
         some = [encoder[i] for i in np.linspace(0, len(encoder) - 1, 8, dtype=int).tolist()]
-        sizes = [len(stored[0]) for stored in some if not isinstance(stored, str)]
-        needed += len(encoder) * sum(sizes) / max(len(sizes), 1)
+        needed += len(encoder) * float(np.mean([len(image[0]) for image in some if not isinstance(image, str)] or [0]))
     if needed > (free := shutil.disk_usage(folder).free):
-        raise UserError(
-            f"{folder.parent} has {free / 1e9:.1f} GB free; about {needed / 1e9:.1f} GB are needed: free some"
-        )
+        text = f"has {free / 1e9:.1f} GB free; about {needed / 1e9:.1f} GB are needed: free some"
+        raise UserError(f"{folder.parent} {text}")
 
 
 def write_split(encoder: Encoder, folder: Path, split: str, root: Path, workers: int) -> tuple[np.ndarray, list[str]]:
@@ -122,14 +112,12 @@ def write_split(encoder: Encoder, folder: Path, split: str, root: Path, workers:
 
     A stream is read a shard after another, so its training images are written in an order drawn once.
     """
-    stream = encoder.settings.format == "litdata"
-    order = np.arange(len(encoder))
+    order, stream = np.arange(len(encoder)), encoder.settings.format == "litdata"
     if stream and split == "train":
         order = np.random.default_rng(0).permutation(order)
-    records, names, skipped, offset = np.zeros(len(order), RECORD), list[bytes](), list[str](), 0
+    rows, skipped, offset = list[tuple[Any, ...]](), list[str](), 0
     loader: Iterable[Any] = DataLoader(encoder, sampler=order.tolist(), batch_size=None, num_workers=workers)  # type: ignore[arg-type]
-    if Console().is_terminal:
-        loader = track(loader, split, total=len(order), transient=True)
+    loader = track(loader, split, total=len(order), transient=True, disable=not Console().is_terminal)
     with writer(folder, split, stream) as write:
         for index, stored in zip(order.tolist(), loader, strict=True):
             if isinstance(stored, str):
@@ -138,15 +126,11 @@ def write_split(encoder: Encoder, folder: Path, split: str, root: Path, workers:
                 skipped.append(stored)
                 continue
             content, height, width = stored
-            label = int(encoder.dataset.targets[index])
-            write(len(names), content, label)
-            records[len(names)] = offset, len(content), height, width, label
-            names.append(os.fsencode(os.path.relpath(encoder.dataset.name(index), root)))
+            label, name = int(encoder.dataset.targets[index]), os.path.relpath(encoder.dataset.name(index), root)
+            write(len(rows), content, label)
+            rows.append((offset, len(content), height, width, label, os.fsencode(name)))
             offset += len(content)
-    table = np.zeros(len(names), [*RECORD, ("name", f"S{max(map(len, names), default=1)}")])
-    for field, *_ in RECORD:
-        table[field] = records[field][: len(names)]
-    table["name"] = names
+    table = np.array(rows, [*RECORD, ("name", f"S{max((len(row[-1]) for row in rows), default=1)}")])
     np.save(folder / f"{split}.npy", table)
     return table, skipped
 
@@ -168,33 +152,3 @@ def writer(folder: Path, split: str, stream: bool) -> Iterator[Callable[[int, Te
     yield add
     cache.done()
     cache.merge()
-
-
-def summary(table: np.ndarray, spec: DataSpec) -> dict[str, Any]:
-    """Returns what the manifest says of a split: how many images, also by class, and the shape they share."""
-    counts = np.bincount(table["label"], minlength=spec.num_classes).tolist()
-    shape = [int(side[0]) if (side == side[0]).all() else 0 for side in (table["height"], table["width"])]
-    return {
-        "images": len(table), "shape": [*shape, spec.channels], "classes": dict(zip(spec.class_names, counts, strict=True))
-    }  # fmt: skip
-
-
-def files_of(folder: Path) -> dict[str, dict[str, Any]]:
-    """Returns size and checksum of all files below a folder, after all of it has reached the disk."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        synchronize(path)
-        if path.is_file():
-            with path.open("rb") as file:
-                checksum = hashlib.file_digest(file, "sha256").hexdigest()
-            found[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": checksum}
-    return found
-
-
-def synchronize(path: Path) -> None:
-    """Waits until a file, or the entries of a folder, have reached the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -22,6 +22,7 @@ class EpochSampler(Sampler[int]):
     def __init__(self, length: int, seed: int, shuffle: bool, training: bool, repeats: int = 1) -> None:
         self.length, self.seed, self.shuffle, self.training = length, seed, shuffle, training
         self.repeats, self.epoch = repeats, 0
+        self.skip = 0  # samples of each rank that the next pass leaves out: they were read before a stop
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -36,7 +37,8 @@ class EpochSampler(Sampler[int]):
         padded = torch.full((len(self) * ranks,), -1)
         kept = min(self.length, len(padded))
         padded[:kept] = keys[:kept]
-        yield from padded[rank::ranks].tolist()
+        first, self.skip = self.skip, 0
+        yield from padded[rank::ranks].tolist()[first:]
 
     def _training_keys(self) -> Tensor:
         """Returns the keys of all ranks, `(length,) int64`; see `ImageDataset` for what a key is."""

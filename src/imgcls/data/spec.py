@@ -1,6 +1,8 @@
 """What the rest of the template asks the data."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from imgcls.errors import UserError
 
@@ -9,20 +11,27 @@ from imgcls.errors import UserError
 class DataSpec:
     """The facts of a data set that networks, augmentation and evaluation depend on.
 
-    `mean` and `std` are for pixels in [0, 1], one number a channel. Evaluation resizes the short side to
-    `image_size / crop_ratio` pixels and cuts the square of `image_size` from the centre.
+    `mean` and `std` are for pixels in [0, 1], one number a channel: one for all is repeated, and those of colours are
+    averaged for grey. Evaluation resizes the short side to `image_size / crop_ratio` pixels and cuts the square of
+    `image_size` from the centre.
     """
 
-    class_names: tuple[str, ...]
+    class_names: Sequence[str]
     channels: int
     image_size: int  # side of the square a network sees, in pixels
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: Sequence[float]
+    std: Sequence[float]
     interpolation: str = "bilinear"
     crop_ratio: float = 1.0
     mirror: bool = True  # a mirrored picture is still of its class
 
     def __post_init__(self) -> None:
+        facts: dict[str, tuple[Any, ...]] = {
+            "class_names": tuple(self.class_names)
+        }  # also where lists of a config are given
+        facts |= {name: per_channel(getattr(self, name), self.channels) for name in ("mean", "std")}
+        for name, values in facts.items():
+            object.__setattr__(self, name, values)
         if len(self.class_names) < 2:
             raise UserError(f"the data has {len(self.class_names)} class; expected two or more")
         if repeated := [name for name in self.class_names if self.class_names.count(name) > 1]:
@@ -33,3 +42,13 @@ class DataSpec:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+
+def per_channel(numbers: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Returns one number a channel: repeated for grey statistics on colour, averaged for colour on grey."""
+    if len(numbers) not in (1, channels) and channels != 1:
+        raise UserError(
+            f"data.mean and data.std have {len(numbers)} numbers for {channels} channels; give one for each"
+        )
+    mean = sum(numbers) / len(numbers)
+    return tuple(numbers) if len(numbers) == channels else (mean,) * channels

@@ -25,6 +25,16 @@ def stratified(targets: np.ndarray, fraction: float, seed: int = 0) -> np.ndarra
     return np.sort(np.concatenate(chosen))
 
 
+def stratified_fold(targets: np.ndarray, folds: int, fold: int, seed: int = 0) -> np.ndarray:
+    """Returns the sorted indices of one of `folds` parts of `targets`, which share nothing and hold all of it.
+
+    Of each class, and of all, each part has the same number of samples, or one more.
+    """
+    shuffled = np.random.default_rng(seed).permutation(len(targets))
+    by_label = shuffled[np.argsort(targets[shuffled], kind="stable")]
+    return np.sort(by_label[fold::folds])
+
+
 def check_targets(targets: Tensor, class_names: Sequence[str], split: str) -> None:
     """Raises UserError where a split is empty, a label is out of range, or a class has no image."""
     if not len(targets):

@@ -11,20 +11,21 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from imgcls.data.base import Batch
-from imgcls.data.memory import in_channels
-from imgcls.data.packed import Pack, PackedData, PackedImages, check_files, decode_jpeg
+from imgcls.data.decode import in_channels
+from imgcls.data.packed import Pack, PackedData, PackedImages, check_files, facts_of
 from imgcls.data.sampler import world_size
 from imgcls.errors import UserError
 from imgcls.keyed import key_seed
+from imgcls.run import cache_dir
 
 os.environ.setdefault("LITDATA_DISABLE_VERSION_CHECK", "1")  # it would ask the network at each start
 try:
@@ -46,19 +47,17 @@ def shard_writer(folder: Path) -> Cache:
     return Cache(str(folder), chunk_bytes=SHARD)
 
 
+@dataclass
 class Shards(Pack):
     """The table of a split, and its images by index. A shard is fetched once and kept."""
 
+    url: str = ""
+    options: dict[str, Any] | None = None
     alike = None
-
-    def __init__(self, folder: Path, url: str, split: str, options: dict[str, Any] | None) -> None:
-        self.made_from = folder, url, split, options  # type: ignore[assignment]
-        self.folder, self.url, self.split, self.options = folder, url, split, options
-        self.records = np.load(folder / f"{split}.npy", mmap_mode="r").view(np.ndarray)
-        self.stream: StreamingDataset | None = None
+    stream: Any = field(init=False, default=None)
 
     def open(self, kind: Callable[..., Stream], **settings: Any) -> Stream:
-        where = {} if self.url == str(self.folder) else {"cache_dir": str(self.folder / "shards")}
+        where = {} if self.url == str(self.root) else {"cache_dir": str(self.root / "shards")}
         stream = kind(f"{self.url}/{self.split}", storage_options=self.options, **where, **settings)
         # Its way for local files gives whole shards to ranks: not the same number to each, and to some none.
         stream.posix_fast = None
@@ -68,11 +67,10 @@ class Shards(Pack):
         if self.stream is None:
             self.stream = self.open(StreamingDataset)
             self.stream[:1]  # from a slice on it keeps whole shards; else it would ask for each image by itself
-        return self.decoded(self.stream[index], index, channels)
+        return self.read(self.stream[index], index, channels)
 
-    def decoded(self, item: dict[str, Any], index: int, channels: int) -> Tensor:
-        content = torch.from_numpy(np.frombuffer(bytearray(item["image"]), np.uint8))
-        return decode_jpeg(content, channels, f"{self.url}/{self.split}", self.records["name"][index])
+    def read(self, item: dict[str, Any], index: int, channels: int) -> Tensor:
+        return self.decoded(torch.frombuffer(bytearray(item["image"]), dtype=torch.uint8), index, channels)
 
 
 class TrainingStream(StreamingDataset):
@@ -83,11 +81,9 @@ class TrainingStream(StreamingDataset):
 
     def __getitem__(self, index: Any) -> tuple[Tensor, Tensor, int]:
         images, place = self.images, index.index
-        stored = self.shards.decoded(super().__getitem__(index), place, images.spec.channels)
-        torch.default_generator.manual_seed(
-            images.sample_seed((self.current_epoch - 1) * len(images) + place)
-        )  # it counts from 1
-        return images.transform(in_channels(stored, images.spec)), images.targets[place], place
+        channels, key = images.spec.channels, (self.current_epoch - 1) * len(images) + place  # it counts from 1
+        stored = in_channels(self.shards.read(super().__getitem__(index), place, channels), channels)
+        return images.transformed(torch.tensor([key]), [stored])[0], images.targets[place], place
 
 
 class StreamingData(PackedData):
@@ -97,7 +93,7 @@ class StreamingData(PackedData):
         root: the directory, or its address in object storage: s3://bucket/… and what else litdata reads.
         cache: where what is fetched is kept; null: a folder of the user's cache.
         storage_options: what litdata is to know of the storage; null: what the environment says (AWS_…).
-        Other arguments: `PackedData`; `fraction` and `repeats` can be 1 only.
+        Other arguments: `PackedData`; `fraction` and `repeats` can be 1 only, `on_error` "raise".
     """
 
     formats = ("litdata",)
@@ -107,8 +103,10 @@ class StreamingData(PackedData):
     ) -> None:
         self.url, self.cache, self.storage_options = root.rstrip("/"), cache, storage_options
         super().__init__(root=root, **packed)
-        if self.fraction < 1 or self.repeats > 1:
-            raise UserError("data.fraction and data.repeats: a stream is read whole, once an epoch; set both to 1")
+        if self.fraction < 1 or self.repeats > 1 or self.folds is not None or self.on_error != "raise":
+            raise UserError(
+                "data.fraction, data.repeats, data.folds, data.on_error: a stream is read whole, once an epoch; leave them out"
+            )
         for split in ("val", "test"):
             if split not in self.manifest["splits"]:
                 raise UserError(f"data.root={root} has no {split} split, and a stream can't be cut; pack it again")
@@ -117,56 +115,43 @@ class StreamingData(PackedData):
         if "://" not in root and not root.startswith("local:"):
             self.url = str(Path(root).expanduser())
             return Path(self.url)
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imgcls"
-        folder = Path(self.cache).expanduser() if self.cache else home / "streams"
-        folder /= hashlib.blake2b(root.encode(), digest_size=8).hexdigest()
+        folder = Path(self.cache).expanduser() if self.cache else cache_dir() / "streams"
+        folder /= hashlib.sha256(root.encode()).hexdigest()[:16]
         folder.mkdir(parents=True, exist_ok=True)
         self.fetch(folder, "manifest.json")
         return folder
-
-    @property
-    def remote(self) -> bool:
-        return self.url != str(self.root)
 
     def fetch(self, folder: Path, name: str) -> None:
         """Fetches a file; one of that name is replaced at once, so that other processes see one or the other."""
         with tempfile.TemporaryDirectory(dir=folder) as own:
             try:
-                get_downloader(self.url, own, [], self.storage_options).download_file(
-                    f"{self.url}/{name}", f"{own}/{name}"
-                )
+                downloader = get_downloader(self.url, own, [], self.storage_options)
+                downloader.download_file(f"{self.url}/{name}", f"{own}/{name}")
                 Path(own, name).replace(folder / name)
             except Exception as error:  # each kind of storage has errors of its own
                 reason = " ".join(str(error).split())[:120] or type(error).__name__
-                raise UserError(
-                    f"{self.url}/{name} can't be fetched ({reason}); check data.root and the access"
-                ) from error
+                advice = "check data.root and the access"
+                raise UserError(f"{self.url}/{name} can't be fetched ({reason}); {advice}") from error
 
     def prepare_data(self) -> None:
         """Fetches the tables; the shards come while they are read."""
         files = self.manifest["files"]
-        if self.remote:
+        if self.url != str(self.root):
             files = {name: facts for name, facts in files.items() if name.endswith(".npy")}
             for name, facts in files.items():
-                try:
-                    check_files(self.root, {name: facts}, verify=True)
-                except UserError:
+                if facts_of(self.root / name, checksum=True) != facts:
                     self.fetch(self.root, name)
         check_files(self.root, files, self.verify)
 
     def load(self, split: str) -> PackedImages:
-        shards = Shards(self.root, self.url, split, self.storage_options)
+        shards = Shards(self.root, split, None, self.url, self.storage_options)
         return PackedImages(shards, torch.arange(len(shards.records)), self.spec)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        images = self.sets["train"]
+        images, seed = self.sets["train"], key_seed(self.seed) % 2**32
         assert isinstance(images, PackedImages) and isinstance(images.pack, Shards)
         stream = images.pack.open(
-            TrainingStream,
-            shuffle=self.shuffle,
-            drop_last=True,
-            seed=key_seed(self.seed) % 2**32,
-            item_shuffle_window=0,
+            TrainingStream, shuffle=self.shuffle, drop_last=True, seed=seed, item_shuffle_window=0
         )
         stream.images, stream.shards = images, images.pack
         return StreamingDataLoader(

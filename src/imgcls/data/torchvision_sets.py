@@ -2,8 +2,9 @@
 
 import gzip
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from filelock import FileLock
@@ -13,128 +14,78 @@ from imgcls.data.memory import MemoryDataModule
 from imgcls.data.spec import DataSpec
 from imgcls.errors import UserError
 
+IDX = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
+FILES = {"FashionMNIST": IDX, "CIFAR10": ["cifar-10-batches-py"], "CIFAR100": ["cifar-100-python"]}
+Name = Literal["FashionMNIST", "CIFAR10", "CIFAR100"]
+
 
 class TorchvisionImages(MemoryDataModule):
     """A small set of torchvision's, with the official test split; validation is cut from train.
 
     Args:
         dataset: a class of torchvision.datasets: FashionMNIST, CIFAR10 or CIFAR100.
-        root: where the files lie or are downloaded to.
+        root: where the files lie or are downloaded to; those of Fashion-MNIST may be gzipped.
         download: false never goes to the network.
-        class_names, mean, std, image_size, channels, mirror: as in `DataSpec`.
+        class_names: in the order of the labels.
+        Other arguments: `MemoryDataModule`; image_size, channels, mean and std must be given.
     """
 
     def __init__(
-        self,
-        *,
-        dataset: Literal["FashionMNIST", "CIFAR10", "CIFAR100"],
-        root: str,
-        class_names: list[str],
-        mean: list[float],
-        std: list[float],
-        image_size: int,
-        channels: Literal[1, 3],
-        mirror: bool,
-        download: bool = True,
-        **common: object,
+        self, *, dataset: Name, root: str, class_names: list[str], download: bool = True, **common: Any
     ) -> None:
-        super().__init__(**common)  # type: ignore[arg-type]
+        super().__init__(**common)
         self.dataset, self.root, self.download = dataset, Path(root).expanduser(), download
-        self._spec = DataSpec(
-            tuple(class_names), channels, image_size, per_channel(mean, channels), per_channel(std, channels),
-            mirror=mirror,
-        )  # fmt: skip
+        self._spec = DataSpec(class_names, **self.facts)
+
+    def find(self, name: str) -> Path | None:
+        """Returns where a file lies: in any of the places where people keep it."""
+        folders = (self.root, self.root / "raw", self.root / self.dataset / "raw")
+        paths = (folder / f"{name}{ending}" for folder in folders for ending in (".gz", ""))
+        return next((path for path in paths if path.exists()), None)
 
     def prepare_data(self) -> None:
-        if self._files("train") and self._files("test"):
+        if all(self.find(name) for name in FILES[self.dataset]):
             return
-        needed = _MNIST_FILES["train"] + _MNIST_FILES["test"] if self._is_mnist else [_CIFAR[self.dataset]]
-        advice = f"put {', '.join(needed)} into {self.root}, or point data.root to where they are"
+        names = ", ".join(f"{name}.gz" if name in IDX else name for name in FILES[self.dataset])
+        advice = f"put {names} into {self.root}, or point data.root to where they are"
         if not self.download:
             raise UserError(f"data.root={self.root}: {self.dataset} is not there and data.download=false; {advice}")
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with FileLock(self.root / f".{self.dataset}.lock"):  # several processes may start at once
-                for train in (True, False):
-                    getattr(datasets, self.dataset)(self.root, train=train, download=True)
+                getattr(datasets, self.dataset)(self.root, download=True)
         except (OSError, RuntimeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(":. ")
             raise UserError(f"{self.dataset} could not be downloaded ({reason}); {advice}") from error
 
-    @property
-    def _is_mnist(self) -> bool:
-        return self.dataset.endswith("MNIST")
-
-    def _files(self, split: str) -> list[Path] | None:
-        """Returns the files of a split: MNIST's in any of the places where people keep them."""
-        if not self._is_mnist:
-            folder = self.root / _CIFAR_FOLDER[self.dataset]
-            return [folder] if folder.is_dir() else None
-        for folder in (self.root, self.root / "raw", self.root / self.dataset / "raw"):
-            found = []
-            for name in _MNIST_FILES[split]:
-                found += [path for path in (folder / name, folder / name.removesuffix(".gz")) if path.is_file()][:1]
-            if len(found) == len(_MNIST_FILES[split]):
-                return found
-        return None
-
     def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray] | None:
         if split == "val":
             return None
-        files = self._files(split)
-        if files is None:  # not prepared: say where the files are looked for
-            self.prepare_data()
-            files = self._files(split)
-        assert files is not None
-        if self._is_mnist:
-            images, targets = _idx(files[0]), _idx(files[1])
-        else:
-            images, targets = self._cifar(files[0], split)
-        if len(images) != len(targets):
-            raise UserError(
-                f"{files[0]} has {len(images)} images and {files[-1]} {len(targets)} labels; fetch them again"
-            )
-        return images, targets
-
-    def _cifar(self, folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-        try:
-            loaded = getattr(datasets, self.dataset)(self.root, train=split == "train")
-        except (OSError, EOFError, ValueError, RuntimeError, KeyError) as error:
-            raise damaged(folder, error) from error
+        self.prepare_data()
+        if self.dataset == "FashionMNIST":
+            images, targets = (self.read(name, _idx) for name in (IDX[:2] if split == "train" else IDX[2:]))
+            if len(images) != len(targets):
+                raise UserError(
+                    f"{self.root} has {len(images)} {split} images and {len(targets)} labels; fetch them again"
+                )
+            return images, targets
+        kind = getattr(datasets, self.dataset)
+        loaded = self.read(FILES[self.dataset][0], lambda path: kind(path.parent, train=split == "train"))
         return loaded.data, np.asarray(loaded.targets)
 
-
-def damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"{path} is damaged ({' '.join(str(error).split())}); delete it and run again")
-
-
-_MNIST_FILES = {
-    "train": ["train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"],
-    "test": ["t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"],
-}
-_CIFAR = {"CIFAR10": "cifar-10-python.tar.gz (unpacked)", "CIFAR100": "cifar-100-python.tar.gz (unpacked)"}
-_CIFAR_FOLDER = {"CIFAR10": "cifar-10-batches-py", "CIFAR100": "cifar-100-python"}
+    def read(self, name: str, how: Callable[[Path], Any]) -> Any:
+        path = self.find(name)
+        assert path is not None
+        try:
+            return how(path)
+        except (OSError, EOFError, ValueError, RuntimeError, KeyError, zlib.error) as error:
+            raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); delete it and run again") from error
 
 
 def _idx(path: Path) -> np.ndarray:
     """Reads an IDX file of unsigned bytes, gzipped or not (format: LeCun's MNIST page)."""
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        if len(content) < 4 or content[:3] != b"\0\0\x08":
-            raise ValueError("no IDX file of bytes")
-        dimensions = content[3]
-        shape = np.frombuffer(content, ">i4", dimensions, offset=4)
-        return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise damaged(path, error) from error
-
-
-def per_channel(numbers: list[float], channels: int) -> tuple[float, ...]:
-    """Returns one number a channel: repeated for grey statistics on colour, averaged for colour on grey."""
-    if len(numbers) == channels:
-        return tuple(numbers)
-    if len(numbers) == 1:
-        return tuple(numbers) * channels
-    if channels == 1:
-        return (sum(numbers) / len(numbers),)
-    raise UserError(f"data.mean and data.std have {len(numbers)} numbers for {channels} channels; give one for each")
+    content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    if len(content) < 4 or content[:3] != b"\0\0\x08":
+        raise ValueError("no IDX file of bytes")
+    shape = np.frombuffer(content, ">i4", content[3], offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * content[3]).reshape(shape)

@@ -1,0 +1,86 @@
+"""A training to its end: what it gets over by itself, and what it says where it can't."""
+
+import errno
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from imgcls.errors import UserError
+from imgcls.resume import newest_whole
+from imgcls.run import shown
+from imgcls.safeguard import NonFiniteLoss
+from imgcls.stopping import Stopped
+
+log = logging.getLogger(__name__)
+MOST_SKIPS = 3
+Pieces = tuple[Any, Any, Any]  # trainer, classifier, data
+
+
+def fit(
+    pieces: Pieces,
+    rebuilt: Callable[[dict[str, Any]], Pieces],
+    config: dict[str, Any],
+    run_dir: Path,
+    checkpoint: Path | None,
+) -> Pieces:
+    """Trains to the end; returns what was trained. After a fault that the config lets it get over, it goes back to the
+    last checkpoint, with all built anew."""
+    skipped: list[tuple[int, int]] = []
+    while True:
+        trainer, classifier, data = pieces
+        try:
+            fit_once(trainer, classifier, data, run_dir, checkpoint)
+            return pieces
+        except NonFiniteLoss as error:
+            if config["trainer"].get("on_nonfinite") != "skip" or len(skipped) == MOST_SKIPS:
+                raise
+            skipped.append(error.batch)
+            log.warning("%s\nback to the last checkpoint, to leave that batch out", str(error).partition(";")[0])
+        except torch.OutOfMemoryError as error:
+            config = halved(config, trainer.world_size, error)
+        pieces = rebuilt(config)
+        pieces[0].loggers, pieces[1].skipped = trainer.loggers, [list(batch) for batch in skipped]
+        checkpoint = newest_whole(run_dir / "checkpoints")
+
+
+def halved(config: dict[str, Any], world_size: int, error: Exception) -> dict[str, Any]:
+    """Returns a config of half the batch size and twice the accumulated batches, or raises UserError that says so."""
+    size, times = config["data"]["batch_size"], config["trainer"]["accumulate_grad_batches"]
+    half = f"data.batch_size={size // 2} trainer.accumulate_grad_batches={2 * times}"
+    if config["trainer"].get("on_oom") != "halve" or size % 2 or world_size > 1:
+        raise UserError(
+            f"out of memory at data.batch_size={size}; try {half}, or in a single process trainer.on_oom=halve, which "
+            "does that by itself"
+        ) from error
+    log.warning("out of memory at data.batch_size=%d: going on with %s", size, half)
+    return {
+        **config,
+        "data": {**config["data"], "batch_size": size // 2},
+        "trainer": {**config["trainer"], "accumulate_grad_batches": 2 * times},
+    }
+
+
+def fit_once(trainer: Any, classifier: Any, data: Any, run_dir: Path, checkpoint: Path | None) -> None:
+    """Trains. One that was stopped from outside ends the process with the status that says so."""
+    path = None if checkpoint is None else str(checkpoint)
+    try:
+        trainer.fit(classifier, datamodule=data, ckpt_path=path, weights_only=True)
+    except MisconfigurationException as error:
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise UserError(f"the disk is full ({error}); make room, and go on with resume={shown(run_dir)}") from error
+    except Stopped:
+        log.warning("stopped after step %d; go on with: imgcls train resume=%s", trainer.global_step, shown(run_dir))
+        raise
+    except SystemExit as ended:
+        if ended.code == 0:
+            raise  # a rank beside the first one, stopped as that was
+        log.error("stopped at once; go on from the last checkpoint with: imgcls train resume=%s", shown(run_dir))
+        sys.exit(130)

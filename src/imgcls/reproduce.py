@@ -1,0 +1,114 @@
+"""imgcls reproduce: a run once more, and whether metrics and weights are the same, bit for bit."""
+
+import contextlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from imgcls import config as configs
+from imgcls.command import verb
+from imgcls.errors import UserError
+from imgcls.run import quote_arguments, rerooted, shown
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The types of conf/reproduce.yaml's own keys."""
+
+    run: str
+    out: str
+
+
+def main() -> None:
+    quote_arguments("run", "out")
+    reproduce()
+
+
+@verb("reproduce")
+def reproduce(config: dict[str, Any], run_dir: Path) -> None:
+    """Trains with the config of a finished run, where it was started, and compares. Of its loggers only the CSV is
+    kept: a sweep's record elsewhere gets no second run. Raises UserError where the result differs."""
+    given = configs.typed(config, Settings, "").run
+    from imgcls import runs, train
+    from imgcls.distributed import single_job
+    from imgcls.resume import claim
+    from imgcls.stopping import SIGNALS, rank
+
+    original = Path(given).expanduser().absolute()
+    if not (original / "config.yaml").is_file():
+        raise UserError(f"run={given}: there is no run in it (no config.yaml); expected a run directory")
+    if rank() == 0 and (run_dir / "config.yaml").exists():
+        raise UserError(f"out={shown(run_dir)} holds a run already; give another folder")
+    found = runs.read_run(original)
+    if found["status"] != "finished":
+        raise UserError(f"run={given} is {found['status']} ({found['reason']}); expected one that finished")
+    stored = runs.read_config(original)
+    stored = rerooted(stored, stored["run_dir"], str(run_dir)) | {"resume": None, "overwrite": False}
+    stored["logger"] = {name: node for name, node in stored["logger"].items() if name == "csv"}
+    stored["callbacks"].pop("pruning", None)  # would report to the search once more
+    settings, lock = train.checked(stored), claim(run_dir, overwrite=False, resuming=False)
+    start = Path(stored["cwd"])  # relative paths in the config are from there
+    try:
+        with contextlib.chdir(start) if start.is_dir() else contextlib.nullcontext(), single_job():
+            train.train(stored, settings, run_dir, None)
+    finally:
+        SIGNALS.restore()
+        if lock is not None:
+            lock.release()
+    if rank() == 0:
+        report(original, run_dir)
+
+
+def report(original: Path, again: Path) -> None:
+    """Says whether the result is the same, and how the circumstances differ; writes `reproduction.json`."""
+    from imgcls import runs
+
+    circumstances = {title: rows for title, rows in runs.differences(original, again).items() if title != "config"}
+    results = compared(original, again)
+    record = {"original": str(original), "results": results, "circumstances": circumstances}
+    (again / "reproduction.json").write_text(json.dumps(record, indent=2, default=str) + "\n")
+    for title, rows in circumstances.items():
+        for name, before, now in (row for row in rows if row[0] not in ("command", "resumed")):
+            log.warning("%s: %s was %s and is %s", title, name, before, now)
+    for what, lines in results.items():
+        print(f"{what}: {'; '.join(lines) or 'the same, bit for bit'}")
+    if different := [what for what, lines in results.items() if lines]:
+        raise UserError(f"the result is not the same: {', '.join(different)} differ; {shown(again)} has the run")
+
+
+def compared(one: Path, other: Path) -> dict[str, list[str]]:
+    """Returns how far metrics and weights of two runs differ, by what was compared; speed is not."""
+    import torch
+
+    from imgcls.backbones.build import load_tensors
+    from imgcls.runs import curves
+
+    out = {}
+    a, b = (curves(path).drop(columns="images_per_second", errors="ignore") for path in (one, other))
+    if a.shape != b.shape or list(a) != list(b):
+        out["metrics.csv"] = [f"has {len(a)} epochs and {a.shape[1]} columns, and now {len(b)} and {b.shape[1]}"]
+    else:
+        off = (a != b) & ~(a.isna() & b.isna())
+        far = {n: (a["epoch"][off[n].argmax()], (a[n] - b[n]).abs().max()) for n in a if off[n].any()}
+        out["metrics.csv"] = [
+            f"{name} from epoch {first} on, by up to {most:.3g}" for name, (first, most) in far.items()
+        ]
+    if (one / "test" / "metrics.json").exists():
+        x, y = (json.loads((path / "test" / "metrics.json").read_text()) for path in (one, other))
+        out["test metrics"] = [f"{n} was {v} and is {y.get(n)}" for n, v in x.items() if v != y.get(n)]
+    for name in ("best.ckpt", "last.ckpt"):
+        paths = [path / "checkpoints" / name for path in (one, other)]
+        if not all(path.exists() for path in paths):
+            log.warning("%s is not in both run directories, and is not compared", name)
+            continue
+        u, v = (load_tensors(path)["state_dict"] for path in paths)
+        if {key: w.shape for key, w in u.items()} != {key: w.shape for key, w in v.items()}:
+            out[name] = ["it has weights of other names or shapes"]
+            continue
+        gaps = [(u[k].double() - v[k].double()).abs().max().item() for k in u if not torch.equal(u[k], v[k])]
+        out[name] = [f"{len(gaps)} of {len(u)} tensors, by up to {max(gaps):.3g}"] if gaps else []
+    return out

@@ -1,0 +1,157 @@
+"""Going on with a run in its own directory, from what it left there."""
+
+import json
+import logging
+import os
+import shlex
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from imgcls.errors import UserError
+from imgcls.run import hydra_quoted, rerooted, shown
+from imgcls.stopping import rank
+
+log = logging.getLogger(__name__)
+OWN = ("checkpoints", "test", "metrics.csv", "status.json", "nonfinite.txt", "unreadable.csv", "wandb")
+
+
+def hydra_arguments(arguments: list[str]) -> list[str]:
+    """Returns a command line for which Hydra works in the directory of `resume=RUN_DIR` and leaves its record alone.
+
+    Raises:
+        UserError: there is no run in it; or of ranks that torchrun or srun started, each would make a directory.
+    """
+    started = int(os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("WORLD_SIZE") or 1)
+    if started > 1 and not any(a.startswith(("hydra.run.dir=", "resume=")) for a in arguments):
+        raise UserError(f"{started} processes were started for one run: give all of them one folder, hydra.run.dir=…")
+    given = [a.partition("=")[2].strip("'\"") for a in arguments if a.startswith("resume=")]
+    if not given or given[-1] in ("", "null", "auto"):
+        return arguments
+    if "-m" in arguments or "--multirun" in arguments:
+        raise UserError(f"resume={given[-1]} goes on with one run; for the runs of a sweep give resume=auto")
+    folder = Path(given[-1]).expanduser()
+    if not (folder / "config.yaml").is_file():
+        raise UserError(
+            f"resume={given[-1]}: there is no run in it (no config.yaml); expected a run directory, or auto"
+        )
+
+    return [*arguments, f"hydra.run.dir={hydra_quoted(str(folder.absolute()))}", "hydra.output_subdir=null"]
+
+
+def resumed(config: dict[str, Any], run_dir: Path, changed: list[str]) -> tuple[dict[str, Any], Path | None]:
+    """Returns the config to run and the checkpoint to go on from, if there is one.
+
+    Args:
+        changed: the overrides of this command. With resume=RUN_DIR they are put into the run's own config; with
+            resume=auto the command is the run's own.
+    """
+    wanted = config["resume"]
+    config = {**config, "resume": None}
+    if wanted is None:
+        return config, None
+    checkpoint = newest_whole(run_dir / "checkpoints")
+    if wanted == "auto" and not (run_dir / "config.yaml").is_file():
+        return config, None
+    own = yaml.safe_load((run_dir / "config.yaml").read_text())
+    own = rerooted(own, own["run_dir"], str(run_dir)) | {"resume": None, "overwrite": False}
+    if wanted != "auto":
+        for override in changed:
+            put(own, config, override)
+    if checkpoint is None:
+        log.info("%s has no checkpoint yet: the run begins anew", shown(run_dir))
+    return own, checkpoint
+
+
+def put(own: dict[str, Any], composed: dict[str, Any], override: str) -> None:
+    """Puts one override of the command line into the run's own config."""
+    key = override.partition("=")[0].lstrip("+~")
+    if key in ("resume", "overwrite", "local") or key.startswith("hydra."):
+        return
+    *path, name = key.split(".")
+    for part in path:
+        own, composed = own.get(part) or {}, composed.get(part) or {}
+    if name not in own or isinstance(own[name], dict) or name not in composed:
+        raise UserError(f"{override}: resume= takes a run as it is; only single values of it can be changed")
+    own[name] = composed[name]
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """Returns the newest whole checkpoint to go on from; names those that are damaged."""
+    from imgcls.checkpoint import damage
+
+    for path in (folder / "last.ckpt", folder / "previous.ckpt"):
+        if path.exists():
+            if (reason := damage(path)) is None:
+                return path
+            log.warning("%s is damaged (%s); the one before it is taken", shown(path), reason)
+    return None
+
+
+def claim(run_dir: Path, overwrite: bool, resuming: bool) -> Any:
+    """Makes the run directory this process's own until it ends; returns the lock, on rank 0.
+
+    Raises:
+        UserError: it is in use, or holds a run that is not to be gone on with.
+    """
+    if rank():
+        return None
+    from filelock import FileLock, Timeout
+
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run_dir / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UserError(
+            f"{shown(run_dir)} is in use by another process; wait for its end, or give another hydra.run.dir=…"
+        ) from None
+    used = any((run_dir / name).exists() for name in OWN[:3])
+    if used and overwrite:
+        for name in OWN:
+            path = run_dir / name
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    elif used and not resuming:
+        lock.release()
+        raise UserError(
+            f"{shown(run_dir)} holds a run already; go on with it by resume={shown(run_dir)}, start over with "
+            "overwrite=true, or give another folder as hydra.run.dir=…"
+        )
+    return lock
+
+
+def finished(run_dir: Path, config: dict[str, Any]) -> bool:
+    """Whether a run came to its end, and nothing was asked of it since that would be more."""
+    path = run_dir / "status.json"
+    if not path.is_file() or json.loads(path.read_text())["status"] != "finished":
+        return False
+    own = rerooted(yaml.safe_load((run_dir / "config.yaml").read_text()), config["run_dir"], str(run_dir))
+    return bool(own["trainer"] == config["trainer"])
+
+
+def check_data(run_dir: Path, now: dict[str, Any]) -> None:
+    """Raises UserError where the data is not what the run began with."""
+    path = run_dir / "environment.json"
+    before = json.loads(path.read_text()).get("data") if path.is_file() else None
+    if before is not None and before != json.loads(json.dumps(now)):
+        changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        raise UserError(
+            f"the data is not what this run began with ({', '.join(sorted(changed))} differ); bring it back, or start a "
+            "new run from backbone.weights=" + shown(run_dir / "checkpoints" / "best.ckpt")
+        )
+
+
+def note_resume(run_dir: Path, checkpoint: Path) -> None:
+    """Adds to environment.json when and how the run went on."""
+    path = run_dir / "environment.json"
+    record = json.loads(path.read_text()) if path.is_file() else {}
+    entry = {
+        "command": shlex.join(sys.orig_argv),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "from": checkpoint.name,
+    }
+    path.write_text(json.dumps(record | {"resumed": [*record.get("resumed", []), entry]}, indent=2) + "\n")

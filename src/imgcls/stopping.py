@@ -1,0 +1,69 @@
+"""Signals that ask a training to stop so that it can go on later."""
+
+import os
+import signal
+from contextlib import suppress
+from types import FrameType
+from typing import Any
+
+STOPPED = 75  # the exit status of what was stopped from outside and can be resumed (sysexits.h: EX_TEMPFAIL)
+WARNINGS = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]  # SLURM's, by choice
+
+
+class Stopped(SystemExit):
+    """Ends the process with the status that says: resume me."""
+
+    def __init__(self) -> None:
+        super().__init__(STOPPED)
+
+
+class Signals:
+    """SIGTERM, SIGINT and SLURM's warnings. Within an epoch a stop waits for the end of the step; a second SIGINT,
+    and whatever comes outside of training, ends the process at once."""
+
+    def __init__(self) -> None:
+        self.asked: int | None = None
+        self.training = False
+        self.before: dict[int, Any] = {}
+
+    def __reduce__(self) -> str:
+        return "SIGNALS"  # a launcher that pickles the task takes it along by name: there is one for the process
+
+    def install(self, *numbers: int) -> None:
+        """Takes these signals over, or all. Does nothing outside of the main thread, where Python allows no handlers."""
+        for number in numbers or (signal.SIGTERM, signal.SIGINT, *WARNINGS):
+            try:
+                previous = signal.signal(number, self._receive)
+            except ValueError:
+                return
+            if previous != self._receive:
+                self.before.setdefault(number, previous)
+
+    def restore(self) -> None:
+        """Gives the signals back."""
+        for number, previous in self.before.items():
+            signal.signal(number, previous or signal.SIG_DFL)
+        self.asked, self.training, self.before = None, False, {}
+
+    def stop(self) -> None:
+        """Ends the process. A warning goes on to whom it was for: submitit's handler puts the job back into the queue."""
+        previous = self.before.get(self.asked or 0)
+        if self.asked in WARNINGS and callable(previous):
+            with suppress(SystemExit):
+                previous(self.asked, None)
+        raise Stopped if rank() == 0 else SystemExit(0)  # what starts ranks takes any other status for a crash
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        again, self.asked = self.asked is not None, number
+        if again and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not self.training and number not in WARNINGS:
+            raise Stopped
+
+
+SIGNALS = Signals()  # one for the process, as signals are
+
+
+def rank() -> int:
+    """Returns this process's number among those that train together, before any of them was joined."""
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or os.environ.get("LOCAL_RANK") or 0)

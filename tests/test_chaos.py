@@ -1,0 +1,118 @@
+"""Trainings that are killed at random moments and resumed end with the bits of one that never was."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+COMMON = [
+    "trainer.max_epochs=4", "data.batch_size=64", "augment=mix", "augment.erase=0.2", "callbacks=[default,ema]",
+    "logger=csv", "trainer.log_every_n_steps=3", "callbacks.safeguard.every_minutes=0.002",
+]  # fmt: skip
+UNLIKE = (
+    "config",
+    "images_per_second",
+    "Throughput",
+    "dirpath",
+    "best_model_path",
+    "best_k_models",
+    "kth_best_model_path",
+    "current_score",
+)
+
+
+def differences(one: Any, other: Any, place: str = "") -> list[str]:
+    """Returns where two checkpoints differ, but for times and names of folders."""
+    if place.endswith(UNLIKE):
+        return []
+    if isinstance(one, dict) and isinstance(other, dict):
+        lacking = [f"{place}.{key} is in one" for key in one.keys() ^ other.keys() if not f"{key}".endswith(UNLIKE)]
+        return lacking + [
+            d for key in one.keys() & other.keys() for d in differences(one[key], other[key], f"{place}.{key}")
+        ]
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
+        return [d for i, pair in enumerate(zip(one, other, strict=True)) for d in differences(*pair, f"{place}.{i}")]
+    same = (
+        torch.equal(one, other) if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor) else one == other
+    )
+    return [] if same else [place]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Checks that two runs have the same checkpoints, metrics and test, to the last bit."""
+    for name in ("last.ckpt", "best.ckpt"):
+        loaded = [torch.load(run / "checkpoints" / name, weights_only=True) for run in (one, other)]
+        assert differences(*loaded) == [], name
+    rows = [list(csv.DictReader((run / "metrics.csv").read_text().splitlines())) for run in (one, other)]
+    for row in (row for table in rows for row in table):
+        row.pop("images_per_second")
+    assert rows[0] == rows[1]
+    tests = [run / "test" / "metrics.json" for run in (one, other)]
+    assert tests[0].exists() == tests[1].exists() and (
+        not tests[0].exists() or tests[0].read_text() == tests[1].read_text()
+    )
+
+
+def attempts(kills: int, seed: int, steps: int, numbers: list[int], common: list[str]) -> list[dict[str, Any]]:
+    """Returns the undisturbed run, and one that gets signals at random moments until it is done."""
+    chance = random.Random(seed)
+    listed: list[dict[str, Any]] = [
+        {"arguments": [*common, "hydra.run.dir=whole"], "event": None, "count": 0, "signal": 0}
+    ]
+    for kill in range(kills):
+        event = chance.choice(["step", "step", "validation", "writing", "renaming"])
+        most = {"step": max(4 * steps // kills, 3), "validation": 3, "writing": 2, "renaming": 3}[event]
+        arguments = [*common, "hydra.run.dir=cut", "resume=auto"] if kill < 2 or kill % 2 else ["resume=cut"]
+        listed.append(
+            {"arguments": arguments, "event": event, "count": chance.randint(1, most), "signal": chance.choice(numbers)}
+        )
+    return [
+        *listed,
+        {"arguments": [*common, "hydra.run.dir=cut", "resume=auto"], "event": None, "count": 0, "signal": 0},
+    ]
+
+
+def chaos(listed: list[dict[str, Any]], timeout: float) -> list[int]:
+    Path("attempts.json").write_text(json.dumps(listed))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "tests" / "chaos.py"), "attempts.json"],
+        capture_output=True, text=True, timeout=timeout, env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    statuses: list[int] = json.loads(done.stdout.splitlines()[-1])
+    assert statuses[0] == 0 and statuses[-1] == 0, (statuses, done.stderr[-3000:])
+    return statuses
+
+
+@pytest.mark.parametrize(
+    ("number", "kills", "seed"),
+    [
+        (signal.SIGKILL, 5, 0),
+        pytest.param(signal.SIGKILL, 20, 1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 20, 2, marks=pytest.mark.slow),
+    ],
+)
+def test_killed_and_resumed(number: int, kills: int, seed: int) -> None:
+    statuses = chaos(attempts(kills, seed, 20, [number], COMMON), 1200)
+    ended = {-signal.SIGKILL} if number == signal.SIGKILL else {75}
+    assert ended <= set(statuses[1:-1]) <= ended | {0}, statuses
+    assert_same_run(Path("whole"), Path("cut"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_and_resumed_in_two_processes(number: int) -> None:
+    common = [*COMMON, "trainer=ddp_cpu", "data.batch_size=32"]
+    statuses = chaos(attempts(20 if number == signal.SIGKILL else 6, 3, 20, [number], common), 3000)
+    assert (-number if number == signal.SIGKILL else 75) in statuses, statuses
+    assert_same_run(Path("whole"), Path("cut"))

@@ -1,0 +1,345 @@
+"""imgcls compare: what it reads from run directories, and what it shows of them."""
+
+import copy
+import json
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from conftest import imgcls
+from rich.cells import cell_len
+from scipy import stats
+from test_conf import composed
+
+from imgcls import compare
+from imgcls.runs import curves, differences, read_runs
+
+Here = Callable[..., None]
+base = cache(composed)
+
+
+def write_run(path: Path, top1: float = 0.9, status: str = "finished", epochs: int = 3, **given: Any) -> Path:
+    """Writes what a training leaves behind. `given`: optimizer__lr=0.1, seed=3, backbone="resnet20"."""
+    config = copy.deepcopy(base())
+    for key, value in given.items():
+        *groups, name = key.split("__")
+        node = config
+        for group in groups:
+            node = node[group]
+        node[name] = value
+    if backbone := given.get("backbone"):
+        config["backbone"] = {
+            "_target_": f"imgcls.{backbone}",
+            **({"depth": 20} if backbone != "simple_cnn" else {"width": 8}),
+        }
+        config["names"]["backbone"] = backbone
+    config |= {"run_dir": str(path)}
+    config["names"]["run"] = ",".join(f"{key.replace('__', '.')}={value}" for key, value in given.items())
+    config["callbacks"]["checkpoint"]["dirpath"] = f"{path}/checkpoints"
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    rows = [
+        f"{e},{10 * e + 9},{2 - e / 10},{top1 - 0.01 * abs(e - 1)},{100 + e}" for e in range(epochs)
+    ]  # best: epoch 1
+    (path / "metrics.csv").write_text("\n".join(["epoch,step,val/loss,val/top1,images_per_second", *rows, ""]))
+    (path / "status.json").write_text(
+        json.dumps({"status": status, "seconds": 100 * top1, "parameters": int(1e6 * top1)})
+    )
+    if status == "finished":
+        (path / "test").mkdir()
+        (path / "test" / "metrics.json").write_text(json.dumps({"test/top1": top1 - 0.05}))
+    environment = {
+        "command": "imgcls train",
+        "packages": {"torch": "2.11", "timm": "1.0"},
+        "git": {"commit": "abc"},
+        "data": {"train": "12"},
+    }
+    (path / "environment.json").write_text(json.dumps(environment))
+    return path
+
+
+def sweep(folder: Path, seeds: int = 3) -> Path:
+    """Two backbones and two rates, each with some seeds: resnet20 is better by 0.05 and something by the seed."""
+    for i, (backbone, lr, seed) in enumerate(
+        (b, lr, s) for b in ("simple_cnn", "resnet20") for lr in (0.001, 0.1) for s in range(seeds)
+    ):
+        top1 = (
+            0.8
+            + 0.05 * (backbone == "resnet20")
+            + 0.01 * (lr == 0.1)
+            + 0.001 * (seed + seed**2 * (backbone == "resnet20"))
+        )
+        write_run(
+            folder / f"{i}_backbone={backbone},lr={lr},seed={seed}",
+            top1,
+            backbone=backbone,
+            optimizer__lr=lr,
+            seed=seed,
+        )
+    return folder
+
+
+def test_a_training_as_it_is_read(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finished, and one that fails in its test."""
+    given = ("logger=csv", "backbone.width=4", "trainer.max_epochs=2", "trainer.limit_train_batches=4")
+    here("train", *given, "hydra.run.dir=runs/one", "optimizer.lr=0.01")
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("the disk\nis gone")
+
+    monkeypatch.setattr("imgcls.train.finish", broken)
+    with pytest.raises(RuntimeError):
+        here("train", *given, "hydra.run.dir=runs/two")
+    one, two = (row for _, row in read_runs("runs").iterrows())
+    assert (one["name"], one["status"], two["name"], two["status"]) == ("one", "finished", "two", "failed")
+    assert two["reason"] == "RuntimeError: the disk is gone" and pd.isna(two["test/top1"])
+    assert one["optimizer.lr"] == 0.01 and one["optimizer"] == "AdamW" and one["backbone"] == "simple_cnn"
+    logged = curves("runs/one")
+    assert len(logged) == 2 and one["last/val/loss"] == logged["val/loss"].iloc[-1]
+    assert one["best/val/top1"] == logged["val/top1"].max() and one["best/epoch"] == logged["val/top1"].argmax()
+    assert one["test/top1"] == json.loads(Path("runs/one/test/metrics.json").read_text())["test/top1"]
+    assert 0 < one["seconds"] < 100 and one["images_per_second"] > 0 and one["parameters"] == two["parameters"] > 1000
+    assert len(json.loads(Path("runs/one/environment.json").read_text())["data"]) == 3
+    assert compare.differing_config(read_runs("runs")) == ["optimizer.lr"]
+
+
+def test_runs_that_are_no_good(here: Here, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each is named with what is wrong, and none stops the others."""
+    write_run(Path("runs/good"))
+    write_run(Path("runs/failed"), status="failed")
+    write_run(Path("runs/killed"), status="running", epochs=1)
+    for name, file, content in (("cut", "metrics.csv", b"epoch,val/top1\n1,0.5\n2,0."), ("text", "metrics.csv", b"epoch,val/top1\n1,x\n"),
+                                ("yaml", "config.yaml", b"{"), ("empty", "config.yaml", b""), ("json", "test/metrics.json", b"{")):  # fmt: skip
+        (write_run(Path("runs/damaged") / name) / file).write_bytes(content)
+    (write_run(Path("runs/damaged/none")) / "metrics.csv").unlink()
+    (write_run(Path("runs/damaged/no config")) / "config.yaml").unlink()
+    (write_run(Path("runs/old")) / "status.json").unlink()
+    for mode in ("RUN", "MULTIRUN"):  # a mistake on the command line: only in a sweep is it a run that lacks
+        folder = Path(f"runs/{mode}/.hydra")
+        folder.mkdir(parents=True)
+        (folder / "hydra.yaml").write_text(f"hydra:\n  mode: {mode}\n  job:\n    config_name: train\n")
+    inner = Path("runs/good/wandb/run/files")
+    inner.mkdir(parents=True)
+    (inner / "config.yaml").touch()
+    found = read_runs("runs").set_index("name")
+    assert dict(found["status"]) == {
+        "MULTIRUN": "failed", "good": "finished", "failed": "failed", "killed": "unfinished", "old": "finished",
+        **{f"damaged/{name}": "damaged" for name in ("cut", "text", "yaml", "empty", "json", "none", "no config")},
+    }  # fmt: skip
+    reasons = found["reason"]
+    assert reasons["damaged/cut"].startswith("metrics.csv can't be read: it is cut short")
+    assert (
+        reasons["damaged/yaml"].startswith("config.yaml can't be read")
+        and "config.yaml is not there" in reasons["damaged/no config"]
+    )
+    here("compare", "runs=runs", "hydra.run.dir=out")
+    out = capsys.readouterr().out
+    assert (
+        "unfinished: killed: it runs still, or was killed" in out
+        and "damaged: damaged/none: metrics.csv is not there" in out
+    )
+    assert len(pd.read_csv("out/runs.csv")) == 12
+
+
+def test_the_command(here: Here, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a process of its own, with a condition that Hydra's grammar has no place for."""
+    sweep(Path("runs"))
+    done = imgcls("compare", "runs=runs", "where=val/top1>0.805 and backbone!=x", "hydra.run.dir=out", COLUMNS="100")
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "9 runs, best/val/top1" and all(cell_len(line) <= 100 for line in lines)
+    assert lines[1].split()[::2] == ["name", "backbone", "seed", "lr", "best", "last", "test", "time", "parameters"]
+    assert [word.strip() for word in lines[3].split("│")][1:5] == ["resnet20", "2", "0.1", "0.8660"]
+    table = pd.read_csv("out/runs.csv")
+    assert list(table["best/val/top1"]) == sorted(table["best/val/top1"], reverse=True)
+    assert lines[-2:] == ["page: out/index.html", "table: out/runs.csv"]
+
+
+def test_where_and_order() -> None:
+    table = read_runs(sweep(Path("runs")))
+    for condition, count in (
+        ("backbone=resnet20", 6), ("backbone!=resnet20", 6), ("lr<0.1", 6), ("optimizer.lr>=0.001, seed=0", 4), ("seed>0 and seed<=1", 4),
+        (["seed=1", "lr=0.1"], 2), ("status=finished", 12), ("tune=null", 12), ("channels_last=true", 12), ("test/top1>0.8", 5),
+    ):  # fmt: skip
+        assert len(compare.where(table, condition)) == count, condition
+    assert compare.ordered(table, "best/val/top1")["best/val/top1"].is_monotonic_decreasing
+    assert compare.ordered(table, "best/val/loss")["best/val/loss"].is_monotonic_increasing
+    assert compare.ordered(table, "seconds", reverse=True)["seconds"].is_monotonic_decreasing
+    assert compare.ordered(table, "optimizer.lr")["optimizer.lr"].is_monotonic_increasing
+
+
+def test_only_values_that_differ() -> None:
+    """`backbone.depth` comes with `backbone`; a rate that the command line set is shown though it goes with another."""
+    write_run(Path("runs/a"), backbone="simple_cnn", optimizer__lr=0.1)
+    write_run(Path("runs/b"), backbone="resnet20", optimizer__lr=0.2)
+    table = read_runs("runs")
+    assert compare.differing_config(table) == ["backbone", "optimizer.lr"]
+    assert {"backbone.depth", "backbone.width"} <= set(table)
+    (Path("runs/a") / "config.yaml").unlink()  # what is not known does not differ
+    assert compare.differing_config(read_runs("runs")) == []
+
+
+def test_groups_and_the_paired_test() -> None:
+    """Against SciPy's own, over the seeds that both have."""
+    shutil.rmtree(next(sweep(Path("runs"), seeds=4).glob("*resnet20,lr=0.1,seed=3")))
+    table = read_runs("runs")
+    groups = compare.grouped(table, "seed", ["backbone", "optimizer.lr"], "best/val/top1", "backbone=simple_cnn,lr=0.1")
+    assert sorted(groups["runs"]) == [3, 4, 4, 4]
+    row = groups[(groups["backbone"] == "resnet20") & (groups["optimizer.lr"] == "0.1")].iloc[0]
+
+    def values(backbone: str) -> "pd.Series[float]":
+        chosen = table[(table["backbone"] == backbone) & (table["optimizer.lr"] == 0.1) & (table["seed"] < 3)]
+        return chosen.sort_values("seed")["best/val/top1"]
+
+    ours, theirs = values("resnet20"), values("simple_cnn")
+    test = stats.ttest_rel(ours, theirs)
+    assert row["pairs"] == 3 and row["p (t)"] == pytest.approx(test.pvalue)
+    assert row["p (Wilcoxon)"] == pytest.approx(stats.wilcoxon(ours, theirs).pvalue)
+    assert row["best/val/top1 mean"] == pytest.approx(ours.mean()) and row["best/val/top1 std"] == pytest.approx(
+        ours.std()
+    )
+    low, high = test.confidence_interval()
+    assert (row["difference"] - row["95%"], row["difference"] + row["95%"]) == pytest.approx((low, high))
+
+
+def test_importance() -> None:
+    shares, why = compare.importances(
+        read_runs(sweep(Path("runs"))), ["backbone", "seed", "optimizer.lr"], "best/val/top1"
+    )
+    assert (
+        max(shares, key=lambda name: shares[name]) == "backbone"
+        and sum(shares.values()) == pytest.approx(1)
+        and not why
+    )
+    few = compare.importances(read_runs("runs").head(4), ["seed"], "best/val/top1")
+    assert few == ({}, "4 finished runs are too few; at least 8 are needed")
+
+
+def test_two_runs(here: Here, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = write_run(Path("runs/a"), optimizer__lr=0.1), write_run(Path("runs/b"), optimizer__lr=0.2)
+    record = json.loads((b / "environment.json").read_text())
+    record["packages"] |= {"torch": "2.12", "new": "1"}
+    record["git"]["commit"] = "def"
+    record["data"]["train"] = "34"
+    (b / "environment.json").write_text(json.dumps(record))
+    (b / "git.diff").write_text("+one line\n")
+    assert differences(a, b) == {
+        "config": [("optimizer.lr", 0.1, 0.2)],
+        "environment": [("torch (package)", "2.11", "2.12"), ("new (package)", None, "1")],
+        "git": [("commit", "abc", "def"), ("diff", "none", "1 lines")],
+        "data": [("train", "12", "34")],
+    }
+    here("compare", "runs=[runs/a,runs/b]", "hydra.run.dir=out")
+    assert re.search(r"torch \(package\) │ 2.11 │ 2.12", capsys.readouterr().out)
+    assert "torch (package)" in Path("out/index.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["runs=nothing"], "runs=nothing: there is no such folder; expected one with runs of imgcls train in it"),
+        (["runs=empty"], "runs=empty: no run is in or below it; expected what imgcls train made"),
+        (["where=lr~3"], "where=lr~3: expected name=value, or with != < > <= >="),
+        (["where=backbon=x"], "backbon: no run has a value of this name; did you mean 'backbone'?"),
+        (["where=backbone>3"], "where=backbone>3: > compares numbers"),
+        (["where=seed>7"], "where=seed>7: no run that is compared is like this; take a condition away"),
+        (["sort=eps2"], "eps2: no run has a value of this name; choose one of: "),
+        (["metric=lr2"], "lr2: no run has a value of this name; "),
+        (["metric=backbone"], "metric=backbone: none of the runs that are compared has such a measured value"),
+        (["baseline=seed=0"], "baseline=seed=0 needs group=seed or group=fold, over which runs are paired"),
+        (
+            ["group=seed", "baseline=lr>0"],
+            "baseline=lr>0: 4 configs are like this; expected one, by backbone, optimizer.lr",
+        ),
+    ],
+)
+def test_mistakes(given: list[str], expected: str, said: Callable[..., str]) -> None:
+    sweep(Path("runs"), seeds=2)
+    Path("empty").mkdir()
+    message = said("compare", *(given if "runs=" in given[0] else ["runs=runs", *given]))
+    assert message.startswith(f"imgcls compare: {expected}")
+
+
+PROBE = """<script>addEventListener("load", () => {
+  const all = s => [...document.querySelectorAll(s)], rows = () => all("#runs tbody tr:not(.out)").map(r => r.cells[0].textContent);
+  const count = s => all(s + " .run:not(.out)").length, at = (name, n) => all(name)[n], said = { start: [count("#curves"), count("#parallel"), count("#seconds"), rows()] };
+  all("#runs th button").find(b => b.textContent === "time").click(); said.sorted = rows();
+  all("#runs th button").find(b => b.textContent.startsWith("time")).click(); said.back = rows();
+  const axis = document.querySelector('.axis[data-column="backbone"]'), box = axis.getBoundingClientRect(), x = box.x + box.width / 2;
+  const point = (type, y, on) => on.dispatchEvent(new PointerEvent(type, { clientX: x, clientY: y, bubbles: true }));
+  point("pointerdown", box.top - 2, axis); point("pointermove", box.top + box.height / 3, window); point("pointerup", box.top + box.height / 3, window);
+  said.brushed = [count("#curves"), count("#parallel"), count("#seconds"), rows(), document.getElementById("count").textContent];
+  const dot = document.querySelector("#seconds circle.run:not(.out)"), place = dot.getBoundingClientRect();
+  scrollTo(0, 0); const q = dot.getBoundingClientRect();
+  document.dispatchEvent(new PointerEvent("pointermove", { clientX: q.x + q.width / 2, clientY: q.y + q.height / 2, bubbles: true }));
+  said.hot = [all(".hot").length, document.getElementById("tip").textContent.slice(0, 12)];
+  document.getElementById("clear").click(); said.cleared = rows().length;
+  const columns = () => all("#runs th").map(c => c.textContent), before = columns().length;
+  all("#columns input").find(i => i.parentNode.textContent.trim() === "seed").click(); said.hidden = [before - columns().length, columns().includes("seed")];
+  said.bars = all(".share i").length; said.wide = document.documentElement.scrollWidth > innerWidth;
+  document.title = JSON.stringify(said);
+});</script></body>"""
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+def test_the_page_in_a_browser(here: Here, tmp_path: Path) -> None:
+    """Opens without a network and an error; sorts, brushes, hides, and shows what the pointer is on."""
+    sweep(Path("runs"))
+    write_run(Path("runs/x</script>"), 0.7, "failed", backbone="simple_cnn", seed=9)
+    here("compare", "runs=runs", "hydra.run.dir=out", "group=seed", "baseline=backbone=resnet20 and lr=0.1")
+    text = Path("out/index.html").read_text()
+    assert "http" not in text
+    Path("out/probe.html").write_text(text.replace("</body>", PROBE))
+    command = [
+        "chromium",
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        "--dump-dom",
+        "--window-size=1400,2400",
+    ]
+    done = subprocess.run(
+        [*command, f"--user-data-dir={tmp_path}/profile", f"file://{tmp_path}/out/probe.html"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "CONSOLE" not in done.stderr, done.stderr
+    said = json.loads(re.findall(r"<title>(.*?)</title>", done.stdout)[0].replace("&lt;", "<").replace("&gt;", ">"))
+    table = pd.read_csv("out/runs.csv")
+    assert said["start"] == [13, 13, 13, list(table["name"])]
+    by_time = list(table.sort_values("seconds", kind="stable")["name"])
+    assert said["sorted"] == by_time and said["back"] == by_time[::-1]
+    cnn = [name for name in by_time[::-1] if "resnet20" not in name]
+    assert said["brushed"] == [7, 7, 7, cnn, "7 of 13 runs"]
+    assert said["hot"][0] == 5 and said["hot"][1] in {
+        name[:12] for name in cnn
+    }  # row, curve, line and two dots at one place
+    assert said["cleared"] == 13 and said["hidden"] == [1, False] and said["bars"] == 3 and not said["wide"]
+
+
+@pytest.mark.slow
+def test_a_thousand_runs(here: Here) -> None:
+    for i in range(1000):
+        write_run(
+            Path(f"runs/{i}"),
+            0.5 + i % 97 / 200,
+            epochs=20,
+            optimizer__lr=10 ** (-i % 31 / 10 - 1),
+            seed=i % 5,
+            data__batch_size=2 ** (4 + i % 4),
+        )
+    start = time.perf_counter()
+    here("compare", "runs=runs", "hydra.run.dir=out")
+    seconds = time.perf_counter() - start
+    print(f"{seconds:.1f} s")
+    assert seconds < 10 and len(pd.read_csv("out/runs.csv")) == 1000

@@ -1,0 +1,129 @@
+"""Images that can't be read, bombs, and what is made of them while a network is trained."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import imgcls
+from test_chaos import assert_same_run
+from test_resume import train  # noqa: F401  (a fixture)
+
+from imgcls.data.imagefolder import ImageFolder
+from imgcls.errors import UserError
+from imgcls.stopping import STOPPED
+
+Said = Callable[..., str]
+OPTIONS = [
+    "data=imagefolder", "data.image_size=16", "data.batch_size=4", "data.num_workers=1", "logger=csv",
+    "trainer.max_epochs=3", "augment=mix",
+]  # fmt: skip
+
+
+def data_of(root: Path, **arguments: Any) -> ImageFolder:
+    settings = {"image_size": 16, "mean": [0.5], "std": [0.2], "num_workers": 0, "batch_size": 6, "on_error": "skip"}
+    data = ImageFolder(root=str(root), **{**settings, "max_errors": 1.0, **arguments})
+    data.setup()
+    return data
+
+
+def spoil(data: ImageFolder, split: str, *indices: int) -> list[str]:
+    names = [data.sets[split].name(index) for index in indices]
+    for name in names:
+        content = Path(name).read_bytes()
+        Path(name).write_bytes(content[: len(content) // 2])
+    return names
+
+
+def listed(path: str) -> list[dict[str, str]]:
+    with Path(path).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_another_image_of_the_batch_stands_for_it(folder: Path, workers: int) -> None:
+    """All else is as it would be: the other images, their draws, their order."""
+    whole = list(data_of(folder, num_workers=workers).train_dataloader())
+    data = data_of(folder, num_workers=workers)
+    bad = whole[1].indices[[2, 5]].tolist()
+    names = spoil(data, "train", *bad)
+    found = list(data.train_dataloader())
+    assert [batch.indices.tolist() for batch in found] == [batch.indices.tolist() for batch in whole]
+    good = torch.tensor([0, 1, 3, 4])
+    assert torch.equal(found[1].images[good], whole[1].images[good])
+    assert torch.equal(found[1].targets[good], whole[1].targets[good])
+    for place, copied in ((2, 3), (5, 1)):
+        assert torch.equal(found[1].images[place], found[1].images[copied])
+        assert found[1].targets[place] == found[1].targets[copied]
+    assert all(torch.equal(one, other) for one, other in zip(found[0], whole[0], strict=True))
+    assert [(row["split"], row["path"]) for row in listed("unreadable.csv")] == [("train", name) for name in names]
+    assert {row["reason"] for row in listed("unreadable.csv")} <= {
+        "Image is incomplete or truncated",
+        "Truncated File Read",
+    }
+
+
+def test_in_evaluation_it_is_padding(folder: Path) -> None:
+    data = data_of(folder, batch_size=5)
+    whole = [batch.targets for batch in data.test_dataloader()]
+    spoil(data, "test", 1, 5)  # the second batch has no other
+    first, second = data.test_dataloader()
+    assert first.indices.tolist() == [0, 1, 2, 3, 4] and second.indices.tolist() == [5]
+    assert first.targets.tolist() == [whole[0][0], -1, *whole[0][2:]] and second.targets.tolist() == [-1]
+
+
+def test_too_many(folder: Path) -> None:
+    data = data_of(folder, max_errors=0.1)
+    spoil(data, "train", 0, 1, 2)
+    with pytest.raises(UserError, match=r"3 of 27 train images can't be read, a larger share than data.max_errors=0.1"):
+        for _ in range(3):
+            list(data.train_dataloader())
+    assert len(listed("unreadable.csv")) == 3
+    data = data_of(folder)
+    spoil(data, "train", *range(3, 27))
+    with pytest.raises(UserError, match="no image of a batch can be read; see unreadable.csv"):
+        list(data.train_dataloader())
+
+
+def test_a_run_goes_on_without_it(train: Callable[..., Any], folder: Path) -> None:  # noqa: F811
+    """Also over a stop within an epoch, to the same end; each image is listed once."""
+    data = data_of(folder)
+    spoil(data, "train", 3, 11)
+    spoil(data, "val", 0)
+    spoil(data, "test", 1)
+    options = [*OPTIONS, f"data.root={folder}", "data.on_error=skip", "data.max_errors=0.4"]
+    assert train(*options, "hydra.run.dir=whole") is None
+    assert train(*options, "hydra.run.dir=cut", stop=9) == STOPPED
+    assert train("resume=cut") is None
+    assert_same_run(Path("whole"), Path("cut"))
+    for run in ("whole", "cut"):
+        assert sorted(row["split"] for row in listed(f"{run}/unreadable.csv")) == ["test", "train", "train", "val"]
+    assert len(listed("whole/test/predictions.csv")) == 5
+    ended = train(*options, "data.max_errors=0.05", "hydra.run.dir=strict")
+    assert "images can't be read, a larger share than data.max_errors=0.05; see strict/unreadable.csv" in ended
+
+
+def test_no_training_is_lost_for_a_file_of_the_test(
+    train: Callable[..., Any],  # noqa: F811
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (name,) = spoil(data_of(folder), "test", 2)
+    assert train(*OPTIONS, f"data.root={folder}", "temperature=true", "hydra.run.dir=run") is None
+    shown = capsys.readouterr().out
+    assert "left out: 1 unreadable images, see run/unreadable.csv" in " ".join(shown.split())
+    assert [row["path"] for row in listed("run/unreadable.csv")] == [name]
+    assert len(listed("run/test/predictions.csv")) == 5
+
+
+def test_as_used(folder: Path) -> None:
+    """With workers: one line that names the file, and status 1; or the run, whole."""
+    (name,) = spoil(data_of(folder), "train", 7)
+    done = imgcls("train", *OPTIONS, f"data.root={folder}", "hydra.run.dir=run")
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"imgcls train: {name} can't be read as an image (Image is incomplete or truncated); "
+        "data.on_error=skip leaves out such images\n"
+    )

@@ -1,0 +1,84 @@
+"""The notebooks run from top to bottom as they are, with tiny settings."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import ROOT
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+from nbformat.v4 import new_code_cell, new_notebook
+
+FILES = sorted((ROOT / "notebooks").glob("*.ipynb"))
+ONLINE = """
+import os, types, wandb
+os.environ |= {"WANDB_MODE": "online", "WANDB_API_KEY": "none"}
+run = types.SimpleNamespace(group="sweep", name="from afar", state="finished", summary={"best/val/top1": 0.5})
+wandb.Api = lambda timeout: types.SimpleNamespace(runs=lambda project, **_: [run])
+"""
+
+
+def sources(name: str, settings: str = "") -> list[str]:
+    """Returns a notebook's code, with settings after its own, for a kernel that has forgotten other notebooks' names."""
+    book = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    assert code[0].metadata.tags == ["parameters"]
+    return ["%reset -f", code[0].source, settings, *(cell.source for cell in code[1:])]
+
+
+def executed(*parts: list[str]) -> list[NotebookNode]:
+    """Runs code in one kernel, which imports once, and returns all outputs."""
+    book = new_notebook(cells=[new_code_cell(source) for part in parts for source in part])
+    NotebookClient(book, timeout=200, resources={"metadata": {"path": str(Path.cwd())}}).execute()
+    return [output for cell in book.cells for output in cell.outputs]
+
+
+def pictures(outputs: list[NotebookNode]) -> int:
+    return sum("image/png" in output.get("data", {}) for output in outputs)
+
+
+def text(outputs: list[NotebookNode]) -> str:
+    return "\n".join(output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs)
+
+
+@pytest.fixture(autouse=True)
+def inline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+
+
+def test_they_run() -> None:
+    """The last over the run that the one before it trained."""
+    outputs = executed(
+        sources("look_at_data"), sources("look_into_a_run", "epochs = 2"), sources("compare_runs", "runs = 'runs'")
+    )
+    said = text(outputs)
+    assert "10 classes, 1 channels, 8×8 pixels" in said and "of 359 are wrong" in said
+    assert "1 runs: {'finished': 1}" in said and "there is no W&B key here" in said
+    assert pictures(outputs) == 4 + 5 + 2
+    check(outputs)
+
+
+@pytest.mark.slow
+def test_own_pictures_a_sweep_and_wandb(folder: Path) -> None:
+    own = f"overrides = ['data=imagefolder', 'data.root={folder}', 'data.image_size=64', 'augment=randaugment']"
+    outputs = executed(
+        sources("look_at_data", own), sources("compare_runs", "epochs = 1"), [ONLINE, sources("compare_runs")[-1]]
+    )
+    said = text(outputs)
+    assert "3 classes, 3 channels, 64×64 pixels" in said and "6 runs: {'finished': 6}" in said and "from afar" in said
+    assert pictures(outputs) == 4 + 2
+    check(outputs)
+
+
+def check(outputs: list[NotebookNode]) -> None:
+    assert not [output.text for output in outputs if output.get("name") == "stderr"]
+    assert max(len(text([output]).splitlines()) for output in outputs) < 40  # a screen
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_no_output_is_stored(path: Path) -> None:
+    book = nbformat.read(path, as_version=4)
+    nbformat.validate(book)
+    for cell in book.cells:
+        assert len(cell.source.splitlines()) <= 25
+        assert cell.cell_type == "markdown" or (not cell.outputs and cell.execution_count is None)

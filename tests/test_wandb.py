@@ -1,0 +1,99 @@
+"""What the offline runs of a sweep hold, read back from W&B's own files."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT
+
+
+def read_back(folder: Path) -> dict[str, Any]:
+    """Returns what the one offline run in a run directory says: run, history, summary, exit status and artifacts."""
+    (file,) = (folder / "wandb").glob("offline-run-*/*.wandb")
+    command = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = {"history": [], "summary": {}, "artifacts": [], "exit": None, "run": {}, "config": {}}
+    for record in map(json.loads, done.stdout.splitlines()):
+        kind = record["type"]
+        if kind == "run":
+            found["run"] |= record["run"]
+            found["config"] |= record["run"].get("config", {}).get("update", {})
+        elif kind == "config":
+            found["config"] |= record["config"].get("update", {})
+        elif kind == "summary":
+            found["summary"] |= record["summary"].get("update", {})
+        elif kind == "history":
+            found["history"].append(record["history"]["item"])
+        elif kind == "artifact":
+            found["artifacts"].append(record["artifact"])
+        elif kind == "exit":
+            found["exit"] = record["exit"].get("exit_code", 0)
+    return found
+
+
+def test_runs_of_a_search(here: Callable[..., None]) -> None:
+    """One that finishes, one that is pruned, one that fails."""
+    here(
+        "train", "-m", "trainer=cpu", "trainer.max_epochs=2", "sweep=optuna", "sweep.name=mine",
+        "sweep.pruner={_target_: optuna.pruners.ThresholdPruner,lower: 0.5,n_warmup_steps: 1}", "sweep.n_trials=3",
+        "sweep.sampler={_target_: optuna.samplers.BruteForceSampler,seed: 1}", "optimizer.lr=0.004,1e-9,-1",
+        "logger.wandb.log_model=true",
+    )  # fmt: skip
+    folders = {path.name.partition("_")[2]: path for path in Path("runs/sweeps/mine").glob("[0-9]_*")}
+    runs = {name: read_back(folder) for name, folder in folders.items()}
+    ends = {"0.004": ("finished", 0), "1e-09": ("pruned", 0), "-1": ("failed", 1)}
+    for name, found in runs.items():
+        value = name.partition("=")[2].partition(",")[0]
+        word, code = ends.pop(value if value != "1e-9" else "1e-09")
+        assert (found["summary"]["status"], found["exit"]) == (word, code), name
+        assert found["run"]["display_name"] == name == f"optimizer.lr={value},trainer=cpu,trainer.max_epochs=2"
+        assert (found["run"]["run_group"], found["run"]["job_type"]) == ("mine", "train")
+        assert found["run"]["tags"] == ["digits", "simple_cnn", *(["pruned"] if word == "pruned" else [])]
+        number = int(folders[name].name.partition("_")[0])
+        assert found["config"]["job"] == {"sweep": "mine", "number": number}  # nested, and resolved
+        assert found["config"]["run_dir"] == str(folders[name].resolve())
+        assert found["config"]["optimizer"]["lr"] == float(value)
+        assert len(found["artifacts"]) >= (word == "finished")
+    assert not ends
+    check_finished(next(found for name, found in runs.items() if "0.004" in name))
+
+
+def check_finished(found: dict[str, Any]) -> None:
+    """The history of all epochs, the best and the last in the summary, the report's media, and the checkpoint."""
+    tops = [item["val/top1"] for item in found["history"] if "val/top1" in item]
+    summary = found["summary"]
+    assert len(tops) == 2 and summary["best/val/top1"] == max(tops) and summary["val/top1"] == tops[-1]
+    names = {
+        key.partition(".")[0] for key in (*summary, *chain(*found["history"]))
+    }  # a picture is a table of its facts
+    media = {"test/mistakes", "test/worst_mistakes", "test/per_class", "test/confusion_picture", "test/reliability"}
+    assert media | {"test/top1", "best/epoch", "train/loss", "lr", "images_per_second"} <= names
+    models = [artifact for artifact in found["artifacts"] if artifact["type"] == "model"]
+    assert len(models) == 1 and "best" in models[0]["aliases"]
+    assert [entry["path"] for entry in models[0]["manifest"]["contents"]] == ["best.ckpt"]
+
+
+def test_the_agents_search(here: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What W&B's agent starts for conf/wandb_sweep.yaml, with the least of each parameter."""
+    search = yaml.safe_load((ROOT / "conf" / "wandb_sweep.yaml").read_text())
+    given = {key: node.get("min", node.get("values", [None])[0]) for key, node in search["parameters"].items()}
+    words = {
+        "${env}": [],
+        "${program}": [search["program"]],
+        "${args_no_hyphens}": [f"{k}={v}" for k, v in given.items()],
+    }
+    command = [word for part in search["command"] for word in words.get(part, [part])]
+    monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
+    assert command[0] == "imgcls"
+    here(*command[1:], "debug=fast", "test=false")
+    (made,) = Path("runs").glob("digits-simple_cnn/*/config.yaml")
+    config = yaml.safe_load(made.read_text())
+    assert config["optimizer"]["lr"] == 1e-4 and config["data"]["batch_size"] == 32
+    assert search["metric"]["name"] in (made.parent / "metrics.csv").read_text()
