@@ -14,10 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import imgcls.data.digits  # noqa: F401  (before the fork, as all that a training imports)
-import imgcls.report  # noqa: F401
-import imgcls.safeguard  # noqa: F401
-import imgcls.training  # noqa: F401
 from imgcls import checkpoint
 from imgcls.__main__ import main
 from imgcls.classifier import ImageClassifier

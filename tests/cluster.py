@@ -11,6 +11,7 @@ import subprocess
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins", "munge", "libmunge2", "libhwloc15")
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
@@ -166,13 +167,19 @@ class Ray:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else the driver takes 127.0.0.1 for the network's address
         }
         os.environ |= self.environment
         from ray.cluster_utils import Cluster
 
-        node = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": 2**27}
+        node: Any = {
+            "num_cpus": 1,
+            "node_ip_address": "127.0.0.1",
+            "include_dashboard": False,
+            "object_store_memory": 2**27,
+        }
         self.cluster = Cluster(initialize_head=True, head_node_args=node)
-        self.second = self.cluster.add_node(**node)
+        self.address, self.second = self.cluster.address, self.cluster.add_node(**node)
         self.cluster.wait_for_nodes()
         return self
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import imgcls, write_picture
+from test_resume import train  # noqa: F401  (a fixture)
 
 from imgcls.classifier import ImageClassifier
 
@@ -38,7 +39,7 @@ MISTAKES = [
     ("train data=imagefolder data.root=/nowhere", "data.root=/nowhere: there is no such folder; expected root/<class>/…"),
     ("train data=imagefolder data.root=empty", "has no class folders"),
     ("train data=imagenet data.root=.", "holds no ImageNet; expected root/train/<WordNet id>/…"),
-    ("train data=cifar10 data.download=false", "put cifar-10-python.tar.gz (unpacked) into data"),
+    ("train data=cifar10 data.download=false", "put cifar-10-batches-py into data"),
     ("train seed=-1", "seed=-1: input should be greater than or equal to 0"),
     ("train data.channels=2", "data.channels=2: input should be 1 or 3"),
     ("train data.num_workers=-1", "data.num_workers=-1: expected 0 or more"),
@@ -89,7 +90,7 @@ def spoil(name: str, folder: Path) -> str:
         data = (folder / "fox" / "03.jpg").read_bytes()
         for picture in (folder / "fox").iterdir():
             picture.write_bytes(data[: len(data) // 2])
-        return "can't be read as an image (Image is incomplete or truncated)"
+        return "can't be read as an image (Truncated File Read); data.on_error=skip leaves out such images"
     for split, classes in {
         "train": ("cat", "dog", "fox"),
         "val": ("cat", "dog") if "fewer" in name else ("cat", "dog", "fox", "owl"),
@@ -161,6 +162,35 @@ def test_spoilt_checkpoints(said: Said, checkpoint: Path) -> None:
     assert not Path("it_ran").exists()
     assert checkpoint.read_bytes() == whole
     assert isinstance(ImageClassifier(**torch.load(checkpoint, weights_only=True)["hyper_parameters"]), ImageClassifier)
+
+
+UNTRUSTED = {
+    "eval checkpoint=FILE": "checkpoint=FILE: it carries code or objects beside tensors, so it was not loaded",
+    "predict checkpoint=FILE source=pictures": "checkpoint=FILE: it carries code",
+    "export checkpoint=FILE out=net.onnx": "checkpoint=FILE: it carries code",
+    "train backbone.weights=FILE logger=csv": "weights=FILE: it carries code",
+    "train callbacks=[default,distillation] callbacks.distillation.teacher=FILE": "checkpoint=FILE: it carries code",
+}
+
+
+@pytest.mark.parametrize("name", ["bare.ckpt", "zipped.ckpt"])
+def test_code_in_a_file_does_not_run(said: Said, checkpoint: Path, folder: Path, name: str) -> None:
+    content = {**torch.load(checkpoint, weights_only=True), "code": Code()}
+    Path("bare.ckpt").write_bytes(pickle.dumps({"state_dict": Code()}))
+    torch.save(content, "zipped.ckpt")
+    for given, expected in UNTRUSTED.items():
+        assert expected.replace("FILE", name) in said(*given.replace("FILE", name).split()), given
+    assert not Path("it_ran").exists()
+    torch.load("zipped.ckpt", weights_only=False)  # it would have
+    assert Path("it_ran").exists()
+
+
+def test_code_in_a_run_does_not_run(said: Said, train: Callable[..., object]) -> None:  # noqa: F811
+    assert train("logger=csv", "test=false", "trainer.max_epochs=1", "hydra.run.dir=run") is None
+    last = Path("run/checkpoints/last.ckpt")
+    torch.save({**torch.load(last, weights_only=True), "code": Code()}, last)
+    message = said("train", "resume=run", "trainer.max_epochs=2")
+    assert "run/checkpoints/last.ckpt: it carries code" in message and not Path("it_ran").exists()
 
 
 def test_help_and_completion_answer_at_once() -> None:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from test_chaos import assert_same_run
 pytestmark = pytest.mark.slow
 RUN = ("logger=csv", "trainer=cpu", "trainer.max_epochs=20", "data.num_workers=0")
 SWEEP = ("train", "-m", *RUN, "test=false", "seed=0,1", "optimizer.lr=0.001,0.01")
+ADDRESS = "hydra.launcher.ray.init.address"
 DDP = ("logger=csv", "trainer=ddp_cpu", "trainer.max_epochs=2")
 
 
@@ -39,14 +41,23 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def begun(*arguments: str, **variables: str) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
+@contextmanager
+def begun(*arguments: str, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
+    command, environment = (
+        [sys.executable, "-m", "imgcls", *arguments],
+        {**os.environ, "OMP_NUM_THREADS": "1", **variables},
+    )
     with Path("out.txt").open("wb") as out:
-        return subprocess.Popen([sys.executable, "-m", "imgcls", *arguments], env=environment, stdout=out, stderr=out)
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
 
 
 def wait_for(what: Callable[[], bool], process: subprocess.Popen[bytes] | None = None) -> None:
-    end = time.monotonic() + 400
+    end = time.monotonic() + 200
     while not what():
         assert time.monotonic() < end and (process is None or process.poll() is None), Path("out.txt").read_text()
         time.sleep(0.1)
@@ -88,11 +99,11 @@ def test_several_processes(local: Path) -> None:
 
 def test_slurm_sweep_with_a_job_preempted(local: Path, slurm: Slurm) -> None:
     command = (*SWEEP, "launcher=slurm", "hydra.launcher.partition=low", "hydra.sweep.dir=sweep")
-    process = begun(*command, **slurm.environment)
-    wait_for(lambda: epochs("sweep/0_*") > 2, process)
-    array = slurm.run("squeue", "-h", "-t", "RUNNING", "-o", "%F").split()[0]
-    preempt(slurm, f"{array}_0")
-    assert process.wait(400) == 0 and "4 of 4 done" in Path("out.txt").read_text()
+    with begun(*command, **slurm.environment) as process:
+        wait_for(lambda: epochs("sweep/0_*") > 2, process)
+        array = slurm.run("squeue", "-h", "-t", "RUNNING", "-o", "%F").split()[0]
+        preempt(slurm, f"{array}_0")
+        assert process.wait(400) == 0 and "4 of 4 done" in Path("out.txt").read_text()
     assert [resumed(folder) for folder in jobs(Path("sweep"))] == [1, 0, 0, 0]
     assert_same_sweep(local, Path("sweep"))
 
@@ -149,9 +160,10 @@ def files(folder: Path) -> set[str]:
 
 def test_ray_cluster_that_loses_a_node(local: Path) -> None:
     try:
-        with Ray() as ray:
-            address = f"hydra.launcher.ray.init.address={ray.cluster.address}"
-            process = begun(*SWEEP, "launcher=ray", address, f"hydra.sweep.dir={Path.cwd()}/sweep")
+        with (
+            Ray() as ray,
+            begun(*SWEEP, "launcher=ray", f"{ADDRESS}={ray.address}", "hydra.sweep.dir=sweep") as process,
+        ):
             wait_for(lambda: epochs("sweep/0_*") > 2 and epochs("sweep/1_*") > 2, process)
             ray.lose_a_node()
             assert process.wait(400) == 0 and "4 of 4 done" in Path("out.txt").read_text()

@@ -1,16 +1,22 @@
 """Images that can't be read, bombs, and what is made of them while a network is trained."""
 
 import csv
+import struct
+import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import imgcls
+from conftest import imgcls, write_picture
+from hydra.core.global_hydra import GlobalHydra
 from test_chaos import assert_same_run
 from test_resume import train  # noqa: F401  (a fixture)
 
+from imgcls.__main__ import main
+from imgcls.data.decode import MAX_PIXELS, UnreadableImage, decode
 from imgcls.data.imagefolder import ImageFolder
 from imgcls.errors import UserError
 from imgcls.stopping import STOPPED
@@ -18,7 +24,7 @@ from imgcls.stopping import STOPPED
 Said = Callable[..., str]
 OPTIONS = [
     "data=imagefolder", "data.image_size=16", "data.batch_size=4", "data.num_workers=1", "logger=csv",
-    "trainer.max_epochs=3", "augment=mix",
+    "trainer.max_epochs=3", "augment=mix", "data.test_fraction=0.2",
 ]  # fmt: skip
 
 
@@ -124,6 +130,62 @@ def test_as_used(folder: Path) -> None:
     done = imgcls("train", *OPTIONS, f"data.root={folder}", "hydra.run.dir=run")
     assert done.returncode == 1
     assert done.stderr == (
-        f"imgcls train: {name} can't be read as an image (Image is incomplete or truncated); "
+        f"imgcls train: {name} can't be read as an image (Truncated File Read); "
         "data.on_error=skip leaves out such images\n"
     )
+
+
+def png_of(width: int, height: int) -> bytes:
+    """Returns a PNG that claims a size, with the pixels of its first row alone."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    pixels = zlib.compress(bytes(width + 1))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def jpeg_of(path: Path, width: int, height: int) -> bytes:
+    """Returns a small JPEG whose header claims a size."""
+    content = bytearray(write_picture(path).read_bytes())
+    place = content.index(b"\xff\xc0")
+    content[place + 5 : place + 9] = struct.pack(">HH", height, width)
+    return bytes(content)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_bombs(tmp_path: Path, suffix: str) -> None:
+    """Refused by what the header says; 60,000 × 60,000 pixels would take 10 GB."""
+    path = tmp_path / f"bomb.{suffix}"
+    path.write_bytes(png_of(60_000, 60_000) if suffix == "png" else jpeg_of(path, 60_000, 60_000))
+    with pytest.raises(UnreadableImage) as caught:
+        decode(str(path), 3)
+    reason = f"its 60,000×60,000 pixels are more than max_pixels={MAX_PIXELS}"
+    assert str(caught.value) == f"{path} can't be read as an image ({reason})"
+    assert caught.value.reason() == reason
+    picture = write_picture(tmp_path / f"small.{suffix}", size=(40, 32))
+    assert decode(str(picture), 3, max_pixels=40 * 32).shape == (3, 32, 40)
+    with pytest.raises(UnreadableImage, match=r"its 40×32 pixels are more than max_pixels=1279"):
+        decode(str(picture), 3, max_pixels=40 * 32 - 1)
+
+
+def test_bombs_as_used(
+    said: Said,
+    folder: Path,
+    train: Callable[..., Any],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (folder / "dog" / "bomb.png").write_bytes(png_of(60_000, 60_000))
+    options = [*OPTIONS, f"data.root={folder}", "data.val_fraction=0.3", "data.max_errors=0.5"]
+    reason = f"its 60,000×60,000 pixels are more than max_pixels={MAX_PIXELS}"
+    assert f"dog/bomb.png can't be read as an image ({reason})" in said("train", *options, "hydra.run.dir=refused")
+    assert train(*options, "data.on_error=skip", "trainer.max_epochs=1", "hydra.run.dir=run") is None
+    assert [row["reason"] for row in listed("run/unreadable.csv")] == [reason]
+    assert "1 of 37 could not be read" in said("predict", "checkpoint=run", f"source={folder}", "hydra.run.dir=out")
+    assert [(Path(row["path"]).name, row["reason"]) for row in listed("out/unreadable.csv")] == [("bomb.png", reason)]
+    assert "37 of 37 could not be read" in said("predict", "checkpoint=run", f"source={folder}", "max_pixels=1000")
+    GlobalHydra.instance().clear()
+    monkeypatch.setattr(sys, "argv", ["imgcls", "inspect", f"data.root={folder}", "hydra.run.dir=seen"])
+    main()
+    assert f"dog/bomb.png\t# {reason}" in Path("seen/exclude.txt").read_text()

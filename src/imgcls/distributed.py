@@ -25,7 +25,7 @@ def rank_command(local_rank: int) -> tuple[list[str], str]:
     """
     hydra = HydraConfig.get()
     name = str(hydra.job.config_name)
-    verb = name if name in ("bench", "reproduce") else "train"  # the verbs that train; a config of another name is train's
+    verb = name if name in ("bench", "reproduce") else "train"  # a config of another name is train's
     sources = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
     command = [
         sys.executable,

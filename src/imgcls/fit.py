@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from imgcls.backbones.build import unloadable
 from imgcls.errors import UserError
 from imgcls.resume import newest_whole
 from imgcls.run import shown
@@ -70,6 +72,9 @@ def fit_once(trainer: Any, classifier: Any, data: Any, run_dir: Path, checkpoint
     path = None if checkpoint is None else str(checkpoint)
     try:
         trainer.fit(classifier, datamodule=data, ckpt_path=path, weights_only=True)
+    except pickle.UnpicklingError as error:
+        assert checkpoint is not None
+        raise UserError(f"{shown(checkpoint)}: {unloadable(checkpoint, error)}") from error
     except MisconfigurationException as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
     except OSError as error:

@@ -132,7 +132,7 @@ def write(
     counts.loc["in all"] = counts.sum()
     numbers = html(counts, index=True, formatters=["{:,}".format] * counts.shape[1])
     copies = []
-    for group in (found["duplicates"] + found["near_duplicates"])[:PICTURED]:
+    for group in found["duplicates"][:PICTURED] + found["near_duplicates"][:PICTURED]:
         pair = [image["file"] for image in group["images"][:2]]
         pictures = [inline(as_picture(reader.picture(place[file]))) for file in pair]
         copies.append((pictures, {f"{plain(pair[0])} = {plain(pair[1])}": ""}))

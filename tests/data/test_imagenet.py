@@ -136,6 +136,18 @@ def test_a_tar_that_cannot_be_unpacked(tars: Path) -> None:
     assert not (tars / "train").exists()
 
 
+@pytest.mark.skipif(not hasattr(tarfile, "data_filter"), reason="here nothing but the official checksum keeps them out")
+@pytest.mark.parametrize("name", ["../evil.JPEG", "n01751748/../../../evil.JPEG"])
+@pytest.mark.parametrize("within", [False, True])
+def test_nothing_leaves_the_folder(tars: Path, name: str, within: bool) -> None:
+    """Even where the checksum is that of the official archive, as this fixture pretends."""
+    planted = tar({name: jpeg(0)})
+    (tars / TRAIN_TAR).write_bytes(tar({f"{CLASSES[0]}.tar": planted}) if within else planted)
+    message = refused(tars)
+    assert message.startswith(f"{tars / TRAIN_TAR}: ") and "evil.JPEG" in message
+    assert not list(tars.parent.rglob("evil*")) and not (tars / "train").exists()
+
+
 def test_the_official_labels() -> None:
     labels = module._val_labels()
     assert labels[:5] == VAL_LABELS and len(labels) == 50_000 and len(set(labels)) == 1000

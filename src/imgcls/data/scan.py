@@ -6,7 +6,6 @@ frequencies around their median; Zauner 2010) and thumbnails of 8×8 pixels agre
 encoded anew or resized, not mirrored or turned ones; among pictures that all look alike it finds look-alikes too.
 """
 
-import contextlib
 import hashlib
 import itertools
 import os
@@ -66,7 +65,9 @@ class Reader(Dataset[Seen]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Seen:
-        return look(self.paths[index], self.channels, self.max_pixels) if self.memory is None else measure(self.picture(index))
+        if self.memory is None:
+            return look(self.paths[index], self.channels, self.max_pixels)
+        return measure(self.picture(index))
 
     def picture(self, index: int) -> Tensor:
         """Returns the whole image `(C, H, W) uint8`."""
@@ -79,15 +80,11 @@ class Reader(Dataset[Seen]):
 def look(path: str, channels: int, max_pixels: int = MAX_PIXELS) -> Seen:
     """Reads a file as training does."""
     try:
-        image, kind = decode(path, channels, max_pixels), ("", "")
+        image = decode(path, channels, max_pixels)
     except UnreadableImage as error:
         return Seen(error.reason())
-    with (
-        contextlib.suppress(OSError, ValueError, SyntaxError),
-        Image.open(path) as opened,
-    ):
-        kind = opened.format or "", opened.mode
-    return measure(image, *kind)
+    with Image.open(path) as opened:
+        return measure(image, opened.format or "", opened.mode)
 
 
 def measure(image: Tensor, kind: str = "", mode: str = "") -> Seen:
