@@ -1,5 +1,6 @@
 """Every mistake on the command line: what is given, what is said, in one line and before anything is trained."""
 
+import os
 import pickle
 import shutil
 import subprocess
@@ -122,8 +123,8 @@ def test_spoilt_folders(said: Said, folder: Path, name: str, workers: int) -> No
 
 
 class Code:
-    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, str]]:
-        return open, ("it_ran", "w")
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return os.mkdir, ("it_ran",)
 
 
 @pytest.fixture

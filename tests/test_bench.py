@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,13 @@ def test_figures_of_one_run(tmp_path: Path) -> None:
     assert list(run.glob("wandb/offline-run-*")) and not (run / "checkpoints").exists()
 
 
-def test_a_table_over_backbones(tmp_path: Path) -> None:
-    done = imgcls("bench", "-m", "backbone=simple_cnn,resnet20", *SHORT, "logger=csv")
-    assert done.returncode == 0, done.stderr
-    table = done.stdout.rpartition("GFLOPs")[2]
+@pytest.mark.slow
+def test_a_table_over_backbones(
+    here: Callable[..., None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
+    here("bench", "-m", "backbone=simple_cnn,resnet20", *SHORT, "logger=csv")
+    table = capsys.readouterr().out.rpartition("GFLOPs")[2]
     assert "simple_cnn" in table and "resnet20" in table and "0.29 M" in table and "0.27 M" in table
 
 
@@ -100,10 +104,13 @@ def test_cuda_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     main()
 
 
-def test_scipy_signal_is_there_when_it_is_used() -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["", pytest.param("torchmetrics", marks=pytest.mark.slow)])
+def test_scipy_signal_is_there_when_it_is_used(first: str) -> None:
+    """Also where torchmetrics, which leaves it alone, was imported first."""
     code = (
         "import sys; from imgcls.__main__ import Later; sys.modules['scipy.signal'] = Later('scipy.signal');"
-        "import torchmetrics; assert isinstance(sys.modules['scipy.signal'], Later);"
+        f"import sys {first and ', ' + first}; assert isinstance(sys.modules['scipy.signal'], Later);"
         "import scipy, scipy.signal; from scipy.signal import convolve; assert convolve([1, 2], [3]).tolist() == [3, 6];"
         "import scipy.signal.windows; assert len(scipy.signal.windows.hann(4)) == 4;"
         "assert not isinstance(sys.modules['scipy.signal'], Later)"

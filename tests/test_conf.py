@@ -15,7 +15,7 @@ from imgcls.backbones.build import build_network
 from imgcls.data.base import ImageDataModule
 from imgcls.errors import UserError
 from imgcls.finetune import Finetune
-from imgcls.train import Settings, build_classifier
+from imgcls.train import FAULTS, Settings, build_classifier
 from imgcls.training import build_data, build_trainer
 
 CONF = ROOT / "conf"
@@ -46,7 +46,7 @@ def composed(*overrides: str, root: str = "train") -> dict[str, Any]:
 
 def checked(config: dict[str, Any]) -> dict[str, Any]:
     network = {k: v for k, v in config["backbone"].items() if k != "weights"}
-    trainer = {k: v for k, v in config["trainer"].items() if k != "precision"}
+    trainer = {k: v for k, v in config["trainer"].items() if k not in ("precision", *FAULTS)}
     configs.check({**config, "backbone": network, "trainer": trainer})
     return config
 

@@ -117,13 +117,16 @@ def test_no_training_is_lost_for_a_file_of_the_test(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     (name,) = spoil(data_of(folder), "test", 2)
-    assert train(*OPTIONS, f"data.root={folder}", "temperature=true", "hydra.run.dir=run") is None
+    assert (
+        train(*OPTIONS, f"data.root={folder}", "temperature=true", "trainer.max_epochs=1", "hydra.run.dir=run") is None
+    )
     shown = capsys.readouterr().out
     assert "left out: 1 unreadable images, see run/unreadable.csv" in " ".join(shown.split())
     assert [row["path"] for row in listed("run/unreadable.csv")] == [name]
     assert len(listed("run/test/predictions.csv")) == 5
 
 
+@pytest.mark.slow
 def test_as_used(folder: Path) -> None:
     """With workers: one line that names the file, and status 1; or the run, whole."""
     (name,) = spoil(data_of(folder), "train", 7)
@@ -182,9 +185,12 @@ def test_bombs_as_used(
     assert f"dog/bomb.png can't be read as an image ({reason})" in said("train", *options, "hydra.run.dir=refused")
     assert train(*options, "data.on_error=skip", "trainer.max_epochs=1", "hydra.run.dir=run") is None
     assert [row["reason"] for row in listed("run/unreadable.csv")] == [reason]
-    assert "1 of 37 could not be read" in said("predict", "checkpoint=run", f"source={folder}", "hydra.run.dir=out")
+    assert "1 of 37 could not be read" in said(
+        "predict", "checkpoint=run", f"source={folder}", "hydra.run.dir=out", "num_workers=0"
+    )
     assert [(Path(row["path"]).name, row["reason"]) for row in listed("out/unreadable.csv")] == [("bomb.png", reason)]
-    assert "37 of 37 could not be read" in said("predict", "checkpoint=run", f"source={folder}", "max_pixels=1000")
+    many = said("predict", "checkpoint=run", f"source={folder}", "max_pixels=1000", "num_workers=0")
+    assert "37 of 37 could not be read" in many
     GlobalHydra.instance().clear()
     monkeypatch.setattr(sys, "argv", ["imgcls", "inspect", f"data.root={folder}", "hydra.run.dir=seen"])
     main()

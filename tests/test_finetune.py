@@ -191,6 +191,7 @@ def test_wrong_settings(given: dict[str, Any]) -> None:
         Finetune(**given)
 
 
+@pytest.mark.slow
 def test_as_used_with_two_processes(said: Callable[..., str]) -> None:
     done = imgcls(
         "train", "finetune=staged", "trainer=ddp_cpu", "trainer.max_epochs=2", "trainer.limit_train_batches=3", "logger=csv",

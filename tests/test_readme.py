@@ -32,7 +32,12 @@ def test_the_commands_are_found() -> None:
     assert {line.split()[1] for line in COMMANDS} == set(VERBS)
 
 
-def test_commands(here: Callable[..., None], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands(
+    here: Callable[..., None], folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "imgcls.report.draw_report", lambda *_: None
+    )  # test_report.py draws; here it is most of the time
     write_fashion_mnist(Path("data"))
     for line in COMMANDS:
         program, verb, *arguments = line.split()

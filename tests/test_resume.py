@@ -79,7 +79,7 @@ CASES = {
 }  # fmt: skip
 
 
-ALWAYS = ("accumulated", "twice in an epoch", "gradual")
+ALWAYS = ("accumulated",)
 
 
 @pytest.mark.parametrize("case", [c if c in ALWAYS else pytest.param(c, marks=pytest.mark.slow) for c in CASES])
@@ -255,6 +255,7 @@ def test_another_batch_size_within_an_epoch(said: Callable[..., str], train: Cal
     assert len(rows) == 3 and all(row["val/top1"] and row["train/loss"] for row in rows)
 
 
+@pytest.mark.slow
 def test_full_disk(tmp_path: Path) -> None:
     """In a file system of 12 MB, that a whole run does not fit into."""
     disk = tmp_path / "disk"

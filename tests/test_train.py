@@ -177,6 +177,7 @@ def test_debug_presets(preset: str, here: Here) -> None:
         assert float(rows[-1]["train/top1"]) > 0.9 > float(rows[0]["train/top1"])
 
 
+@pytest.mark.slow
 def test_sharded_on_two_cpu_processes(here: Here) -> None:
     strategy = "{_target_: imgcls.distributed.FullyShardStrategy}"
     done = imgcls("train", "trainer=ddp_cpu", f"trainer.strategy={strategy}", "logger=csv", *SHORT)
@@ -184,6 +185,8 @@ def test_sharded_on_two_cpu_processes(here: Here) -> None:
     here("eval", f"checkpoint={run_directory()}")
 
 
+@pytest.mark.slow
+@pytest.mark.slow  # test_resume.py stops within this process
 def test_stopped_from_outside() -> None:
     """The status says that it can go on, and so does a line; nothing is tested, and what was saved is whole."""
     command = [sys.executable, "-m", "imgcls", "train", "trainer.max_epochs=1000", "logger=csv"]

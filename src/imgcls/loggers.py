@@ -121,6 +121,7 @@ def wandb_logger(
     """
     import wandb
 
+    logging.raiseExceptions = False  # W&B's log files on a full disk: nothing that a user must read
     if mode == "auto":
         chosen = os.environ.get("WANDB_MODE", "")
         mode = chosen if chosen in ("online", "offline", "disabled") else "online" if has_key() else "offline"  # type: ignore[assignment]

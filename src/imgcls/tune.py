@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch.tuner import Tuner
 
 from imgcls.errors import UserError
 from imgcls.run import hydra_quoted, shown
 
 log = logging.getLogger(__name__)
+SKIPPED = 10  # steps after which the smoothed loss means something
 
 
 def tune(kind: str, trainer: Any, classifier: Any, data: Any, run_dir: Path) -> float:
@@ -31,18 +33,24 @@ def tune(kind: str, trainer: Any, classifier: Any, data: Any, run_dir: Path) -> 
 
 
 def learning_rate(trainer: Any, classifier: Any, data: Any, run_dir: Path) -> tuple[str, float]:
-    """The rate where the loss falls fastest, as the rate rises from 1e-6 to 1 (Smith 2015)."""
+    """The rate where the loss falls fastest, as the logarithm of the rate rises from 1e-6 to 1 (Smith 2015)."""
     steps = max(100, min(data.batches_per_epoch(trainer.world_size), 300))
     finder = Tuner(trainer).lr_find(
         classifier, datamodule=data, min_lr=1e-6, max_lr=1.0, num_training=steps, update_attr=False
     )
-    suggestion = None if finder is None else finder.suggestion()
-    if finder is None or suggestion is None:
+    # Lightning's own suggestion is the slope over the rate itself, which is steepest at the lowest rates.
+    rates, losses = (np.array([] if finder is None else finder.results[key]) for key in ("lr", "loss"))
+    used = np.flatnonzero(np.isfinite(losses))[SKIPPED:-1]
+    slopes = np.gradient(losses[used], np.log(rates[used])) if len(used) > 1 else np.zeros(1)
+    if finder is None or not slopes.min() < 0:
         raise UserError(
             "tune=lr: the loss fell at no learning rate from 1e-6 to 1; look at the data, or take another optimizer"
         )
-    figure: Any = finder.plot(suggest=True)
+    best = used[slopes.argmin()]
+    suggestion = rates[best]
+    figure: Any = finder.plot(suggest=False)
     axes = figure.axes[0]
+    axes.plot(suggestion, losses[best], "o", color="red", markersize=8)
     axes.set(xlabel="learning rate", ylabel="training loss, smoothed", title=f"suggested: {suggestion:.2g}")
     figure.savefig(run_dir / "learning_rate.png", dpi=120, bbox_inches="tight")
     log.info("plot: %s", shown(run_dir / "learning_rate.png"))
