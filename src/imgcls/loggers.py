@@ -147,6 +147,8 @@ def wandb_logger(
             log.warning("Weights & Biases: %s; logging to it goes on %s", reason, otherwise)
     else:
         run = begin(mode="disabled")
+    with suppress(AttributeError):  # else each import of pandas or the like speaks to a process that may be gone
+        run._unregister_telemetry_import_hooks(run.id)
     with unharmed():
         run.define_metric("trainer/global_step")
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
