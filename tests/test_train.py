@@ -185,7 +185,6 @@ def test_sharded_on_two_cpu_processes(here: Here) -> None:
     here("eval", f"checkpoint={run_directory()}")
 
 
-@pytest.mark.slow
 @pytest.mark.slow  # test_resume.py stops within this process
 def test_stopped_from_outside() -> None:
     """The status says that it can go on, and so does a line; nothing is tested, and what was saved is whole."""
