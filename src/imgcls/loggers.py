@@ -137,6 +137,8 @@ def wandb_logger(
         options = {"id": before.resolve().name.rpartition("-")[2], "resume": "allow", **options}
     patience = max(finish_timeout, UPLOAD) if log_model else finish_timeout
     settings = wandb.Settings(init_timeout=timeout, finish_timeout=patience, finish_timeout_raises=True, silent=True)
+    if "wandb.sdk.launch" not in sys.modules:  # then there are no inputs of W&B Launch: to look would import it, 0.7 s
+        wandb.Run._detect_and_apply_job_inputs = lambda run: None  # type: ignore
     begin: Any = functools.partial(wandb.init, dir=save_dir, settings=settings, reinit="finish_previous", **options)
     for attempt, otherwise in {mode: "offline", "offline": "disabled"}.items():
         try:

@@ -41,10 +41,11 @@ def git_state(folder: Path) -> dict[str, Any]:
     }
 
 
-@functools.cache  # half a second, for each job of a sweep
+@functools.cache  # for each job of a sweep
 def packages() -> dict[str, str]:
     """Returns the version of each package that is installed."""
-    return {d.name: d.version for d in metadata.distributions() if d.name}
+    all_metadata = (d.metadata for d in metadata.distributions())  # d.name and d.version would each read it again
+    return {m["Name"]: m["Version"] for m in all_metadata if m["Name"]}
 
 
 def environment() -> dict[str, Any]:
