@@ -24,23 +24,25 @@ from typing import Any
 
 import torch
 import torchmetrics
+import wandb
 from hydra import compose, initialize_config_dir
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import RichProgressBar
+from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
 from lightning.pytorch.loggers import CSVLogger
+from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from imgcls import bench
 from imgcls import config as configs
 from imgcls.backbones.simple_cnn import simple_cnn
 from imgcls.command import CONF
 from imgcls.hardware import keep_freed_memory
 from imgcls.metrics import Evaluation, MeanLoss
-from imgcls.train import checked
-from imgcls.training import build_data, prepare
+from imgcls.progress import EpochProgress
+from imgcls.train import build_all, build_classifier, checked
+from imgcls.training import build_data, build_trainer, prepare
 
 ROUNDS, SECONDS = 3, 3.0
 UNSEEN = {"file": io.StringIO(), "force_terminal": True}  # of Lightning's bar: drawn, but not seen
@@ -112,9 +114,18 @@ def usual_training(root: str, width: int, batch_size: int, workers: int, steps: 
 
 def our_training(steps: int, overrides: list[str]) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        config = composed(*overrides, f"run_dir={folder}")
-        watch = Stopwatch(steps)
-        bench.run(*bench.assemble(config, checked(config), Path(folder), watch))
+        config = composed(*overrides, f"run_dir={folder}", "logger.wandb.mode=offline")
+        settings, watch = checked(config), Stopwatch(steps)
+        data = build_data(config["data"], config["augment"], settings.seed)
+        classifier = build_classifier(config, settings, data)
+        callbacks = [c for c in build_all(config, "callbacks") if not isinstance(c, Checkpoint)]
+        for progress in (c for c in callbacks if isinstance(c, EpochProgress)):
+            progress.console = Console(**UNSEEN)
+        endless = {**config["trainer"], "max_epochs": 10**6, "limit_val_batches": 0}
+        trainer = build_trainer(endless, [*callbacks, watch], build_all(config, "logger"), Path(folder))
+        keep_freed_memory()
+        trainer.fit(classifier, datamodule=data)
+        wandb.finish()
     return watch.rate
 
 
