@@ -1,6 +1,8 @@
 """What the offline runs of a sweep hold, read back from W&B's own files."""
 
+import importlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,8 +22,10 @@ def read_back(folder: Path) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = {"history": [], "summary": {}, "artifacts": [], "exit": None, "run": {}, "config": {}}
+    found["kinds"] = set()
     for record in map(json.loads, done.stdout.splitlines()):
         kind = record["type"]
+        found["kinds"].add(kind)
         if kind == "run":
             found["run"] |= record["run"]
             found["config"] |= record["run"].get("config", {}).get("update", {})
@@ -38,7 +42,8 @@ def read_back(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_runs_of_a_search(here: Callable[..., None]) -> None:
+@pytest.mark.filterwarnings("ignore::pydantic.PydanticDeprecatedSince20")  # wandb-workspaces' own
+def test_runs_of_a_search(here: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     """One that finishes, one that is pruned, one that fails."""
     here(
         "train", "-m", "trainer=cpu", "trainer.max_epochs=2", "sweep=optuna", "sweep.name=mine",
@@ -63,6 +68,36 @@ def test_runs_of_a_search(here: Callable[..., None]) -> None:
         assert len(found["artifacts"]) >= (word == "finished")
     assert not ends
     check_finished(next(found for name, found in runs.items() if "0.004" in name))
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    check_report(Path("runs/sweeps/mine"))
+
+
+def check_report(sweep: Path) -> None:
+    """What the script would save on W&B's server: the group's runs, and panels that name what W&B has."""
+    made = importlib.import_module("wandb_report").report(sweep, "someone")._to_model()
+    assert made.project.name == "imgcls" and made.display_name == "Sweep mine"
+    (grid,) = (block for block in made.spec.model_dump(by_alias=True)["blocks"] if block["type"] == "panel-grid")
+    (runs,) = grid["metadata"]["runSets"]
+    (group,) = runs["filters"]["filters"]
+    assert (group["key"], group["op"], group["value"]) == ({"section": "run", "name": "group"}, "=", "mine")
+    assert {"summary:best/val/top1", "config:optimizer.value.lr"} < set(runs["runFeed"]["columnOrder"])
+    panels = grid["metadata"]["panelBankSectionConfig"]["panels"]
+    shown = [json.dumps(panel["config"]) for panel in panels]
+    assert all('"config:optimizer.value.lr"' in text and '"summary:best/val/top1"' in text for text in shown[:1])
+    assert '"best/val/top1"' in shown[1]  # what matters for it
+    lines = [panel["config"]["metrics"] for panel in panels if panel["viewType"] == "Run History Line Plot"]
+    assert ["val/top1"] in lines and ["val/loss"] in lines and len(lines) == 7
+    assert sum("Scatter" in panel["viewType"] for panel in panels) == 2
+    places = [(panel["layout"]["x"], panel["layout"]["y"]) for panel in panels]
+    assert len(set(places)) == len(panels)
+
+
+def test_no_report_without_a_key() -> None:
+    command = [sys.executable, str(ROOT / "docs" / "wandb_report.py"), "runs/sweeps/mine"]
+    bare = {name: value for name, value in os.environ.items() if name != "WANDB_API_KEY"} | {"HOME": str(Path.cwd())}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=bare)
+    assert done.returncode == 1 and done.stderr.startswith("wandb_report: W&B has no key here, and a report is made")
+    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stdout
 
 
 def check_finished(found: dict[str, Any]) -> None:
