@@ -154,6 +154,24 @@ def test_ranks_of_srun_and_torchrun(slurm: Slurm) -> None:
         assert files(Path(other)) == files(Path("own")) - {"train_rank1.log"}
 
 
+@pytest.mark.parametrize("launcher", ["joblib", "ray", "slurm"])
+def test_a_job_that_dies_takes_none_along(launcher: str, request: pytest.FixtureRequest) -> None:
+    """Its process ends while its optimizer is imported, beside one that trains and before one that has not begun."""
+    Path("dies.py").write_text("import os\nos._exit(3)\n")
+    variables = request.getfixturevalue("slurm").environment if launcher == "slurm" else {}
+    done = imgcls(
+        "train", "-m", *RUN, "test=false", f"launcher={launcher}", "hydra.sweep.dir=sweep", "trainer.max_epochs=2",
+        "optimizer._target_=torch.optim.AdamW,dies.Optimizer,torch.optim.NAdam,torch.optim.RAdam", timeout=500,
+        **variables, PYTHONPATH=f"{Path.cwd()}:{os.environ.get('PYTHONPATH', '')}",
+    )  # fmt: skip
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "imgcls train: 1 of 4 jobs failed, the others are done: 1_optimizer._target_=dies.Optimizer" in done.stderr
+    assert "sweep sweep: 4 of 4 done, 1 failed; best val/top1 0." in done.stdout
+    ends = [folder / "status.json" for folder in jobs(Path("sweep"))]
+    found = [json.loads(path.read_text())["status"] if path.exists() else None for path in ends]
+    assert found == ["finished", None, "finished", "finished"]
+
+
 def files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 

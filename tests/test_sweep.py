@@ -322,3 +322,25 @@ def test_several_objectives(here: Callable[..., None]) -> None:
     for job, (top1, loss) in zip(jobs(folder), values, strict=True):
         row = max(outcome(job)[1], key=lambda row: float(row["val/top1"]))
         assert (top1, loss) == (float(row["val/top1"]), float(row["val/loss"]))
+
+
+@pytest.mark.slow
+def test_other_searches(here: Callable[..., None]) -> None:
+    """Hyperband, random draws for two objectives, and a Gaussian process, each to its end."""
+    common = ("train", "-m", *TINY, SPACE, "data.batch_size=16,32")
+    here(*common, "sweep=optuna_hyperband", "sweep.n_trials=8", "sweep.name=hyperband", "trainer.max_epochs=3")
+    found = states(Path("runs/sweeps/hyperband"))
+    assert len(found) == 8 and set(found) <= {"COMPLETE", "PRUNED"} and "COMPLETE" in found
+    assert all(trial.intermediate_values for trial in study(Path("runs/sweeps/hyperband")).trials)
+
+    two = "optimized_metric=[val/top1,images_per_second]"
+    here(*common, "sweep=random", "sweep.n_trials=3", "sweep.name=random", two)
+    drawn = study(Path("runs/sweeps/random"))
+    assert [word.name for word in drawn.directions] == ["MAXIMIZE", "MAXIMIZE"]
+    assert [trial.state.name for trial in drawn.trials] == ["COMPLETE"] * 3
+    assert all(0 <= top1 <= 1 < speed for top1, speed in (trial.values for trial in drawn.trials))
+
+    process = ("sweep.sampler._target_=optuna.samplers.GPSampler", "+sweep.sampler.n_startup_trials=2")
+    here(*common, "sweep=optuna", *process, "sweep.n_trials=5", "sweep.name=process")
+    assert states(Path("runs/sweeps/process")) == ["COMPLETE"] * 5
+    assert len({trial.params["optimizer.lr"] for trial in study(Path("runs/sweeps/process")).trials}) == 5

@@ -20,6 +20,7 @@ from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
@@ -27,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from imgcls import config as configs
 from imgcls.errors import UserError, nearest, one_line
-from imgcls.jobs import Job, Jobs, job_name, short_hash
+from imgcls.jobs import Job, Jobs, job_name, keep_apart, outcomes, short_hash
 from imgcls.run import hydra_quoted, shown
 
 
@@ -60,6 +61,7 @@ class Sweep(Sweeper):
         self.overrides = self.merged()
         self.place()
         self.launcher = Plugins.instance().instantiate_launcher(hydra_context, task_function, config)
+        keep_apart(self.launcher)
         self.jobs = Jobs(self.folder.name, self.metrics[0], self.directions[0])
 
     def place(self) -> None:
@@ -182,8 +184,6 @@ class Sweep(Sweeper):
         excluded = self.config.hydra.job.config.override_dirname.exclude_keys
         name = job_name(values + self.fixed, set(excluded))
         job = Job(number, [*self.where, *self.fixed, *values, *(more or [])], self.folder / f"{number}_{name}")
-        if (job.folder / "config.yaml").is_file():
-            job.overrides.append("resume=auto")
         job.overrides += [
             f"job.sweep={hydra_quoted(self.folder.name)}", f"job.number={number}",
             f"hydra.sweep.dir={hydra_quoted(str(self.folder))}", f"hydra.sweep.subdir='{job.folder.name}'",
@@ -196,16 +196,12 @@ class Sweep(Sweeper):
         self.jobs.begun += jobs
         if self.local:
             print(f"\njob {jobs[0].folder.name}", flush=True)
-        results: list[Any]
         with nullcontext() if self.local else self.jobs.watched():
-            try:
-                results = list(self.launcher.launch([job.overrides for job in jobs], initial_job_idx=jobs[0].number))
-            except Exception as error:  # a worker that dies takes those beside it along
-                results = [error] * len(jobs)
+            results = outcomes(self.launcher, jobs)
         if self.local and not gc.get_freeze_count():
             gc.freeze()  # what the first job imported stays: looking through it takes 0.15 s a job
         for job, result in zip(jobs, results, strict=True):
-            self.settle(job, result if isinstance(result, Exception) else result._return_value)
+            self.settle(job, result._return_value if isinstance(result, JobReturn) else result)
             if job.state == "failed":
                 print(f"job {job.number} failed: {job.error}; see {shown(job.folder / 'run.log')}", flush=True)
 
