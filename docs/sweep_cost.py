@@ -12,12 +12,13 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 
-from imgcls import train
+from imgcls import fit as fitting
+from imgcls import loggers
 from imgcls.__main__ import main
 
 trials = int(sys.argv[1]) if len(sys.argv) > 1 else 50
 marks, fits = [], []
-close, fit = train.close_loggers, train.fit_once
+close, fit = loggers.close_wandb, fitting.fit_once
 
 
 def resident() -> float:
@@ -35,7 +36,7 @@ def marked_close(*arguments: object) -> None:
     marks.append((HydraConfig.get().job.num, time.perf_counter(), resident()))
 
 
-train.fit_once, train.close_loggers = timed_fit, marked_close
+fitting.fit_once, loggers.close_wandb = timed_fit, marked_close
 sys.argv = [
     "imgcls", "train", "-m", "sweep=random", f"sweep.n_trials={trials}", "logger=csv", "test=false", "trainer=cpu",
     "trainer.max_epochs=5", "optimizer.lr=tag(log,interval(1e-4,1e-2))",
