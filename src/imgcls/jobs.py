@@ -135,12 +135,12 @@ def keep_apart(launcher: Launcher) -> None:
     if type(launcher).__name__ == "SlurmLauncher":
         import submitit
 
-        submitit.SlurmJob.results = caught(submitit.Job.results, lambda error: [error])
+        submitit.SlurmJob.results = caught(submitit.Job.results, lambda error: [error])  # type: ignore[method-assign,assignment]
     elif type(launcher).__name__ == "RayLauncher":
         import ray
         from hydra_plugins.hydra_ray_launcher import _core
 
-        _core.ray = SimpleNamespace(get=caught(ray.get, lambda error: error))
+        _core.ray = SimpleNamespace(get=caught(ray.get, lambda error: error))  # type: ignore[assignment]
 
 
 def job_name(overrides: list[str], excluded: set[str]) -> str:
