@@ -339,10 +339,12 @@ def test_a_sharded_network_has_a_temperature_and_no_heat() -> None:
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
-@pytest.mark.parametrize("width", [390, 1100])
-def test_the_page_in_a_browser(width: int, tmp_path: Path) -> None:
-    """All pictures are shown, nothing is wider than the window, and the console has no error."""
-    text = write(*known(10, 200, 3, 32, 0.2), tmp_path)
+@pytest.mark.parametrize(("width", "classes"), [(390, 10), (1100, 100)])
+def test_the_page_in_a_browser(width: int, classes: int, tmp_path: Path) -> None:
+    """All pictures are shown, nothing is wider than the window, and the console has no error. A large confusion matrix
+    leads to its file."""
+    text = write(*known(classes, 200, 3, 32, 0.2), tmp_path)
+    assert ('<a href="confusion_matrix.png"' in text) == (classes > 20)
     script = """<script>addEventListener("load", () => document.title = JSON.stringify({
         pictures: document.images.length, shown: [...document.images].filter(i => i.naturalWidth && i.width > 50).length,
         wide: document.documentElement.scrollWidth > innerWidth}))</script></body>"""

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -160,10 +162,15 @@ def test_two_processes_report_what_one_reports(here: Here) -> None:
     assert len((run / "test" / "predictions.csv").read_text().splitlines()) == 360
 
 
-def test_multirun_makes_a_run_for_each(here: Here) -> None:
+def test_multirun_makes_a_run_for_each(here: Here, capsys: pytest.CaptureFixture[str]) -> None:
+    """And says how to evaluate it: the folder's name has `=` and `,`, as what it overrides."""
     here("train", "-m", "backbone=simple_cnn,resnet20", "debug=fast", "seed=1")
     runs = sorted(path.parent.name for path in Path("runs/sweeps").rglob("metrics.csv"))
-    assert [name.split("_")[0] for name in runs] == ["0", "1"] and "resnet20" in runs[1]
+    assert [name.split("_")[0] for name in runs] == ["0", "1"] and "resnet20" in runs[1] and "," in runs[1]
+    command = re.findall("evaluate again: imgcls (.*)", capsys.readouterr().out)[1]
+    assert command.startswith("eval checkpoint=runs/sweeps/") and runs[1] in command and "'" not in command
+    here(*shlex.split(command))
+    assert "Test of runs/sweeps/" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("preset", ["overfit", "profile"])

@@ -26,7 +26,7 @@ def test_as_used(here: Callable[..., None], capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize("kind", ["lr", "batch_size"])
-def test_nothing_is_changed(kind: str, tmp_path: Path) -> None:
+def test_nothing_is_changed(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = Digits(batch_size=32)
     data.setup()
     module = ImageClassifier(
@@ -43,4 +43,5 @@ def test_nothing_is_changed(kind: str, tmp_path: Path) -> None:
     assert 1e-3 < found <= 1 if kind == "lr" else found in (16, 32, 64, 128, 256, 512, 1024, 1295)
     assert data.batch_size == 32 and module.hparams["optimizer"]["lr"] == 0.1
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert capsys.readouterr().err == ""  # no bar where there is no terminal
     assert not list(tmp_path.glob("*.ckpt")) and not list(tmp_path.glob(".*.ckpt"))

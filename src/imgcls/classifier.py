@@ -63,7 +63,8 @@ class ImageClassifier(LightningModule):
         self.hparams["backbone"] = {k: v for k, v in backbone.items() if k not in ("pretrained", "weights")}
         self.spec = DataSpec(**spec)
         classes = self.spec.num_classes
-        self.network = build_network(backbone, classes, self.spec.channels, self.spec.image_size)
+        shape = (classes, self.spec.channels, self.spec.image_size)
+        self.network = build_network(backbone, *shape, self.spec.class_names)
         if channels_last:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if compile:

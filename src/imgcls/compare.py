@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from imgcls import config as configs
 from imgcls.command import verb
 from imgcls.errors import UserError, nearest
-from imgcls.run import quote_arguments, shown
+from imgcls.run import shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,13 +31,8 @@ class Settings:
     baseline: str | None
 
 
-def main() -> None:
-    quote_arguments("runs", "where", "baseline")
-    compare()
-
-
-@verb("compare")
-def compare(config: dict[str, Any], run_dir: Path) -> None:
+@verb("compare", "runs", "where", "baseline")
+def main(config: dict[str, Any], run_dir: Path) -> None:
     """Compares runs, and names those that are damaged or did not finish."""
     settings = configs.typed(config, Settings, "")
     if settings.baseline and not settings.group:

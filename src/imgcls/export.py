@@ -4,6 +4,7 @@ import importlib.util
 import itertools
 import json
 import logging
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,9 +41,12 @@ class Settings:
     tolerance: Annotated[float, Field(gt=0)]
 
 
-@verb("export")
+@verb("export", "checkpoint", "images", "out")
 def main(config: dict[str, Any], run_dir: Path) -> float:
-    """Writes the file and its weights if they agree with the checkpoint; returns the largest difference of a logit."""
+    """Writes the file and its weights if they agree with the checkpoint; returns the largest difference of a logit.
+
+    They agree where it is at most `tolerance`, or that share of the largest logit, by which rounding grows.
+    """
     settings = configs.typed({k: v for k, v in config.items() if k in Settings.__annotations__}, Settings, "")
     out = Path(settings.out).expanduser()
     weights = out.with_suffix(".safetensors")
@@ -66,11 +70,13 @@ def main(config: dict[str, Any], run_dir: Path) -> float:
         with appearing(out.parent) as folder:
             write = write_onnx if settings.format == "onnx" else write_torch_export
             written = write(whole(classifier), images[:2], folder / out.name, metadata(classifier.spec))
-            difference, scale = compare(classifier, written, images)
-            facts = f"{difference:.2g} on logits of up to {scale:.2g} (batches of 1 and 7, {origin})"
-            if not difference <= settings.tolerance:  # also where it is no number
+            difference, largest = compare(classifier, written, images)
+            allowed = settings.tolerance * max(1.0, largest)
+            facts = f"{difference:.2g} on logits of up to {largest:.2g} (batches of 1 and 7, {origin})"
+            if not difference <= allowed < math.inf:  # also where it is no number
                 raise UserError(
-                    f"out={out} was not kept: it differs from {shown(path)} by {facts}; expected at most {settings.tolerance:g}; tolerance=… allows more"
+                    f"out={out} was not kept: it differs from {shown(path)} by {facts}; expected at most {allowed:.2g}; "
+                    "tolerance=… allows more"
                 )
             write_weights(network, folder / weights.name, metadata(classifier.spec))
     except OSError as error:

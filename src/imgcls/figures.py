@@ -45,7 +45,7 @@ def draw_confusion(confusion: np.ndarray, names: list[str]) -> Figure:
     shown = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))  # a few in a hundred can be seen too
     axes.set(xlabel="predicted", ylabel="true", xticks=[], yticks=[])
     if classes <= 100:
-        size = 9 if classes <= 20 else 8 if classes <= 50 else 6.5
+        size = 9 if classes <= 20 else 8
         short = [name if len(name) <= 20 else f"{name[:19]}…" for name in names]
         axes.set_xticks(range(classes), short, rotation=90, fontsize=size, parse_math=False)
         axes.set_yticks(range(classes), short, fontsize=size, parse_math=False)

@@ -17,7 +17,8 @@ def write_page(path: Path, title: str, sections: Sequence[dict[str, Any]], alarm
 
     Args:
         sections: of each its `title`, and what it has of `text`, `facts` (names to words), `lines` (of text),
-            `pictures` (addresses), `table` and `details` (`table` below), `gallery` (addresses, and words by name).
+            `pictures` (addresses; with a `file`, as wide as the window and a link to it), `table` and `details`
+            (`table` below), `gallery` (addresses, and words by name).
         alarms: lines above all.
     """
     template = Path(__file__).with_name("page.html").read_text(encoding="utf-8")

@@ -29,13 +29,14 @@ def sections(report: Report, folder: Path) -> list[dict[str, Any]]:
         pictures = [inline(image) for image in (mistake.picture, mistake.evidence) if image is not None]
         words = {"true:": mistake.target, "predicted:": f"{mistake.prediction}, {mistake.confidence:.1%}"}
         gallery.append((pictures, words | {mistake.name: ""}))
+    large = "confusion_matrix.png" if classes > 20 else None  # wider than the text
     weakest = report.per_class.sort_values("f1", kind="stable").head(100)
     part = f", {len(weakest)} of {classes:,}" if classes > 100 else ""
     wrong = int((~report.right()).sum())
     return [
         {"text": f"{len(report.predictions):,} images, {classes} classes, {wrong:,} mistakes"},
         {"title": "Metrics", "table": table(metrics)},
-        {"title": "Confusion matrix", "pictures": drawn.get("confusion_matrix")},
+        {"title": "Confusion matrix", "pictures": drawn.get("confusion_matrix"), "file": large},
         {"title": "Most confused pairs", "table": table(pairs, "names")} if len(pairs) else {},
         {"title": "Reliability", "pictures": drawn.get("reliability")},
         {"title": "Worst mistakes", "text": worst, "gallery": gallery} if mistakes else {},

@@ -10,7 +10,7 @@ from typing import Any
 from imgcls import config as configs
 from imgcls.command import verb
 from imgcls.errors import UserError
-from imgcls.run import quote_arguments, rerooted, shown
+from imgcls.run import rerooted, shown
 
 log = logging.getLogger(__name__)
 
@@ -23,13 +23,8 @@ class Settings:
     out: str
 
 
-def main() -> None:
-    quote_arguments("run", "out")
-    reproduce()
-
-
-@verb("reproduce")
-def reproduce(config: dict[str, Any], run_dir: Path) -> None:
+@verb("reproduce", "run", "out")
+def main(config: dict[str, Any], run_dir: Path) -> None:
     """Trains with the config of a finished run, where it was started, and compares. Of its loggers only the CSV is
     kept: a sweep's record elsewhere gets no second run. Raises UserError where the result differs."""
     given = configs.typed(config, Settings, "").run

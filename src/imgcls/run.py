@@ -129,7 +129,9 @@ def shown(path: Path | str) -> str:
 
 def quote_arguments(*keys: str) -> None:
     """Puts the values of these keys on the command line in the quotes that Hydra's grammar wants for `=`, `<` or `,`,
-    where they have none and are no lists."""
+    where they have none and are no lists. Under `-m` a comma parts jobs."""
+    if {"-m", "--multirun"} & set(sys.argv):
+        return
     for place, word in enumerate(sys.argv):
         key, _, value = word.partition("=")
         if key in keys and value and value[0] not in "'\"[":

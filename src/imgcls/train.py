@@ -16,7 +16,7 @@ from imgcls import config as configs
 from imgcls.command import verb
 from imgcls.errors import TrialPruned, UserError, nearest
 from imgcls.resume import check_data, claim, finished, note_resume, resumed
-from imgcls.run import hydra_quoted, keeping_status, shown, write_record
+from imgcls.run import keeping_status, shown, write_record
 from imgcls.stopping import SIGNALS, Stopped
 from imgcls.sweep import Sweep
 
@@ -253,7 +253,7 @@ def finish(trainer: Any, classifier: Any, data: Any, settings: Settings, run_dir
             if rows := listed(run_dir / "unreadable.csv"):
                 lines["left out"] = f"{len(rows)} unreadable images, see {shown(run_dir / 'unreadable.csv')}"
             if best:
-                lines["evaluate again"] = f"imgcls eval {shlex.quote(f'checkpoint={hydra_quoted(shown(best))}')}"
+                lines["evaluate again"] = f"imgcls eval {shlex.quote(f'checkpoint={shown(best)}')}"
             print_summary(f"Test of {'the best checkpoint' if best else 'the last weights'}", report, lines)
     for logger in trainer.loggers if trainer.is_global_zero and best else []:
         if getattr(logger, "keeps_best", False):

@@ -2,17 +2,20 @@
 
 import json
 import logging
+import shlex
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch.tuner import Tuner
+from lightning.pytorch.tuner import Tuner, lr_finder
 
 from imgcls.errors import UserError
-from imgcls.run import hydra_quoted, shown
+from imgcls.run import shown
 
 log = logging.getLogger(__name__)
+lr_finder.tqdm = partial(lr_finder.tqdm, disable=None, leave=False)  # its bar: on a terminal alone, and gone at the end
 SKIPPED = 10  # steps after which the smoothed loss means something
 
 
@@ -27,8 +30,7 @@ def tune(kind: str, trainer: Any, classifier: Any, data: Any, run_dir: Path) -> 
     key, found = find(trainer, classifier, data, run_dir)
     (run_dir / "tune.json").write_text(json.dumps({key: found}) + "\n")
     rest = [word for word in sys.argv[1:] if word.partition("=")[0] not in ("tune", key)]
-    quoted = " ".join(hydra_quoted(word) if " " in word else word for word in rest)
-    log.info("%s=%g; train with it: imgcls train %s", key, found, f"{quoted} {key}={found:g}".strip())
+    log.info("%s=%g; train with it: imgcls train %s", key, found, shlex.join([*rest, f"{key}={found:g}"]))
     return float(found)
 
 

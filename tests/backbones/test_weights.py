@@ -1,5 +1,6 @@
 """Weights from files: public ones, such as fit in part, and such as must not be loaded."""
 
+import json
 import logging
 import os
 import pickle
@@ -141,6 +142,35 @@ def test_other_classes_keep_the_new_head_and_say_so(tmp_path: Path, caplog: pyte
     assert network.get_parameter("linear.weight").shape == (7, 64)
     own = network.state_dict()
     assert all(torch.equal(own[key], value) for key, value in state.items() if not key.startswith("linear."))
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+@pytest.mark.parametrize("classes", [["cat", "dog"], ["dog", "cat"], ["cat", "fox"], None])
+def test_a_head_of_other_classes_stays_out(
+    suffix: str, classes: list[str] | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As many classes of other names, or in another order; what names none has the head that its shape says."""
+    path, spec = tmp_path / f"two{suffix}", {"class_names": classes, "channels": 3}
+    fresh = load_new(("cat", "dog"), None).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    state = {f"network.{key}": value for key, value in fresh.state_dict().items()}
+    if suffix == ".safetensors":
+        save_file(state, path, {"class_names": json.dumps(classes)} if classes else {"class_names": "cat, dog"})
+    else:
+        torch.save({"state_dict": state, "hyper_parameters": {"spec": spec} if classes else {"lr": 0.1}}, path)
+    with caplog.at_level(logging.INFO):
+        network = load_new(("cat", "dog"), path)
+    same = classes in (["cat", "dog"], None)
+    assert torch.equal(network.get_parameter("linear.weight"), state["network.linear.weight"]) == same
+    assert torch.equal(network.get_parameter("conv1.weight"), state["network.conv1.weight"])
+    assert ("42 of 44 tensors" in caplog.text and "of other classes: linear." in caplog.text) != same
+    assert "other shape" not in caplog.text and "not in the" not in caplog.text
+
+
+def load_new(names: tuple[str, ...], weights: Path | None) -> nn.Module:
+    spec = {"class_names": names, "channels": 3, "image_size": 32, "mean": [0.5], "std": [0.5]}
+    backbone = {"_target_": CIFAR, "depth": 8} | ({"weights": str(weights)} if weights else {})
+    network: nn.Module = ImageClassifier(spec, backbone, {"_target_": "torch.nn.CrossEntropyLoss"}).network
+    return network
 
 
 class Code:

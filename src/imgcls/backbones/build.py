@@ -1,13 +1,15 @@
 """From a backbone's config to a network that is known to fit its data."""
 
+import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from imgcls import config as configs
@@ -16,8 +18,16 @@ from imgcls.errors import UserError
 log = logging.getLogger(__name__)
 
 
-def build_network(config: Mapping[str, Any], num_classes: int, in_channels: int, image_size: int) -> nn.Module:
+def build_network(
+    config: Mapping[str, Any],
+    num_classes: int,
+    in_channels: int,
+    image_size: int,
+    class_names: Sequence[str] | None = None,
+) -> nn.Module:
     """Builds a backbone, gives it its first weights, and tries it on the shape of the data.
+
+    With `class_names`, a head that the weights' file has for other classes is left out.
 
     Raises:
         UserError: a key does not fit, the weights do not, or the images are too small for the network.
@@ -27,7 +37,7 @@ def build_network(config: Mapping[str, Any], num_classes: int, in_channels: int,
     ours = str(options["_target_"]).startswith("imgcls.backbones.")  # a checkpoint could name any function
     network: nn.Module = configs.build(options, "backbone", None if ours else nn.Module, **shape)
     if weights is not None:
-        load_weights(network, Path(weights))
+        load_weights(network, Path(weights), class_names)
     try_shapes(network, **shape)
     return network
 
@@ -56,8 +66,9 @@ def try_shapes(network: nn.Module, num_classes: int, in_channels: int, image_siz
         raise UserError(f"the backbone returns {found} for 2 images; expected logits (2, {num_classes})")
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Returns the tensors of a .safetensors file or of a pickle that carries nothing but data.
+def read_state(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
+    """Returns the tensors of a .safetensors file or of a pickle that carries nothing but data, and the names of the
+    classes where it has them: a checkpoint of train or weights of export.
 
     A state dict may lie under `state_dict`, `model` or the like, and its keys may start with `module.`,
     `network.` or `_orig_mod.`, as wrappers leave them.
@@ -68,9 +79,12 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"weights={path}: there is no such file")
     try:
-        state: Any = load_file(path) if path.suffix == ".safetensors" else load_tensors(path)
+        state, names = load_safetensors(path) if path.suffix == ".safetensors" else (load_tensors(path), None)
     except Exception as error:  # many types, one for each way of being damaged
         raise UserError(f"weights={path}: {unloadable(path, error)}") from error
+    match state:
+        case {"hyper_parameters": {"spec": {"class_names": [*names]}}}:  # a checkpoint of train
+            pass
     keys = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "net")
     state = next((state[k] for k in keys if isinstance(state, Mapping) and isinstance(state.get(k), Mapping)), state)
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -78,7 +92,16 @@ def read_state(path: Path) -> dict[str, Tensor]:
     for prefix in ("module.", "network.", "_orig_mod."):
         if sum(key.startswith(prefix) for key in state) > len(state) / 2:
             state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return dict(state)
+    return dict(state), names
+
+
+def load_safetensors(path: Path) -> tuple[Any, list[str] | None]:
+    """Returns tensors by name, and the names of the classes where the file's metadata has them."""
+    names = None
+    with safe_open(path, framework="pt") as file:
+        with suppress(KeyError, TypeError, ValueError):  # not a file of ours
+            names = list(json.loads(file.metadata()["class_names"]))
+        return {key: file.get_tensor(key) for key in file.keys()}, names  # noqa: SIM118  # it has no iterator
 
 
 def load_tensors(path: Path) -> Any:
@@ -98,19 +121,24 @@ def unloadable(path: Path, error: Exception) -> str:
     return "it is damaged or no file of weights; fetch or copy it again"
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
-    """Loads a local state dict; says which keys did not fit.
+def load_weights(network: nn.Module, path: Path, class_names: Sequence[str] | None = None) -> None:
+    """Loads a local state dict, without a head that learnt other classes; says which keys did not fit.
 
     Raises:
         UserError: fewer than half of the network's tensors found theirs in the file.
     """
-    own, state = network.state_dict(), read_state(path)
-    matching = fitting(network, state)
+    own, (state, learnt) = network.state_dict(), read_state(path)
+    matching, other = fitting(network, state), list[str]()
+    if class_names is not None and learnt is not None and learnt != list(class_names):
+        heads = tuple(f"{name}." for name in getattr(network, "head_names", ()))
+        other = [key for key in matching if key.startswith(heads)]
+        matching = {key: value for key, value in matching.items() if key not in other}
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]  # files of old
     problems = [
         f"{what}: {', '.join(keys[:6])}{f' and {len(keys) - 6} more' if len(keys) > 6 else ''}"
         for what, keys in {
-            "other shape": [key for key in state if key in own and key not in matching],
+            "of other classes": other,
+            "other shape": [key for key in state if key in own and key not in matching and key not in other],
             "not in the file": missing,
             "not in the network": [key for key in state if key not in own],
         }.items()
