@@ -89,9 +89,9 @@ def _jpeg_size(data: np.ndarray) -> tuple[int, int] | None:
     place = 2
     while place + 9 <= len(data) and data[place] == 0xFF and 0xC0 <= (marker := int(data[place + 1])) < 0xFF:
         if marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame, not tables
-            height, width = struct.unpack_from(">HH", data, place + 5)
+            height, width = struct.unpack_from(">HH", data.data, place + 5)
             return width, height
-        place += 2 + int(struct.unpack_from(">H", data, place + 2)[0])
+        place += 2 + int(struct.unpack_from(">H", data.data, place + 2)[0])
     return None
 
 
