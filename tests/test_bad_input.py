@@ -24,6 +24,12 @@ MISTAKES = [
     ("train callbacks=[default,emma]", "callbacks=emma: there is no such choice; did you mean 'ema'?"),
     ("train data.batchsize=3", "data.batchsize: there is no such key; did you mean 'batch_size'?"),
     ("train +data.batchsize=3", "takes no 'batchsize'; did you mean 'batch_size'?"),
+    ("train callbacks=null", "callbacks=null: null is no choice; write callbacks=[]"),
+    ("train logger=null", "logger=null: null is no choice; write logger=[]"),
+    ("train -m scheduler=null,cosine", "scheduler=null,cosine: null is no choice; write scheduler=constant"),
+    ("train optimizer=null", "optimizer=null: null is no choice; leave it out, or choose one of: adamw"),
+    ("train ~scheduler", "scheduler: nothing is chosen; write scheduler=…"),
+    ("train trainer=ddp_cpu trainer.on_oom=halve", "trainer.on_oom=halve works in a single process, and here are 2"),
     ("train optimizer.lr=[", "optimizer.lr=["),
     ("train seed=x", "seed=x: input should be a valid integer"),
     ("train trainer.max_epochs=abc", "trainer.max_epochs=abc: input should be a valid integer"),
@@ -91,7 +97,7 @@ def spoil(name: str, folder: Path) -> str:
         data = (folder / "fox" / "03.jpg").read_bytes()
         for picture in (folder / "fox").iterdir():
             picture.write_bytes(data[: len(data) // 2])
-        return "can't be read as an image (Truncated File Read); data.on_error=skip leaves out such images"
+        return "can't be read as an image (Image is incomplete or truncated); data.on_error=skip leaves out such images"
     for split, classes in {
         "train": ("cat", "dog", "fox"),
         "val": ("cat", "dog") if "fewer" in name else ("cat", "dog", "fox", "owl"),

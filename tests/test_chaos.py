@@ -70,7 +70,7 @@ def attempts(kills: int, seed: int, steps: int, numbers: list[int], common: list
     ]
     for kill in range(kills):
         event = chance.choice(["step", "step", "validation", "writing", "renaming"])
-        most = {"step": max(4 * steps // kills, 3), "validation": 3, "writing": 2, "renaming": 3}[event]
+        most = {"step": max(4 * steps // kills, 3), "validation": 3, "writing": 2, "renaming": 6}[event]
         arguments = [*common, "hydra.run.dir=cut", "resume=auto"] if kill < 2 or kill % 2 else ["resume=cut"]
         listed.append(
             {"arguments": arguments, "event": event, "count": chance.randint(1, most), "signal": chance.choice(numbers)}

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from test_chaos import assert_same_run
+from test_wandb import read_back
 
 from imgcls.checkpoint import damage, find_checkpoint
 from imgcls.classifier import ImageClassifier
@@ -194,6 +195,8 @@ def test_second_interrupt_stops_at_once(train: Callable[..., Any], monkeypatch: 
 def test_wandb_goes_on_in_the_same_run(train: Callable[..., Any]) -> None:
     options = [option for option in SHORT if option != "logger=csv"]
     assert train(*options, "test=false", "hydra.run.dir=cut", stop=27) == STOPPED
+    found = read_back(Path("cut"))
+    assert "preempting" in found["kinds"] and found["exit"] == STOPPED and found["summary"]["status"] == "stopped"
     assert train("resume=cut") is None
     runs = {path.name.rpartition("-")[2] for path in Path("cut/wandb").glob("offline-run-*")}
     assert len(runs) == 1 and len(list(Path("cut/wandb").glob("offline-run-*"))) == 2

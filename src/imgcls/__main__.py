@@ -1,7 +1,9 @@
 """The command `imgcls VERB key=value …`. Nothing heavy is imported here: help and completion answer at once."""
 
+import errno
 import gc
 import importlib
+import logging
 import os
 import sys
 import types
@@ -10,6 +12,7 @@ from typing import Any
 from imgcls.errors import UserError, nearest, one_line
 from imgcls.stopping import SIGNALS, WARNINGS
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 VERBS = {
     "train": "train a network, test the best checkpoint, keep all of it in a run directory",
     "eval": "test a checkpoint, on its own data or on other data with the same classes",
@@ -71,6 +74,7 @@ def _run(verb: str, arguments: list[str]) -> None:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here as they are; this file says them
     gc.set_threshold(50_000, 20, 100)  # looking for garbage in what is imported takes a tenth of the start
     sys.modules.setdefault("scipy.signal", Later("scipy.signal"))
+    logging.raiseExceptions = False  # a log file on a full disk: what can't do without room says so
     if verb == "train":
         SIGNALS.install(*WARNINGS)  # which would end the process while all is imported
     from hydra.errors import ConfigCompositionException, OverrideParseException
@@ -79,6 +83,7 @@ def _run(verb: str, arguments: list[str]) -> None:
 
     module = importlib.import_module(f"imgcls.{verb}")
     try:
+        config.check_groups(arguments)
         if verb == "train":
             sys.argv = importlib.import_module("imgcls.resume").hydra_arguments(sys.argv)
         module.main()
@@ -86,6 +91,12 @@ def _run(verb: str, arguments: list[str]) -> None:
         sys.exit(f"imgcls {verb}: {one_line(error)}")
     except (ConfigCompositionException, OverrideParseException) as error:
         sys.exit(f"imgcls {verb}: {config.explain(error)}")
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        sys.exit(
+            f"imgcls {verb}: {error.filename or 'a file'}: {error.strerror}; make room, allow it, or use another folder"
+        )
 
 
 def _complete(arguments: list[str]) -> None:

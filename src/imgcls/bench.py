@@ -86,7 +86,7 @@ def measure(config: dict[str, Any], settings: Settings, turns: Turns, run_dir: P
     trainer = build_trainer(endless, [*callbacks, meter], [], run_dir)
     if isinstance(trainer.strategy, ModelParallelStrategy):
         raise UserError("bench measures one device or trainer=ddp; a sharded network has no copy to compare with")
-    for node in (config["logger"] or {}).values():
+    for node in (config.get("logger") or {}).values():
         if node and "mode" in node:
             node["mode"] = "offline"  # nothing of a benchmark is uploaded
     logging.getLogger("imgcls.progress").setLevel(logging.WARNING)  # a line an epoch is written, not shown

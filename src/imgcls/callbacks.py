@@ -3,6 +3,7 @@
 import time
 import warnings
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from imgcls.backbones.build import try_shapes
 from imgcls.classifier import ImageClassifier
 from imgcls.errors import UserError
-from imgcls.run import rerooted
+from imgcls.run import rerooted, write_config
 
 
 class Throughput(Callback):
@@ -115,6 +116,10 @@ class SaveConfig(Callback):
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero:  # what was changed at a resume, and not refused, stays so
+            write_config(Path(self.config["run_dir"]), {k: v for k, v in self.config.items() if k != "git"})
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config

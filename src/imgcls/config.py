@@ -187,6 +187,20 @@ def plain(config: Any) -> dict[str, Any]:
     return typing.cast(dict[str, Any], resolved)
 
 
+NONE = {"callbacks": "[]", "logger": "[]", "scheduler": "constant", "augment": "none", "finetune": "none"}
+
+
+def check_groups(arguments: list[str]) -> None:
+    """Raises UserError for `group=null` on a command line: Hydra takes it for a fault of its own."""
+    from imgcls.command import CONF
+
+    for group, _, choice in (argument.partition("=") for argument in arguments):
+        if "null" in choice.split(",") and group and (CONF / group).is_dir():
+            choices = [path.stem for path in (CONF / group).glob("*.yaml")]
+            instead = f"write {group}={NONE[group]}" if group in NONE else f"leave it out, or {nearest('', choices)}"
+            raise UserError(f"{group}={choice}: null is no choice; {instead}")
+
+
 def explain(error: Exception) -> str:
     """Returns what Hydra says of a command line that it can't compose, in one line and with the nearest right word."""
     from hydra.errors import MissingConfigException, OverrideParseException

@@ -1,7 +1,10 @@
 """Several processes: ranks started for one job of a sweep, and sharding over all devices."""
 
 import os
+import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,9 +15,12 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import subprocess_script
 
+from imgcls.errors import UserError
 from imgcls.run import hydra_quoted
 
 HELD: list[FileLock] = []  # of the GPU that this process has
+PATIENCE = 30  # seconds after which a rank that has failed is no more waited for
+Ranks = list[subprocess.Popen[bytes]]
 RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -48,10 +54,22 @@ def single_job() -> Iterator[None]:
     first = before["LOCAL_RANK"] is None  # not itself a rank that another process started
     if HydraConfig.get().runtime.choices.get("hydra/launcher") == "joblib" and first:
         take_gpu(Path(HydraConfig.get().sweep.dir))
+    ranks: Ranks = []
     subprocess_script._hydra_subprocess_cmd = rank_command  # type: ignore[assignment]
+    subprocess_script._launch_process_observer = lambda child_processes: watch(ranks, child_processes)
     try:
         yield
+        for process in ranks:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(PATIENCE)
+    except RuntimeError as error:  # what a collective says where one of them has gone
+        if reason := failure(ranks, 5):
+            raise UserError(reason) from error
+        raise
     finally:
+        for process in ranks:
+            process.kill()  # it would wait for this one
+        ranks.clear()
         if first:
             if torch.distributed.is_available() and torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
@@ -59,6 +77,36 @@ def single_job() -> Iterator[None]:
                 os.environ.pop(name, None)
                 if value is not None:
                     os.environ[name] = value
+
+
+def watch(ranks: Ranks, started: Ranks) -> None:
+    """Ends this process where one of the ranks that it started fails and it waits for that on the device.
+
+    In place of Lightning's, which kills it after a few seconds with no word, and with it the sweep.
+    """
+
+    def look() -> None:
+        while ranks and not failure(ranks):
+            time.sleep(1)
+        time.sleep(PATIENCE if ranks else 0)  # where the wait ends in an error, the run closes all by itself
+        if reason := failure(ranks):
+            print(f"imgcls train: {reason}", file=sys.stderr, flush=True)
+            for process in ranks:
+                process.kill()
+            os._exit(1)
+
+    ranks += started
+    threading.Thread(target=look, daemon=True).start()
+
+
+def failure(ranks: Ranks, seconds: float = 0) -> str | None:
+    """Returns which of the ranks has failed, if one does within some seconds."""
+    for number, process in enumerate(ranks, 1):
+        with suppress(subprocess.TimeoutExpired):
+            if status := process.wait(seconds):
+                why = "killed, as the system does where memory is short" if status == -9 else f"status {status}"
+                return f"process {number + 1} of this training ended ({why}); go on with resume=RUN_DIR"
+    return None
 
 
 def take_gpu(folder: Path) -> None:

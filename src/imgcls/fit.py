@@ -3,6 +3,7 @@
 import errno
 import logging
 import pickle
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -40,21 +41,24 @@ def fit(
             return pieces
         except NonFiniteLoss as error:
             if config["trainer"].get("on_nonfinite") != "skip" or len(skipped) == MOST_SKIPS:
-                raise
+                if trainer.is_global_zero:
+                    raise
+                sys.exit(0)  # rank 0 says it
             skipped.append(error.batch)
-            log.warning("%s\nback to the last checkpoint, to leave that batch out", str(error).partition(";")[0])
+            if trainer.is_global_zero:
+                log.warning("%s\nback to the last checkpoint, to leave that batch out", str(error).partition(";")[0])
         except torch.OutOfMemoryError as error:
-            config = halved(config, trainer.world_size, error)
+            config = halved(config, error)
         pieces = rebuilt(config)
         pieces[0].loggers, pieces[1].skipped = trainer.loggers, [list(batch) for batch in skipped]
         checkpoint = newest_whole(run_dir / "checkpoints")
 
 
-def halved(config: dict[str, Any], world_size: int, error: Exception) -> dict[str, Any]:
+def halved(config: dict[str, Any], error: Exception) -> dict[str, Any]:
     """Returns a config of half the batch size and twice the accumulated batches, or raises UserError that says so."""
     size, times = config["data"]["batch_size"], config["trainer"]["accumulate_grad_batches"]
     half = f"data.batch_size={size // 2} trainer.accumulate_grad_batches={2 * times}"
-    if config["trainer"].get("on_oom") != "halve" or size % 2 or world_size > 1:
+    if config["trainer"].get("on_oom") != "halve" or size % 2:
         raise UserError(
             f"out of memory at data.batch_size={size}; try {half}, or in a single process trainer.on_oom=halve, which "
             "does that by itself"
@@ -69,12 +73,17 @@ def halved(config: dict[str, Any], world_size: int, error: Exception) -> dict[st
 
 def fit_once(trainer: Any, classifier: Any, data: Any, run_dir: Path, checkpoint: Path | None) -> None:
     """Trains. One that was stopped from outside ends the process with the status that says so."""
-    path = None if checkpoint is None else str(checkpoint)
+    path, resume = None if checkpoint is None else str(checkpoint), shlex.quote(f"resume={shown(run_dir)}")
     try:
         trainer.fit(classifier, datamodule=data, ckpt_path=path, weights_only=True)
     except pickle.UnpicklingError as error:
         assert checkpoint is not None
         raise UserError(f"{shown(checkpoint)}: {unloadable(checkpoint, error)}") from error
+    except RuntimeError as error:
+        if "loading state_dict" not in str(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{shown(checkpoint or '')} is of another network than this code builds ({reason})") from error
     except MisconfigurationException as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
     except OSError as error:
@@ -82,10 +91,10 @@ def fit_once(trainer: Any, classifier: Any, data: Any, run_dir: Path, checkpoint
             raise
         raise UserError(f"the disk is full ({error}); make room, and go on with resume={shown(run_dir)}") from error
     except Stopped:
-        log.warning("stopped after step %d; go on with: imgcls train resume=%s", trainer.global_step, shown(run_dir))
+        log.warning("stopped after step %d; go on with: imgcls train %s", trainer.global_step, resume)
         raise
     except SystemExit as ended:
         if ended.code == 0:
             raise  # a rank beside the first one, stopped as that was
-        log.error("stopped at once; go on from the last checkpoint with: imgcls train resume=%s", shown(run_dir))
+        log.error("stopped at once; go on from the last checkpoint with: imgcls train %s", resume)
         sys.exit(130)

@@ -5,6 +5,7 @@ import functools
 import logging
 import netrc
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,6 +16,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from imgcls.errors import UserError
+from imgcls.stopping import SIGNALS
 
 log = logging.getLogger(__name__)
 UPLOAD = 600.0  # seconds that the upload of a checkpoint may take at the end
@@ -121,7 +123,6 @@ def wandb_logger(
     """
     import wandb
 
-    logging.raiseExceptions = False  # W&B's log files on a full disk: nothing that a user must read
     if mode == "auto":
         chosen = os.environ.get("WANDB_MODE", "")
         mode = chosen if chosen in ("online", "offline", "disabled") else "online" if has_key() else "offline"  # type: ignore[assignment]
@@ -167,6 +168,8 @@ def close_wandb(status: int, word: str) -> None:
             run.summary["status"] = word
             if word == "pruned":
                 run.tags = (*run.tags, word)
+            if word == "stopped" and SIGNALS.asked != signal.SIGINT:  # by the machine: W&B's agent starts it again
+                run.mark_preempting()
             run.finish(exit_code=status)
     if "WandbLogger" in failed:
         with suppress(Exception):  # or its process is looked for again when this one ends

@@ -13,11 +13,19 @@ from typing import Any
 import yaml
 
 from imgcls.errors import UserError
-from imgcls.run import hydra_quoted, rerooted, shown
+from imgcls.run import hydra_quoted, quote_arguments, rerooted, shown, write_text
 from imgcls.stopping import rank
 
 log = logging.getLogger(__name__)
-OWN = ("checkpoints", "test", "metrics.csv", "status.json", "nonfinite.txt", "unreadable.csv", "wandb")
+USED = ("checkpoints", "test", "metrics.csv")
+OWN = (
+    "config.yaml",
+    *USED,
+    "status.json",
+    "nonfinite.txt",
+    "unreadable.csv",
+    "wandb",
+)  # without a config, no run is there
 
 
 def hydra_arguments(arguments: list[str]) -> list[str]:
@@ -29,7 +37,9 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
     started = int(os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("WORLD_SIZE") or 1)
     if started > 1 and not any(a.startswith(("hydra.run.dir=", "resume=")) for a in arguments):
         raise UserError(f"{started} processes were started for one run: give all of them one folder, hydra.run.dir=…")
-    given = [a.partition("=")[2].strip("'\"") for a in arguments if a.startswith("resume=")]
+    quote_arguments("resume", "hydra.run.dir")
+    given = [a.partition("=")[2] for a in arguments if a.startswith("resume=")]
+    given = [path[1:-1].replace("\\'", "'") if path[:1] in ("'", '"') else path for path in given]
     if not given or given[-1] in ("", "null", "auto"):
         return arguments
     if "-m" in arguments or "--multirun" in arguments:
@@ -54,14 +64,21 @@ def resumed(config: dict[str, Any], run_dir: Path, changed: list[str]) -> tuple[
     config = {**config, "resume": None}
     if wanted is None:
         return config, None
-    checkpoint = newest_whole(run_dir / "checkpoints")
     if wanted == "auto" and not (run_dir / "config.yaml").is_file():
         return config, None
-    own = yaml.safe_load((run_dir / "config.yaml").read_text())
+    try:
+        own = yaml.safe_load((run_dir / "config.yaml").read_text())
+        own["run_dir"], own["trainer"]["max_epochs"]
+    except (yaml.YAMLError, TypeError, KeyError) as error:  # type: ignore[attr-defined]
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{shown(run_dir)}/config.yaml is no config of a run ({reason}); mend it, or start a new run"
+        ) from error
     own = rerooted(own, own["run_dir"], str(run_dir)) | {"resume": None, "overwrite": False}
     if wanted != "auto":
         for override in changed:
             put(own, config, override)
+    checkpoint = newest_whole(run_dir / "checkpoints")
     if checkpoint is None:
         log.info("%s has no checkpoint yet: the run begins anew", shown(run_dir))
     return own, checkpoint
@@ -73,22 +90,43 @@ def put(own: dict[str, Any], composed: dict[str, Any], override: str) -> None:
     if key in ("resume", "overwrite", "local") or key.startswith("hydra."):
         return
     *path, name = key.split(".")
+    whole = own
     for part in path:
         own, composed = own.get(part) or {}, composed.get(part) or {}
+    if not path and key in ("data", "scheduler") and own[key]["_target_"] == composed[key]["_target_"]:
+        return  # named again, so that Hydra knows the keys of the run's own choice
     if name not in own or isinstance(own[name], dict) or name not in composed:
         raise UserError(f"{override}: resume= takes a run as it is; only single values of it can be changed")
+    if path and key != "optimizer.lr" and key.startswith(("backbone.", "optimizer.", "scheduler.")):
+        raise UserError(
+            f"{override}: the checkpoint has its state; of this, optimizer.lr alone can be changed on the way"
+        )
+    if key in ("trainer.max_epochs", "trainer.max_steps") and whole["scheduler"]["_target_"].endswith("one_cycle"):
+        raise UserError(f"{override}: scheduler=one_cycle has its end in the checkpoint; it can't be moved")
     own[name] = composed[name]
 
 
 def newest_whole(folder: Path) -> Path | None:
-    """Returns the newest whole checkpoint to go on from; names those that are damaged."""
+    """Returns the newest whole checkpoint to go on from, if there is one; names those that are damaged.
+
+    Raises:
+        UserError: there is none but damaged ones.
+    """
     from imgcls.checkpoint import damage
 
+    reason = None
     for path in (folder / "last.ckpt", folder / "previous.ckpt"):
         if path.exists():
-            if (reason := damage(path)) is None:
+            if reason is not None:
+                log.warning("%s; the one before it is taken", reason)
+            if (damaged := damage(path)) is None:
                 return path
-            log.warning("%s is damaged (%s); the one before it is taken", shown(path), reason)
+            reason = f"{shown(path)} is damaged ({damaged})"
+    if reason is not None:
+        raise UserError(
+            f"{reason}, and there is none before it; start over with overwrite=true, or a new run from backbone.weights="
+            f"{shown(folder / 'best.ckpt')}"
+        )
     return None
 
 
@@ -110,7 +148,7 @@ def claim(run_dir: Path, overwrite: bool, resuming: bool) -> Any:
         raise UserError(
             f"{shown(run_dir)} is in use by another process; wait for its end, or give another hydra.run.dir=…"
         ) from None
-    used = any((run_dir / name).exists() for name in OWN[:3])
+    used = any((run_dir / name).exists() for name in USED)
     if used and overwrite:
         for name in OWN:
             path = run_dir / name
@@ -154,4 +192,4 @@ def note_resume(run_dir: Path, checkpoint: Path) -> None:
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "from": checkpoint.name,
     }
-    path.write_text(json.dumps(record | {"resumed": [*record.get("resumed", []), entry]}, indent=2) + "\n")
+    write_text(path, json.dumps(record | {"resumed": [*record.get("resumed", []), entry]}, indent=2) + "\n")

@@ -70,13 +70,25 @@ def write_record(run_dir: Path, config: dict[str, Any], data: dict[str, Any]) ->
     """Writes `config.yaml` (resolved), `environment.json` (`data`: its fingerprint) and `git.diff`; returns the git
     state without the diff."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    write_config(run_dir, config)
     git = git_state(Path.cwd())
     diff = git.pop("diff", "")
     if diff:
         (run_dir / "git.diff").write_text(diff + "\n", errors="surrogateescape")
-    (run_dir / "environment.json").write_text(json.dumps(environment() | {"data": data, "git": git}, indent=2) + "\n")
+    write_text(run_dir / "environment.json", json.dumps(environment() | {"data": data, "git": git}, indent=2) + "\n")
     return git
+
+
+def write_config(run_dir: Path, config: dict[str, Any]) -> None:
+    """Writes what a resume goes on with."""
+    write_text(run_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a small file, which is whole at any time."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    partial.replace(path)
 
 
 @contextmanager
@@ -85,15 +97,18 @@ def keeping_status(run_dir: Path, parameters: int) -> Iterator[None]:
 
     The status is running, then finished, stopped (from outside), pruned or failed; the seconds are of all its starts.
     """
-    path, start = run_dir / "status.json", time.time()
+    path, start = run_dir / "status.json", time.monotonic()
     before = json.loads(path.read_text())["seconds"] if path.exists() else 0.0  # it is resumed
 
     def say(status: str, **more: str) -> None:
-        facts = {"status": status, "seconds": round(before + time.time() - start, 3), "parameters": parameters, **more}
-        partial = path.with_suffix(".partial")
+        facts = {
+            "status": status,
+            "seconds": round(before + time.monotonic() - start, 3),
+            "parameters": parameters,
+            **more,
+        }
         with suppress(OSError):  # on a full disk, what filled it is said elsewhere
-            partial.write_text(json.dumps(facts, indent=2) + "\n")
-            partial.replace(path)
+            write_text(path, json.dumps(facts, indent=2) + "\n")
 
     say("running")
     try:

@@ -35,6 +35,8 @@ class Safeguard(Checkpoint):
     saved, so `last.ckpt` is always good.
     """
 
+    monitor, best_model_path = None, ""  # as of a ModelCheckpoint, for a run without one
+
     def __init__(self, dirpath: str, every_minutes: float = 10.0) -> None:
         if not every_minutes > 0:
             raise UserError(f"Safeguard: every_minutes={every_minutes}: expected a number above 0")
@@ -88,6 +90,10 @@ class Safeguard(Checkpoint):
             if stop:
                 SIGNALS.stop()
 
+    def on_validation_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:  # type: ignore[override]
+        if SIGNALS.training:  # the best checkpoint shall be a good one, too
+            self.check(trainer, pl_module)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: ImageClassifier) -> None:  # type: ignore[override]
         self.epoch_ended = True
 
@@ -119,12 +125,16 @@ class Safeguard(Checkpoint):
         """Writes `last.ckpt`, if the loss was finite so far. Raises NonFiniteLoss."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        if self.agreed(int(self.bad) >= 0)[0]:
-            raise self.failure(trainer, pl_module)
+        self.check(trainer, pl_module)
         self.saving = True
         trainer.save_checkpoint(self.path, weights_only=False)
         self.saving = self.epoch_ended = False
         self.saved = time.monotonic()
+
+    def check(self, trainer: Trainer, pl_module: ImageClassifier) -> None:
+        """Raises NonFiniteLoss in all processes, if the loss of any was not finite."""
+        if self.agreed(int(self.bad) >= 0)[0]:
+            raise self.failure(trainer, pl_module)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: ImageClassifier, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
         checkpoint["metrics"] = {name: value.cpu() for name, value in trainer.callback_metrics.items()}
@@ -139,6 +149,10 @@ class Safeguard(Checkpoint):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: ImageClassifier, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
         self.metrics, self.within = checkpoint.get("metrics", {}), checkpoint.get("within_epoch", {})
+        if trainer.state.fn == TrainerFn.FITTING:
+            now, before = (h["optimizer"].get("lr") for h in (pl_module.hparams, checkpoint["hyper_parameters"]))
+            if now != before:  # given at the resume
+                scale_rates(checkpoint, now / before)
         size = trainer.datamodule.batch_size  # type: ignore[attr-defined]
         if trainer.state.fn == TrainerFn.FITTING and self.within.get("batch_size", size) != size:
             count_batches(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"], self.within["batch_size"], size)
@@ -153,15 +167,28 @@ class Safeguard(Checkpoint):
         listed = self.path.parent.parent / "nonfinite.txt"
         if trainer.is_global_zero:
             listed.write_text("\n".join(names) + "\n")
+        before = f"The weights before are in {shown(self.path)}: try" if self.path.exists() else "Try"
         step = trainer.current_epoch * int(trainer.num_training_batches) + index
         error = NonFiniteLoss(
             f"the loss is not finite since batch {step} (epoch {trainer.current_epoch + 1}, batch {index + 1} of it, "
             f"learning rate {trainer.optimizers[0].param_groups[0]['lr']:g}); its files are in {shown(listed)} "
-            f"({', '.join(names[:3])}, …). The weights before are in {shown(self.path)}: try a lower optimizer.lr, "
+            f"({', '.join(names[:3])}, …). {before} a lower optimizer.lr, "
             "trainer.gradient_clip_val=1, or trainer.on_nonfinite=skip"
         )
         error.batch = (trainer.current_epoch, index)
         return error
+
+
+def scale_rates(checkpoint: dict[str, Any], factor: float) -> None:
+    """Scales all learning rates that a checkpoint's optimizers and schedules go on with."""
+    groups = [group for state in checkpoint["optimizer_states"] for group in state["param_groups"]]
+    for entry in [*groups, *checkpoint["lr_schedulers"]]:
+        for key in ("lr", "initial_lr", "max_lr", "min_lr"):
+            if key in entry:
+                entry[key] *= factor
+        for key in ("base_lrs", "_last_lr"):
+            if key in entry:
+                entry[key] = [factor * rate for rate in entry[key]]
 
 
 def count_batches(progress: dict[str, Any], before: int, now: int) -> None:

@@ -72,6 +72,9 @@ def main(config: dict[str, Any], run_dir: Path) -> float | list[float] | None:
 
 def checked(config: dict[str, Any]) -> Settings:
     """Checks names and types of the whole config before anything is built; returns the keys of its own."""
+    for group in ("data", "augment", "backbone", "loss", "optimizer", "scheduler", "trainer"):
+        if not config.get(group):
+            raise UserError(f"{group}: nothing is chosen; write {group}=…")
     settings = configs.typed({k: v for k, v in config.items() if k in Settings.__annotations__}, Settings, "")
     network = {k: v for k, v in config["backbone"].items() if k != "weights"}  # a file: not the network's business
     for key, choices in FAULTS.items():
@@ -158,7 +161,7 @@ def kept_for_tuning(config: dict[str, Any]) -> list[Any]:
 
 def build_all(config: dict[str, Any], group: str) -> list[Any]:
     """Builds the callbacks or loggers that are not switched off."""
-    return [configs.build(node, f"{group}.{name}") for name, node in (config[group] or {}).items() if node]
+    return [configs.build(node, f"{group}.{name}") for name, node in (config.get(group) or {}).items() if node]
 
 
 def build_classifier(config: dict[str, Any], settings: Settings, data: Any) -> Any:

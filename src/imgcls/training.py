@@ -104,6 +104,11 @@ def build_trainer(
     except (MisconfigurationException, ValueError, RuntimeError, TypeError) as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
     assert isinstance(trainer, Trainer)
+    if trainer.world_size > 1 and config.get("on_oom") == "halve":
+        raise UserError(
+            f"trainer.on_oom=halve works in a single process, and here are {trainer.world_size}: one that runs out of "
+            "memory can't tell the others; leave it out, or find the size before with tune=batch_size"
+        )
     if isinstance(trainer.accelerator, CPUAccelerator):
         keep_freed_memory()
     return trainer

@@ -86,6 +86,29 @@ class TrainingStream(StreamingDataset):
         return images.transformed(torch.tensor([key]), [stored])[0], images.targets[place], place
 
 
+class StreamLoader(StreamingDataLoader):
+    """litdata's loader; goes on within an epoch with the same batches, or says what keeps it from that."""
+
+    resumed = False
+
+    def __iter__(self) -> Any:
+        # litdata's own sign stays where an epoch's last batch is not asked for twice, and the next epoch would be empty
+        self.restore, self.resumed = self.resumed, False
+        yield from super().__iter__()
+
+    def load_state_dict(self, obj: dict[str, Any]) -> None:
+        end = len(self) * (self.batch_size or 1)
+        if obj["num_samples_yielded"] >= end:  # litdata's would go on with an empty epoch
+            self.current_epoch = obj["current_epoch"]
+            return
+        before = obj["dataset"]
+        for key, now in (("num_workers", self.num_workers or 1), ("batch_size", self.batch_size)):
+            if before[key] != now:
+                raise UserError(f"data.{key}={now}: this epoch of the stream began with {before[key]}; go on with that")
+        super().load_state_dict(obj)
+        self.resumed = True
+
+
 class StreamingData(PackedData):
     """A set that `imgcls pack format=litdata` made, with the splits that it was cut into then.
 
@@ -154,7 +177,7 @@ class StreamingData(PackedData):
             TrainingStream, shuffle=self.shuffle, drop_last=True, seed=seed, item_shuffle_window=0
         )
         stream.images, stream.shards = images, images.pack
-        return StreamingDataLoader(
+        return StreamLoader(
             stream,
             batch_size=min(self.batch_size, max(len(images) // world_size(), 1)),
             num_workers=self.default_workers() if self.num_workers is None else self.num_workers,

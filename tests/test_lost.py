@@ -1,0 +1,136 @@
+"""Ways to lose a run: what was learned stays, and a line says what to do."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import imgcls
+from test_resume import SHORT, cut, train  # noqa: F401  (fixtures)
+
+from imgcls import resume
+from imgcls.stopping import STOPPED
+
+Said = Callable[..., str]
+Train = Callable[..., Any]
+ODD = "läufe/my run [1], a=b (x) 'q' $HOME"
+
+
+def rates(run: str) -> list[float]:
+    with Path(run, "metrics.csv").open(newline="") as file:
+        return [float(row["lr"]) for row in csv.DictReader(file)]
+
+
+def test_what_is_changed_at_a_resume(said: Said, train: Train, cut: Path) -> None:  # noqa: F811
+    """It has its effect, or is refused."""
+    for override in ("backbone.width=16", "optimizer.weight_decay=0.1", "scheduler.final=0.1"):
+        assert f"{override}: the checkpoint has its state" in said("train", "resume=cut", override)
+    shutil.copytree("cut", "faster")
+    assert train("resume=cut") is None
+    assert train("resume=faster", "optimizer.lr=0.01", stop=35) == STOPPED
+    assert train("resume=faster") is None  # it stays so
+    for before, now in zip(rates("cut")[2:], rates("faster")[2:], strict=True):
+        assert now == pytest.approx(before * 0.01 / 0.002)
+    content = torch.load("cut/checkpoints/last.ckpt", weights_only=True)
+    content["state_dict"] = {f"network.other.{name}": value for name, value in content["state_dict"].items()}
+    torch.save(content, "cut/checkpoints/last.ckpt")
+    message = said("train", "resume=cut", "trainer.max_epochs=4")
+    assert "last.ckpt is of another network than this code builds" in message
+
+
+def test_a_folder_with_an_odd_name(train: Train, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+    assert train(*SHORT, "test=false", f"hydra.run.dir={ODD}", stop=27) == STOPPED
+    assert f"imgcls train 'resume={ODD}'".replace("'q'", "'\"'\"'q'\"'\"'") in capsys.readouterr().out
+    assert train(f"resume={ODD}") is None
+    assert json.loads(Path(ODD, "status.json").read_text())["status"] == "finished"
+
+
+def test_killed_while_it_starts_over(said: Said, train: Train, cut: Path) -> None:  # noqa: F811
+    """The config went first, so that nothing looks like the run before; `resume=auto` begins anew."""
+    assert resume.OWN[0] == "config.yaml"
+    (cut / "config.yaml").unlink()
+    assert "there is no run in it" in said("train", "resume=cut")
+    again = [*SHORT, "test=false", "hydra.run.dir=cut", "trainer.max_epochs=1", "seed=1"]
+    assert train(*again, "resume=auto") is None
+    last = torch.load("cut/checkpoints/last.ckpt", weights_only=True)
+    assert last["config"]["seed"] == 1 and last["global_step"] == 20 and len(rates("cut")) == 1
+
+
+def test_what_is_damaged(said: Said, train: Train, cut: Path) -> None:  # noqa: F811
+    files = [cut / "checkpoints" / name for name in ("last.ckpt", "previous.ckpt")]
+    for file in files:
+        file.write_bytes(file.read_bytes()[:1000])
+    for given in ("resume=cut", "resume=auto"):
+        message = said("train", *SHORT, "hydra.run.dir=cut", given) if "auto" in given else said("train", given)
+        assert "previous.ckpt is damaged" in message and "backbone.weights=cut/checkpoints/best.ckpt" in message
+    (cut / "config.yaml").write_text("trainer: [")
+    assert "cut/config.yaml is no config of a run" in said("train", "resume=cut")
+    (cut / "config.yaml").write_text("")
+    assert "cut/config.yaml is no config of a run" in said("train", "resume=cut")
+    Path("empty").mkdir()
+    assert train(*SHORT, "test=false", "trainer.max_epochs=1", "hydra.run.dir=empty", "resume=auto") is None
+
+
+def test_data_that_moved(said: Said, train: Train, folder: Path) -> None:  # noqa: F811
+    options = [
+        "data=imagefolder",
+        f"data.root={folder}",
+        "data.image_size=16",
+        "data.batch_size=4",
+        "data.num_workers=0",
+    ]
+    assert train(*options, "logger=csv", "test=false", "trainer.max_epochs=2", "hydra.run.dir=run", stop=8) == STOPPED
+    folder.rename("elsewhere")
+    assert f"data.root={folder}: there is no such folder" in said("train", "resume=run")
+    Path("elsewhere/cat/00.jpg").rename("00.jpg")
+    assert "the data is not what this run began with" in said(
+        "train", "resume=run", "data=imagefolder", "data.root=elsewhere"
+    )
+    Path("00.jpg").rename("elsewhere/cat/00.jpg")
+    assert train("resume=run", "data=imagefolder", "data.root=elsewhere") is None
+
+
+@pytest.mark.parametrize("kind", ["full", "read-only"])
+def test_a_disk_that_takes_nothing(said: Said, train: Train, cut: Path, kind: str) -> None:  # noqa: F811
+    """At the start of a resume; when it takes files again, the run goes on."""
+    disk = Path("disk").absolute()
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs root")
+    try:
+        shutil.copytree("cut", disk / "run")
+        filling = disk / "filling"
+        if kind == "full":
+            with filling.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+                while True:
+                    file.write(bytes(4096))
+        else:
+            subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        message = said("train", f"resume={disk}/run")
+        assert ("No space left on device" if kind == "full" else "Read-only file system") in message
+        if kind == "full":
+            filling.unlink()
+        else:
+            subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+        assert train(f"resume={disk}/run") is None
+        assert len(rates(f"{disk}/run")) == 3
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.mark.slow
+def test_two_at_the_same_instant(cut: Path) -> None:  # noqa: F811
+    """One goes on with the run; the other is refused, or finds it finished."""
+    command = [sys.executable, "-m", "imgcls", "train", "resume=cut"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    ended = [(*process.communicate(timeout=300), process.returncode) for process in both]
+    assert 0 in [status for *_, status in ended]
+    for out, error, status in ended:
+        assert status == 0 or "is in use by another process" in error, (out, error)
+    assert len(rates("cut")) == 3 and imgcls("train", "resume=cut").returncode == 0
