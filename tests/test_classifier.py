@@ -73,7 +73,8 @@ def assert_plain(value: Any) -> None:
 def test_checkpoint_is_plain_and_enough(tmp_path: Path) -> None:
     data = digits()
     module = classifier(data, scheduler=COSINE, augment=AUGMENT, class_weights=[1.0] * 10, seed=3)
-    run = trainer(limit_train_batches=3, limit_val_batches=1, callbacks=[SaveConfig({"seed": 3})])
+    callbacks: list[Callback] = [SaveConfig({"seed": 3, "run_dir": str(tmp_path)})]
+    run = trainer(limit_train_batches=3, limit_val_batches=1, callbacks=callbacks)
     run.fit(module, datamodule=data)
     run.save_checkpoint(tmp_path / "a.ckpt")
     content = torch.load(tmp_path / "a.ckpt", weights_only=True)
@@ -83,7 +84,7 @@ def test_checkpoint_is_plain_and_enough(tmp_path: Path) -> None:
     expected = module.eval()(batch)
     loaded, config = load_checkpoint(tmp_path / "a.ckpt")
     assert torch.equal(loaded(batch), expected)
-    assert config == {"seed": 3}
+    assert config == {"seed": 3, "run_dir": str(tmp_path)}
 
 
 def test_a_checkpoint_loads_by_itself(tmp_path: Path) -> None:
@@ -276,7 +277,7 @@ def test_ema(decay: float, every: int, tmp_path: Path) -> None:
     data = digits()
     module, recorder = classifier(data), Recorder()
     keep = ModelCheckpoint(tmp_path, save_weights_only=False)
-    callbacks: list[Callback] = [EMA(decay, every), recorder, keep, SaveConfig({"run_dir": "run"})]
+    callbacks: list[Callback] = [EMA(decay, every), recorder, keep, SaveConfig({"run_dir": str(tmp_path)})]
     run = trainer(max_epochs=2, limit_train_batches=6, callbacks=callbacks, enable_checkpointing=True)
     run.fit(module, datamodule=data)
     validated = {name: float(value) for name, value in run.callback_metrics.items() if name.startswith("val/")}
