@@ -53,13 +53,22 @@ PartitionName=high Nodes=n1,n2 PriorityTier=10 State=UP
 """
 
 
+SACCT = """#!/bin/sh
+echo 'JobID|State|NodeList'
+scontrol -o show jobs | sed -nE '
+s/^JobId=([0-9]+) ArrayJobId=([0-9]+) ArrayTaskId=([0-9]+) .* JobState=([A-Z_]+) .* NodeList=([^ ]*) .*/\\2_\\3|\\4|\\5/p
+s/^JobId=([0-9]+) JobName.* JobState=([A-Z_]+) .* NodeList=([^ ]*) .*/\\1|\\2|\\3/p'
+"""
+
+
 class Unavailable(Exception):
     """What is needed can't be had here."""
 
 
 class Slurm:
     """slurmctld and two slurmd of one CPU each, `n1` and `n2`, that listen on 127.0.0.1 until the `with` ends. What is
-    submitted to the partition `high` takes the place of what runs in `low`, which is put back into the queue.
+    submitted to the partition `high` takes the place of what runs in `low`, which is put back into the queue. There is
+    no accounting, which takes a database: a script in the place of `sacct` answers from what slurmctld remembers.
 
     Args:
         folder: for all of its files.
@@ -75,8 +84,10 @@ class Slurm:
         self.environment = {
             "SLURM_CONF": str(folder / "slurm.conf"),
             "LD_LIBRARY_PATH": f"{plugins.parent}:{plugins}",
-            "PATH": f"{self.root / 'usr/bin'}:{os.environ['PATH']}",
+            "PATH": f"{folder}:{self.root / 'usr/bin'}:{os.environ['PATH']}",
         }
+        (folder / "sacct").write_text(SACCT)
+        (folder / "sacct").chmod(0o755)
         (folder / "state").mkdir()
         (folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
         values = {"user": getpass.getuser(), "folder": folder, "plugins": plugins, "ports": free_ports(3)}

@@ -55,25 +55,44 @@ def main() -> None:
 
 
 class Later(types.ModuleType):
-    """scipy.signal, imported when something of it is used.
+    """A module that is imported when something of it is used.
 
-    torchmetrics imports it, which takes a sixth of the start, only to add the name `hamming` where that is missing.
+    torchmetrics imports scipy.signal only to add the name `hamming` where that is missing, and matplotlib for the plot
+    that each metric can draw of itself. Together that is a quarter of the start.
+
+    Args:
+        functions: what is not in `given` are functions, and to name one is not to use it.
+        given: what can be had of the module without an import.
     """
 
-    hamming = None
+    def __init__(self, name: str, functions: bool = False, **given: Any) -> None:
+        super().__init__(name)
+        self.__dict__.update(given, functions=functions)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # what the import system asks of any module
             raise AttributeError(name)
-        sys.modules.pop(self.__name__, None)
+        return (lambda *inputs, **options: self.real(name)(*inputs, **options)) if self.functions else self.real(name)
+
+    def real(self, name: str) -> Any:
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
         return getattr(importlib.import_module(self.__name__), name)
+
+
+def postpone() -> None:
+    """Leaves out what torchmetrics imports and no run needs, until it is needed."""
+    types_of_plots = dict.fromkeys(("_AX_TYPE", "_PLOT_OUT_TYPE", "_CMAP_TYPE"), object)
+    plots = Later("torchmetrics.utilities.plot", functions=True, **types_of_plots)
+    for later in (Later("scipy.signal", hamming=None), plots):
+        sys.modules.setdefault(later.__name__, later)
 
 
 def _run(verb: str, arguments: list[str]) -> None:
     sys.argv = [sys.argv[0], *arguments]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here as they are; this file says them
     gc.set_threshold(50_000, 20, 100)  # looking for garbage in what is imported takes a tenth of the start
-    sys.modules.setdefault("scipy.signal", Later("scipy.signal"))
+    postpone()
     logging.raiseExceptions = False  # a log file on a full disk: what can't do without room says so
     if verb == "train":
         SIGNALS.install(*WARNINGS)  # which would end the process while all is imported
