@@ -67,7 +67,7 @@ def test_a_job_of_a_grid_is_the_job_alone(
     command = ("train", "-m", *TINY, "backbone=simple_cnn,resnet20", "data.batch_size=-1,16", "seed=3")
     failed = [f"{n}_backbone={net},batch_size=-1" for n, net in ((0, "simple_cnn"), (2, "resnet20"))]
     with pytest.raises(SystemExit) as ended:
-        here(*command, "sweep=grid", "sweep.name=mine")
+        here(*command, "sweep.name=mine")
     assert str(ended.value.code).startswith(f"imgcls train: 2 of 4 jobs failed, the others are done: {failed[0]}")
     folder = Path("runs/sweeps/mine")
     assert sweeps() == [folder] and jobs(folder)[2].name.startswith(failed[1])

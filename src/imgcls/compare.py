@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imgcls import config as configs
+from imgcls.best import direction
 from imgcls.command import verb
 from imgcls.errors import UserError, nearest
 from imgcls.run import shown
@@ -115,8 +116,6 @@ def written(value: Any) -> str:
 
 def ordered(table: "pd.DataFrame", by: str, reverse: bool = False) -> "pd.DataFrame":
     """Returns the runs by a column: metrics best first, other values from small to large, or the reverse."""
-    from imgcls.train import direction
-
     upwards = "/" not in by or direction(by) == "min"
     return table.sort_values(by, ascending=upwards != reverse, kind="stable", ignore_index=True)
 
@@ -200,8 +199,6 @@ def importances(table: "pd.DataFrame", names: list[str], target: str) -> tuple[d
     import warnings
 
     import pandas as pd
-
-    from imgcls.train import direction
 
     done = table[(table["status"] == "finished") & table[target].notna()]
     if len(done) < LEAST_RUNS:

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from imgcls.best import direction
 from imgcls.compare import importances
 from imgcls.runs import COSTS, METRICS, Damaged, curves
-from imgcls.train import direction
 
 MOST_ROWS = 40  # on the terminal
 MOST_POINTS = 200_000  # of all curves in the page

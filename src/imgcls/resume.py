@@ -29,7 +29,8 @@ OWN = (
 
 
 def hydra_arguments(arguments: list[str]) -> list[str]:
-    """Returns a command line for which Hydra works in the directory of `resume=RUN_DIR` and leaves its record alone.
+    """Returns a command line for which Hydra works in the directory of `resume=RUN_DIR` and leaves its record alone,
+    and which names the sweep that `-m` alone is.
 
     Raises:
         UserError: there is no run in it; or of ranks that torchrun or srun started, each would make a directory.
@@ -38,11 +39,14 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
     if started > 1 and not any(a.startswith(("hydra.run.dir=", "resume=")) for a in arguments):
         raise UserError(f"{started} processes were started for one run: give all of them one folder, hydra.run.dir=…")
     quote_arguments("resume", "hydra.run.dir")
+    many = "-m" in arguments or "--multirun" in arguments
+    if many and any(a.startswith("sweep.") for a in arguments) and not any(a.startswith("sweep=") for a in arguments):
+        arguments = [*arguments, "sweep=grid"]
     given = [a.partition("=")[2] for a in arguments if a.startswith("resume=")]
     given = [path[1:-1].replace("\\'", "'") if path[:1] in ("'", '"') else path for path in given]
     if not given or given[-1] in ("", "null", "auto"):
         return arguments
-    if "-m" in arguments or "--multirun" in arguments:
+    if many:
         raise UserError(f"resume={given[-1]} goes on with one run; for the runs of a sweep give resume=auto")
     folder = Path(given[-1]).expanduser()
     if not (folder / "config.yaml").is_file():

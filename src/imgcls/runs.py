@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from imgcls.best import direction
 from imgcls.errors import UserError
-from imgcls.train import direction
 
 FACTS = ("path", "name", "status", "reason", "overrides")
 COSTS = ("seconds", "images_per_second", "parameters")

@@ -27,6 +27,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from imgcls import config as configs
+from imgcls.best import direction, optimised
 from imgcls.errors import UserError, nearest, one_line
 from imgcls.jobs import Job, Jobs, job_name, keep_apart, outcomes, short_hash
 from imgcls.run import hydra_quoted, shown
@@ -66,8 +67,6 @@ class Sweep(Sweeper):
 
     def place(self) -> None:
         """Names the sweep and its directory: by time, or by what it is where it can go on later."""
-        from imgcls.train import direction
-
         metric = self.config.optimized_metric
         self.metrics = [metric] if isinstance(metric, str) else list(metric)
         self.directions = [direction(name) for name in self.metrics]
@@ -207,8 +206,6 @@ class Sweep(Sweeper):
 
     def settle(self, job: Job, result: Any = None) -> None:
         """Finds out what became of a job, from what it returned or left behind."""
-        from imgcls.train import optimised
-
         job.state = "pruned" if job.status() == "pruned" else "finished"
         if isinstance(result, Exception) and job.status() not in ("finished", "pruned"):
             job.state, job.error = "failed", one_line(UserError(result)) or type(result).__name__

@@ -3,7 +3,6 @@
 import gc
 import logging
 import shlex
-from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from hydra.core.plugins import Plugins
 from pydantic import Field
 
 from imgcls import config as configs
+from imgcls.best import best_epoch, direction, optimised
 from imgcls.command import verb
 from imgcls.errors import TrialPruned, UserError, nearest
 from imgcls.resume import check_data, claim, finished, note_resume, resumed
@@ -201,25 +201,13 @@ def check_monitored(config: dict[str, Any], callbacks: list[Any], names: set[str
             raise UserError(f"{where}mode={mode}: {name} is better the other way; set mode={direction(name)}")
 
 
-def direction(metric: str) -> str:
-    """Returns "min" for what is better when it is small, else "max"."""
-    return "min" if metric.endswith(("loss", "loss_step", "calibration_error")) else "max"
-
-
 def describe(config: dict[str, Any], classifier: Any, data: Any, trainer: Any, run_dir: Path) -> None:
     """Says in four lines what is going to be trained, on what, where."""
     parameters = sum(p.numel() for p in classifier.network.parameters())
     backbone = config["backbone"].get("name") or config["names"]["backbone"]
     sizes = ", ".join(f"{len(data.sets[s]):,} {s}" for s in ("train", "val", "test"))
-    spec = data.spec
-    log.info(
-        "data: %s images of %d×%d×%d, %d classes",
-        sizes,
-        spec.channels,
-        spec.image_size,
-        spec.image_size,
-        spec.num_classes,
-    )
+    side, channels, classes = data.spec.image_size, data.spec.channels, data.spec.num_classes
+    log.info("data: %s images of %d×%d×%d, %d classes", sizes, channels, side, side, classes)
     log.info("backbone: %s, %s parameters", backbone, f"{parameters:,}")
     world = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
     log.info("device: %s, precision %s%s", trainer.strategy.root_device.type, trainer.precision, world)
@@ -276,30 +264,3 @@ def summarise(trainer: Any, run_dir: Path) -> None:
         if isinstance(logger, WandbLogger):
             with unharmed():
                 logger.experiment.summary.update(best_epoch(run_dir, keeper.monitor))
-
-
-def optimised(
-    run_dir: Path, metric: str | list[str], last: Mapping[str, Any] | None = None
-) -> float | list[float] | None:
-    """Returns the best value of a metric; of several, the values of the epoch that was best by the first of them.
-    Without a metrics.csv it is what was logged `last`."""
-    names = [metric] if isinstance(metric, str) else metric
-    best = best_epoch(run_dir, names[0]) or {f"best/{name}": float(value) for name, value in (last or {}).items()}
-    values = [best[f"best/{name}"] for name in names if f"best/{name}" in best]
-    if len(values) < len(names):
-        return None
-    return values[0] if isinstance(metric, str) else values
-
-
-def best_epoch(run_dir: Path, monitor: str) -> dict[str, float]:
-    """Returns all that was measured in the epoch where `monitor` was best, as `best/…`; empty without a metrics.csv."""
-    import pandas as pd
-
-    path = run_dir / "metrics.csv"
-    if not path.is_file():
-        return {}
-    table = pd.read_csv(path)
-    if monitor not in table or table[monitor].isna().all():
-        return {}
-    best = table[monitor].argmin() if direction(monitor) == "min" else table[monitor].argmax()
-    return {f"best/{name}": float(value) for name, value in table.iloc[int(best)].dropna().items()}
