@@ -38,6 +38,7 @@ MISTAKES = [
     ("train augment.crop=pad", "augment.crop=pad: input should be 'none', 'padded', 'resized' or 'auto'"),
     ("train augment.flip=3", "augment.flip=3.0: expected a number from 0 to 1"),
     ("train trainer.precision=foo", "trainer.precision=foo: expected 64 or 32"),
+    ("train trainer.strategy=ddp_spawn", "trainer.strategy=ddp_spawn: its processes can't take over what is built"),
     ("train trainer.accelerator=foo", "invalid accelerator name"),
     ("train optimizer._target_=torch.optim.SDG", "no 'SDG' there; did you mean 'SGD'?"),
     ("train loss._target_=nowhere.Loss", "there is no package 'nowhere'"),

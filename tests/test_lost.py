@@ -93,7 +93,7 @@ def test_data_that_moved(said: Said, train: Train, folder: Path) -> None:  # noq
         "train", "resume=run", "data=imagefolder", "data.root=elsewhere"
     )
     Path("00.jpg").rename("elsewhere/cat/00.jpg")
-    assert train("resume=run", "data=imagefolder", "data.root=elsewhere") is None
+    assert train("resume=run", "data.root=elsewhere") is None
 
 
 @pytest.mark.parametrize("kind", ["full", "read-only"])

@@ -53,8 +53,17 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
         raise UserError(
             f"resume={given[-1]}: there is no run in it (no config.yaml); expected a run directory, or auto"
         )
-
+    if any(a.startswith("data.") for a in arguments) and not any(a.startswith("data=") for a in arguments):
+        arguments = [*arguments, *own_data(folder)]  # of which Hydra then knows the keys
     return [*arguments, f"hydra.run.dir={hydra_quoted(str(folder.absolute()))}", "hydra.output_subdir=null"]
+
+
+def own_data(folder: Path) -> list[str]:
+    """Returns the choice of data that a run was started with, as an override."""
+    path = folder / ".hydra" / "hydra.yaml"
+    if not path.is_file():
+        return []
+    return [f"data={yaml.safe_load(path.read_text())['hydra']['runtime']['choices']['data']}"]
 
 
 def resumed(config: dict[str, Any], run_dir: Path, changed: list[str]) -> tuple[dict[str, Any], Path | None]:

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -85,6 +86,10 @@ def build_trainer(
     if (settings.get("gradient_clip_val") or 1) < 0:
         raise UserError(
             f"trainer.gradient_clip_val={settings['gradient_clip_val']}: expected a number above 0, or null"
+        )
+    if re.search("spawn|fork|notebook", str(settings.get("strategy"))):
+        raise UserError(
+            f"trainer.strategy={settings['strategy']}: its processes can't take over what is built here; use ddp"
         )
     settings["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in callbacks)
     for key in ("strategy", "profiler"):
