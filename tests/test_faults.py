@@ -133,7 +133,7 @@ def test_as_used(folder: Path) -> None:
     done = imgcls("train", *OPTIONS, f"data.root={folder}", "hydra.run.dir=run")
     assert done.returncode == 1
     assert done.stderr == (
-        f"imgcls train: {name} can't be read as an image (Truncated File Read); "
+        f"imgcls train: {name} can't be read as an image (Image is incomplete or truncated); "
         "data.on_error=skip leaves out such images\n"
     )
 
