@@ -34,8 +34,11 @@ from imgcls.training import build_trainer
 RGB = DataSpec(("cat", "dog", "fox"), 3, 32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), crop_ratio=0.8)
 
 
-def write_checkpoint(path: Path, spec: DataSpec, *overrides: str, **changed: Any) -> Path:
-    """Writes the checkpoint of an untrained network, as a training would, with batch statistics of coloured squares.
+def write_checkpoint(
+    path: Path, spec: DataSpec, *overrides: str, images: torch.Tensor | None = None, **changed: Any
+) -> Path:
+    """Writes the checkpoint of an untrained network, as a training would, with batch statistics of `images`, by default
+    of coloured squares.
 
     Without these the logits of some networks are in the thousands, and all confidences 1.
     """
@@ -46,8 +49,9 @@ def write_checkpoint(path: Path, spec: DataSpec, *overrides: str, **changed: Any
     for layer in (module for module in classifier.modules() if isinstance(module, nn.BatchNorm2d)):
         layer.momentum = 1.0
     with torch.no_grad():
-        squares = torch.randint(0, 256, (16, spec.channels, 8, 8), dtype=torch.uint8)
-        classifier.network.train()(classifier.normalise(squares))  # enlarges them
+        if images is None:
+            images = torch.randint(0, 256, (16, spec.channels, 8, 8), dtype=torch.uint8)
+        classifier.network.train()(classifier.normalise(images))  # at the network's size
     trainer = build_trainer({**config["trainer"], "accelerator": "cpu"}, [SaveConfig(config)], [], Path.cwd())
     trainer.strategy.connect(classifier)
     trainer.save_checkpoint(path)
