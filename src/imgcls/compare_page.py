@@ -55,7 +55,13 @@ def show(
     console = Console(highlight=False, soft_wrap=True)
     columns = ["name", *differing, *(n for n in dict.fromkeys((target, *beside(target), *COSTS)) if n in table)]
     console.print(f"{counted(table)}, {target}", style="bold")
-    fit(console, table.head(MOST_ROWS)[columns], [*differing, "parameters", "images_per_second"], "runs.csv")
+    rows = table.head(MOST_ROWS)[columns]
+    fit(
+        console,
+        rows.assign(name=rows["name"].map(with_its_number)),
+        [*differing, "parameters", "images_per_second"],
+        "runs.csv",
+    )
     if len(table) > MOST_ROWS:
         console.print(f"{len(table) - MOST_ROWS:,} more runs: in runs.csv and on the page")
     wrong = troubles(table)
@@ -70,6 +76,12 @@ def show(
         console.print(f"\n{title}: {'differs' if rows else 'the same'}", style="bold")
         if rows:
             console.print(terminal_table(side_by_side(rows, table), wrap=True), soft_wrap=False)
+
+
+def with_its_number(name: str) -> str:
+    """Returns `sweep/3_lr=0.1` so that its number is seen where the end is cut."""
+    sweep, slash, job = name.rpartition("/")
+    return f"{sweep[:9]}…/{job}" if slash and len(sweep) > 10 else name
 
 
 def fit(console: Console, frame: pd.DataFrame, first_to_go: list[str], file: str) -> None:
