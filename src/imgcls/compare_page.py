@@ -55,7 +55,7 @@ def show(
     console = Console(highlight=False, soft_wrap=True)
     columns = ["name", *differing, *(n for n in dict.fromkeys((target, *beside(target), *COSTS)) if n in table)]
     console.print(f"{counted(table)}, {target}", style="bold")
-    rows = table.head(MOST_ROWS)[columns]
+    shown_rows = table.head(MOST_ROWS)[columns]
     fit(
         console,
         rows.assign(name=rows["name"].map(with_its_number)),
