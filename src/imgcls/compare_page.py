@@ -55,13 +55,9 @@ def show(
     console = Console(highlight=False, soft_wrap=True)
     columns = ["name", *differing, *(n for n in dict.fromkeys((target, *beside(target), *COSTS)) if n in table)]
     console.print(f"{counted(table)}, {target}", style="bold")
-    shown_rows = table.head(MOST_ROWS)[columns]
-    fit(
-        console,
-        rows.assign(name=rows["name"].map(with_its_number)),
-        [*differing, "parameters", "images_per_second"],
-        "runs.csv",
-    )
+    printed = table.head(MOST_ROWS)[columns]
+    printed = printed.assign(name=printed["name"].map(with_its_number))
+    fit(console, printed, [*differing, "parameters", "images_per_second"], "runs.csv")
     if len(table) > MOST_ROWS:
         console.print(f"{len(table) - MOST_ROWS:,} more runs: in runs.csv and on the page")
     wrong = troubles(table)
