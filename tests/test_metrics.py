@@ -173,3 +173,11 @@ def test_a_training_step_reads_nothing_back(mixed: bool, monkeypatch: pytest.Mon
     assert "aten::_local_scalar_dense" not in seen
     classifier.train_loss.update = lambda loss, samples: loss.item()  # type: ignore[method-assign, assignment, return-value]
     assert "aten::_local_scalar_dense" in operators(classifier, batch)
+
+
+def test_a_temperature_is_fitted_on_unscaled_logits() -> None:
+    """Also where the checkpoint has one already, as after a resume."""
+    predictions, raw = Predictions(), torch.randn(8, 3)
+    predictions.keep_logits = True
+    predictions.update(raw / 0.5, torch.zeros(8, dtype=torch.long), torch.arange(8), raw)
+    assert torch.equal(predictions.compute()["logits"], raw)

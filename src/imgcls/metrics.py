@@ -111,7 +111,7 @@ class Predictions(Metric):
         if raw is not None:
             found["unscaled"] = raw.softmax(1).amax(1)
         if self.keep_logits:
-            found["logits"] = logits
+            found["logits"] = logits if raw is None else raw  # a temperature is fitted on the network's own
         for name, values in found.items():
             getattr(self, name).append(values)
 

@@ -159,8 +159,9 @@ def run(
             if not console.is_terminal and now - told > 30:
                 told = now
                 log.info(line)
+    write_failures(unreadable, failures)  # of the source, after the last batch
     log.info(line)
-    return done, failed
+    return done, failed + len(failures)
 
 
 def write_failures(path: Path, failures: list[tuple[str, str]]) -> None:
