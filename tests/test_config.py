@@ -3,13 +3,14 @@
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
+from pydantic import Field
 
 from imgcls.augment import Augment, Mix
 from imgcls.command import CONF
@@ -236,3 +237,20 @@ def test_explain(override: str, message: str) -> None:
 )
 def test_nearest(word: str, choices: list[str], expected: str) -> None:
     assert nearest(word, choices) == expected
+
+
+# bounds and numbers
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_are_finite_anywhere(value: float) -> None:
+    assert refused(plain, OmegaConf.create({"a": {"b": [1.0, value]}})) == f"a.b.1={value}: expected a finite number"
+
+
+def bounded(share: Annotated[float, Field(ge=0, lt=1)]) -> float:
+    return share
+
+
+def test_the_bounds_of_a_parameter_are_checked() -> None:
+    node = {"_target_": f"{__name__}.bounded", "share": 1.0}
+    assert refused(check, {"part": node}) == "part.share=1.0: input should be less than 1"

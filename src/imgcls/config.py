@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import math
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -57,7 +58,7 @@ def _parameters(target: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
     for function in functions:
         parameters = inspect.signature(function).parameters.values()
         try:
-            hints = typing.get_type_hints(function)
+            hints = typing.get_type_hints(function, include_extras=True)  # with the bounds of Annotated[…, Field(ge=0)]
         except (NameError, TypeError):  # names that the library imports for type checkers alone
             hints = {}
         plain_kinds = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name != "self"]
@@ -184,7 +185,18 @@ def plain(config: Any) -> dict[str, Any]:
     except RecursionError as error:
         raise UserError("the config has an interpolation that leads back to itself") from error
     assert isinstance(resolved, dict)
+    refuse_not_finite(resolved, "")
     return typing.cast(dict[str, Any], resolved)
+
+
+def refuse_not_finite(value: Any, where: str) -> None:
+    """Raises UserError for NaN or infinity anywhere in a plain config: it would train, and every result be NaN."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            refuse_not_finite(item, f"{where}.{key}".lstrip("."))
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{where}={value}: expected a finite number")
 
 
 NONE = {"callbacks": "[]", "logger": "[]", "scheduler": "constant", "augment": "none", "finetune": "none"}
