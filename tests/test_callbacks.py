@@ -15,6 +15,7 @@ from imgcls.classifier import ImageClassifier
 from imgcls.data.digits import Digits
 from imgcls.distillation import Distillation
 from imgcls.errors import UserError
+from imgcls.progress import EpochProgress
 
 SIMPLE = {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4}
 
@@ -120,3 +121,11 @@ def test_a_student_learns_from_its_teacher(tmp_path: Path) -> None:
 def test_wrong_distillation(given: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="Distillation"):
         Distillation("nowhere", **given)
+
+
+def test_progress_shows_no_validation_of_an_epoch_before(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        fit(Digits(batch_size=32), [EpochProgress()], enable_progress_bar=True, check_val_every_n_epoch=2)
+    lines = [line for line in caplog.messages if line.startswith("epoch ")]
+    assert ["val/top1" in line for line in lines] == [False, True, False, True]
+    assert all("train/top1" in line for line in lines)

@@ -153,6 +153,20 @@ def test_callbacks(name: str) -> None:
         assert configs.build(node, f"callbacks.{key}") is not None
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], ("val/top1", "max")),
+        (["optimized_metric=val/loss"], ("val/loss", "min")),
+        (["optimized_metric=[val/f1,val/loss]"], ("val/f1", "max")),
+        (["callbacks.checkpoint.monitor=val/calibration_error"], ("val/calibration_error", "min")),
+    ],
+)
+def test_the_kept_checkpoint_follows_the_metric(given: list[str], expected: tuple[str, str]) -> None:
+    keeper = checked(composed(*given))["callbacks"]["checkpoint"]
+    assert (keeper["monitor"], keeper["mode"]) == expected
+
+
 @pytest.mark.parametrize("name", files("logger"))
 def test_logger(name: str, tmp_path: Path) -> None:
     extra = [f"logger.mlflow.tracking_uri=sqlite:///{tmp_path}/mlflow.db"] if name == "mlflow" else []

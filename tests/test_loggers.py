@@ -7,6 +7,7 @@ import http.server
 import json
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import imgcls
 from test_resume import train  # noqa: F401  (a fixture)
 
+from imgcls import loggers
 from imgcls.classifier import ImageClassifier
 
 OPTIONS = ["data.batch_size=64", "trainer.max_epochs=3", "test=false", "hydra.run.dir=run"]
@@ -213,6 +216,43 @@ def test_a_full_disk(
         assert len(warnings(capsys)) == (size == "4k")  # with more room, its process alone finds no more
     finally:
         subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def test_the_table_is_there_whatever_logs(train: Callable[..., Any]) -> None:  # noqa: F811
+    """And says which epoch was best, also of a run that chose no logger; the checkpoint is of that epoch."""
+    from imgcls.best import optimised
+    from imgcls.runs import read_run
+
+    assert train(*OPTIONS, "logger=[]", "optimized_metric=[val/loss,val/top1]") is None
+    losses = [float(row["val/loss"]) for row in rows()]
+    best = losses.index(min(losses))
+    assert len(losses) == 3
+    assert optimised(Path("run"), ["val/loss", "val/top1"]) == [losses[best], float(rows()[best]["val/top1"])]
+    assert read_run(Path("run"))["best/val/loss"] == losses[best]
+    assert torch.load("run/checkpoints/best.ckpt", weights_only=True)["epoch"] == best
+
+
+@pytest.mark.parametrize("answers", ["refuse", "hang"])
+def test_another_logger_that_gets_no_answer(
+    train: Callable[..., Any],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    answers: str,
+) -> None:
+    """MLflow at an address where nobody is: it is left alone after a while, with one line."""
+    monkeypatch.setattr(loggers, "PATIENCE", 1.0)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        if answers == "hang":
+            nobody.listen()  # connections are taken, and nothing is answered
+        address = f"logger.mlflow.tracking_uri=http://127.0.0.1:{nobody.getsockname()[1]}"
+        start = time.monotonic()
+        assert train(*OPTIONS, "logger=[csv,mlflow]", address, "trainer.max_epochs=1") is None
+        assert time.monotonic() - start < 30
+    shown = capsys.readouterr()
+    lines = [line for line in (shown.out + shown.err).splitlines() if "MLFlowLogger" in line]
+    assert lines == ["MLFlowLogger: no answer within 1 s; the run goes on without it"]
+    assert len(rows()) == 1
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import imgcls
+from test_conf import composed
 from test_resume import SHORT, cut, train  # noqa: F401  (fixtures)
 
 from imgcls import resume
@@ -94,6 +96,49 @@ def test_data_that_moved(said: Said, train: Train, folder: Path) -> None:  # noq
     )
     Path("00.jpg").rename("elsewhere/cat/00.jpg")
     assert train("resume=run", "data.root=elsewhere") is None
+
+
+def test_what_the_record_would_be_wrong_of(said: Said, cut: Path) -> None:  # noqa: F811
+    for override, before in (("seed=5", "0"), ("optimized_metric=val/loss", "val/top1")):
+        assert f"{override}: the run began with {before}" in said("train", "resume=cut", override)
+    assert "callbacks.checkpoint.patience: the run has no such key" in said(
+        "train", "resume=cut", "callbacks.checkpoint.patience=1"
+    )
+    for wrong in ("trainer.max_epochs=1", "trainer.max_steps=5"):
+        assert f"{wrong}: the run has come to" in said("train", "resume=cut", wrong)
+    message = said("train", "resume=cut", "trainer.accelerator=cpu", "trainer.devices=2")
+    assert "the checkpoint is from within an epoch, and the number of its processes is 1, here 2" in message
+
+
+def test_a_resume_that_fails_changes_nothing(said: Said, train: Train, cut: Path) -> None:  # noqa: F811
+    """Neither the status, nor the config, nor the record, whether the run was finished or not."""
+    for value, status in (("data.batch_size=48", "stopped"), ("trainer.max_epochs=2", "finished")):
+        if status == "finished":
+            assert train("resume=cut") is None
+        before = {name: (cut / name).read_text() for name in ("status.json", "config.yaml", "environment.json")}
+        assert json.loads(before["status.json"])["status"] == status
+        said("train", "resume=cut", value)
+        assert {name: (cut / name).read_text() for name in before} == before
+
+
+def test_a_longer_training_follows_its_schedule_at_once(
+    train: Train,  # noqa: F811
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """No step is made at the rate that the shorter one ended with, and the jump is said. What was changed is kept."""
+    assert (
+        train(*SHORT, "test=false", "trainer.max_epochs=1", "callbacks=[default,early_stopping]", "hydra.run.dir=run")
+        is None
+    )
+    capsys.readouterr()
+    assert train("resume=run", "trainer.max_epochs=2", "callbacks.early_stopping.patience=7") is None
+    assert "the schedule has another end than before: learning rate" in capsys.readouterr().out
+    config = composed("callbacks=[default,early_stopping]")
+    rate = config["optimizer"]["lr"] * (1 + math.cos(math.pi * 19 / 39)) / 2  # step 20 of 40, 1 of them warm-up
+    assert rates("run")[1] == pytest.approx(rate, rel=0.2)
+    (entry,) = json.loads(Path("run/environment.json").read_text())["resumed"]
+    assert sorted(entry["changed"]) == ["callbacks.early_stopping.patience: 10 → 7", "trainer.max_epochs: 1 → 2"]
+    assert entry["from"] == "last.ckpt"
 
 
 @pytest.mark.parametrize("kind", ["full", "read-only"])

@@ -15,6 +15,7 @@ from imgcls.checkpoint import add_to_checkpoint
 from imgcls.data.digits import Digits
 from imgcls.data.imagefolder import ImageFolder
 from imgcls.data.packed import PackedData
+from imgcls.reproduce import say_changes
 
 SHORT = (
     "backbone.width=4",
@@ -82,6 +83,14 @@ def test_refused(said: Callable[..., str]) -> None:
         said("reproduce", "run=empty")
         == "imgcls reproduce: run=empty: there is no run in it (no config.yaml); expected a run directory"
     )
+
+
+def test_a_run_that_was_changed_on_the_way(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    record = {"resumed": [{"time": "t1"}, {"time": "t2", "changed": ["optimizer.lr: 0.1 → 0.01"]}]}
+    (tmp_path / "environment.json").write_text(json.dumps(record))
+    say_changes(tmp_path)
+    (line,) = caplog.messages
+    assert line.startswith("the run was changed on the way, at t2: optimizer.lr: 0.1 → 0.01")
 
 
 def test_fingerprint(folder: Path) -> None:

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 
+from imgcls.callbacks import ProgressiveResizing
 from imgcls.classifier import ImageClassifier
 from imgcls.data.digits import Digits
+from imgcls.distillation import Distillation
+from imgcls.finetune import Finetune
 from imgcls.tune import tune
 
 
@@ -25,15 +28,19 @@ def test_as_used(here: Callable[..., None], capsys: pytest.CaptureFixture[str]) 
     assert not list(run.parent.glob("**/*.ckpt")) and not (run.parent / "metrics.csv").exists()
 
 
-@pytest.mark.parametrize("kind", ["lr", "batch_size"])
-def test_nothing_is_changed(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = Digits(batch_size=32)
-    data.setup()
-    module = ImageClassifier(
+def classifier(data: Digits) -> ImageClassifier:
+    return ImageClassifier(
         vars(data.spec), {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4},
         {"_target_": "torch.nn.CrossEntropyLoss"}, {"_target_": "torch.optim.SGD", "lr": 0.1},
         {"_target_": "imgcls.schedulers.constant"},
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["lr", "batch_size"])
+def test_nothing_is_changed(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = Digits(batch_size=32)
+    data.setup()
+    module = classifier(data)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     trainer = Trainer(
         accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, limit_val_batches=0,
@@ -45,3 +52,34 @@ def test_nothing_is_changed(kind: str, tmp_path: Path, capsys: pytest.CaptureFix
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
     assert capsys.readouterr().err == ""  # no bar where there is no terminal
     assert not list(tmp_path.glob("*.ckpt")) and not list(tmp_path.glob(".*.ckpt"))
+
+
+@pytest.mark.parametrize("kind", ["lr", "batch_size"])
+def test_what_is_learned_is_as_in_training(kind: str, tmp_path: Path) -> None:
+    """Frozen layers are frozen, images have the size of the first epoch, and a teacher is heard."""
+    data = Digits(batch_size=32, image_size=16)
+    data.setup()
+    module = classifier(data)
+    teacher = tmp_path / "teacher.ckpt"
+    torch.save({"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams), "config": {}}, teacher)
+    callbacks: list[Callback] = [
+        Finetune(head_epochs=None),
+        ProgressiveResizing(0.5, multiple=4),
+        Distillation(str(teacher)),
+    ]
+    seen = set()
+
+    def look(network: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
+        frozen = network.get_submodule("features.1")
+        seen.add(
+            (network.get_submodule("head").training, frozen.training, inputs[0].shape[-1], module.distil is not None)
+        )
+
+    module.network.register_forward_pre_hook(look)
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, limit_val_batches=0,
+        enable_model_summary=False, default_root_dir=tmp_path, use_distributed_sampler=False, max_epochs=5,
+        callbacks=callbacks,
+    )  # fmt: skip
+    tune(kind, trainer, module, data, tmp_path)
+    assert seen - {(True, True, 8, False)} == {(True, False, 8, True)}  # the shapes are tried before

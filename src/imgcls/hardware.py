@@ -3,6 +3,7 @@
 import ctypes
 
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 def best_precision(accelerator: str) -> str:
@@ -18,14 +19,44 @@ def best_precision(accelerator: str) -> str:
     return "32-true"
 
 
+class Heap(ctypes.Structure):
+    """What `mallinfo2` says of the C library's heap (malloc.h), in bytes and in numbers of blocks."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+    )]  # fmt: skip
+
+
 def keep_freed_memory(keep: bool = True) -> None:
     """Lets the C library keep what tensors free, for the next ones; it does nothing where that is not glibc.
 
     By default each large tensor is mapped from the system and given back, and its pages are cleared each time: a
-    tenth to a fifth of a training step on a CPU. The price is that the process stays as large as it once was.
+    tenth to a fifth of a training step on a CPU. `GiveBack` bounds what is kept so.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         trim_threshold, mmap_max = -1, -4  # malloc.h
         mallopt(mmap_max, 0 if keep else 65536)  # else: the defaults
         mallopt(trim_threshold, -1 if keep else 131072)  # -1, as an unsigned number: never
+
+
+class GiveBack(Callback):
+    """Gives freed memory back to the system: after an epoch, where more than `above` bytes are kept, and at the end."""
+
+    def __init__(self, above: int = 2**30) -> None:
+        self.above = above
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        give_back(self.above)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        give_back(0)
+
+
+def give_back(above: int) -> None:
+    """Gives freed memory back where the C library keeps more than `above` bytes; nothing where that is not glibc."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallinfo2"):
+        library.mallinfo2.restype = Heap
+        if library.mallinfo2().fordblks > above:
+            library.malloc_trim(0)

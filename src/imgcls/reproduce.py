@@ -41,6 +41,7 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
     found = runs.read_run(original)
     if found["status"] != "finished":
         raise UserError(f"run={given} is {found['status']} ({found['reason']}); expected one that finished")
+    say_changes(original)
     stored = runs.read_config(original)
     stored = rerooted(stored, stored["run_dir"], str(run_dir)) | {"resume": None, "overwrite": False}
     stored["logger"] = {}
@@ -56,6 +57,14 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
             lock.release()
     if rank() == 0:
         report(original, run_dir)
+
+
+def say_changes(original: Path) -> None:
+    """Says what of the run's config was another before a resume: from the start on, that is another training."""
+    path = original / "environment.json"
+    for entry in json.loads(path.read_text()).get("resumed", []) if path.is_file() else []:
+        for line in entry.get("changed", []):
+            log.warning("the run was changed on the way, at %s: %s; it is run with the last value", entry["time"], line)
 
 
 def report(original: Path, again: Path) -> None:

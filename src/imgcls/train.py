@@ -51,11 +51,12 @@ def main(config: dict[str, Any], run_dir: Path) -> float | list[float] | None:
         from hydra.core.hydra_config import HydraConfig
 
         resuming = config["resume"] is not None
+        goes_on = resuming and (run_dir / "config.yaml").is_file()
         config = resumed(config, run_dir, list(HydraConfig.get().overrides.task))
         settings = checked(config)
         lock = claim(run_dir, settings.overwrite, resuming)
-        checkpoint = newest_whole(run_dir / "checkpoints") if resuming else None
-        if resuming and checkpoint is None:
+        checkpoint = newest_whole(run_dir / "checkpoints") if goes_on else None
+        if goes_on and checkpoint is None:
             log.info("%s has no checkpoint yet: the run begins anew", shown(run_dir))
         if checkpoint is not None and finished(run_dir, config):
             log.info("%s is finished; there is nothing to go on with", shown(run_dir))

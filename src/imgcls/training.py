@@ -23,7 +23,7 @@ from imgcls.checkpoint import WholeFiles
 from imgcls.classifier import ImageClassifier
 from imgcls.data.base import ImageDataModule, cores
 from imgcls.errors import UserError
-from imgcls.hardware import best_precision, keep_freed_memory
+from imgcls.hardware import GiveBack, best_precision, keep_freed_memory
 from imgcls.run import cache_dir
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ def build_trainer(
                 f"trainer.devices={trainer.num_devices}: each is a process, and this machine has {cores()} cores"
             )
         keep_freed_memory()
+        trainer.callbacks.insert(0, GiveBack())  # type: ignore[attr-defined]
     return trainer
 
 
