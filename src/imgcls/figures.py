@@ -63,7 +63,7 @@ def draw_confusion(confusion: np.ndarray, names: list[str]) -> Figure:
 
 def reliability(confidences: np.ndarray, right: np.ndarray) -> pd.DataFrame:
     """Returns, of each range of confidence: the share of the samples, their accuracy, their mean confidence."""
-    place = confidence_bins(torch.tensor(confidences)).clamp_max(BINS - 1).numpy()
+    place = confidence_bins(torch.tensor(confidences)).numpy()
     groups = pd.DataFrame({"accuracy": right, "confidence": confidences}).groupby(place)
     return groups.mean().assign(share=groups.size() / len(right)).reindex(range(BINS))
 
