@@ -49,7 +49,7 @@ def main(config: dict[str, Any], run_dir: Path) -> float:
     """
     settings = configs.typed({k: v for k, v in config.items() if k in Settings.__annotations__}, Settings, "")
     out = Path(settings.out).expanduser()
-    weights = out.with_suffix(".safetensors")
+    weights = out.with_name(f"{out.name}.safetensors")
     check_out(out, (".onnx",) if settings.format == "onnx" else (".pt2",), settings.overwrite, weights)
     packages = ("onnx", "onnxscript", "onnxruntime") if settings.format == "onnx" else ()
     if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
@@ -93,8 +93,11 @@ def metadata(spec: "DataSpec") -> dict[str, str]:
 
     An image's short side is resized to `resize` pixels, with antialiasing, and the centre square of `image_size` cut.
     """
+    from imgcls.data.imagefolder import evaluation_transform
+
     names = ("class_names", "channels", "image_size", "crop_ratio", "interpolation", "mean", "std")
-    facts = {name: getattr(spec, name) for name in names} | {"resize": round(spec.image_size / spec.crop_ratio)}
+    facts = {name: getattr(spec, name) for name in names}
+    facts["resize"] = vars(evaluation_transform(spec))["transforms"][0].size[0]
     return {name: json.dumps(value, ensure_ascii=False) for name, value in facts.items()}
 
 

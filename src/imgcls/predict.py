@@ -47,7 +47,7 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
     """Predicts all images of the source; fails at the end where some could not be read."""
     settings = configs.typed({k: v for k, v in config.items() if k in Settings.__annotations__}, Settings, "")
     out = Path(settings.out).expanduser() if settings.out else run_dir / "predictions.csv"
-    unreadable = out.with_name("unreadable.csv")
+    unreadable = out.with_name(f"{out.name}.unreadable.csv")
     check_out(out, (".csv", ".jsonl", ".parquet"), settings.overwrite, unreadable)
     if out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise UserError(f"out={out} needs the package pyarrow, which is not installed; install it, or take .jsonl")
@@ -79,7 +79,7 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
         raise UserError(
             f"{failed:,} of {done + failed:,} could not be read; see {shown(unreadable)}; the others are done"
         )
-    unreadable.unlink(missing_ok=True)  # of an output that was overwritten
+    unreadable.unlink(missing_ok=True)  # of the output that was overwritten
 
 
 def check_out(out: Path, endings: tuple[str, ...], overwrite: bool, *beside: Path) -> None:
