@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from conftest import imgcls
 from hydra.core.global_hydra import GlobalHydra
+from pages import HOSTILE, elements
 from PIL import Image
 from test_conf import composed
 
@@ -250,13 +251,21 @@ def test_imagenet(run: Run, tmp_path: Path) -> None:
 
 def test_names_that_are_hard_to_write(run: Run, folder: Path) -> None:
     photo(folder / "#odd" / "0.jpg", seed=0)
-    names = ["#odd/1.jpg", "cat/new\nline.jpg", "cat/a\t# b.jpg", "cat/猫 <b>.jpg", os.fsdecode(b"cat/\xff.jpg")]
+    names = [
+        "#odd/1.jpg",
+        "cat/new\nline.jpg",
+        "cat/a\t# b.jpg",
+        "cat/猫 <b>.jpg",
+        f"cat/{HOSTILE}.jpg",
+        os.fsdecode(b"cat/\xff.jpg"),
+    ]
     for name in names:
         (folder / name).touch()
     found, _, place = run(f"data.root={folder}", *SMALL)
     assert sorted(item["file"] for item in found["unreadable"]) == sorted(names)
     page = (place / "index.html").read_text()
     assert "猫 &lt;b&gt;.jpg" in page and "<b>" not in page
+    assert not any(key == "onerror" for _, attributes in elements(page) for key, _ in attributes)
     shutil.copy(place / "exclude.txt", "list")
     left = run(f"data.root={folder}", "data.exclude=list", *SMALL)[0]["unreadable"]
     assert {item["file"] for item in left} == {"cat/new\nline.jpg", "cat/a\t# b.jpg"}

@@ -15,7 +15,7 @@ from torchvision.utils import make_grid, save_image
 
 from imgcls.data.scan import Reader
 from imgcls.figures import as_picture
-from imgcls.page import inline, write_page
+from imgcls.page import inline, plain, write_page
 from imgcls.page import table as html
 from imgcls.run import hydra_quoted, shown
 
@@ -130,7 +130,7 @@ def write(
     wrong, place = faults(found), {file: i for i, file in enumerate(table["file"])}
     counts = pd.DataFrame(found["classes"]).T
     counts.loc["in all"] = counts.sum()
-    numbers = html(counts, index=True, formatters=["{:,}".format] * counts.shape[1])
+    numbers = html(counts, index=True)
     copies = []
     for group in found["duplicates"][:PICTURED] + found["near_duplicates"][:PICTURED]:
         pair = [image["file"] for image in group["images"][:2]]
@@ -184,11 +184,6 @@ def draw_sizes(good: pd.DataFrame) -> Figure:
     axes.set(xlim=(0, None), ylim=(0, None), xlabel="width in pixels", ylabel="height in pixels")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def plain(name: str) -> str:
-    """Returns a name with its line ends, escape codes and bytes that are no text spelt out."""
-    return name if name.isprintable() else repr(name)[1:-1]
 
 
 def short(name: str, most: int = 24) -> str:
