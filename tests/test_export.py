@@ -181,7 +181,7 @@ def test_mistakes_are_one_line(said: Callable[..., str], arguments: tuple[str, .
 def test_missing_packages_are_said(said: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     message = said("export", "checkpoint=x", "out=net.onnx")
-    assert message.endswith("needs onnx and onnxscript and onnxruntime; install them: pip install 'imgcls[export]'")
+    assert message.endswith("needs onnx and onnxscript and onnxruntime; in the clone: pip install -e '.[export]'")
 
 
 def test_the_readme_example(run: Callable[..., None], photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
