@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imgcls.callbacks import EMA, SaveConfig
-from imgcls.checkpoint import load_checkpoint
-from imgcls.classifier import ImageClassifier
+from imgcls.classifier import ImageClassifier, load_checkpoint
 from imgcls.data.base import Batch
 from imgcls.data.digits import Digits
 from imgcls.errors import UserError

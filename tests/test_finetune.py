@@ -14,8 +14,7 @@ from torch import Tensor
 from imgcls.augment import Augment, BatchAugment
 from imgcls.backbones.build import build_network
 from imgcls.callbacks import EMA
-from imgcls.checkpoint import load_checkpoint
-from imgcls.classifier import ImageClassifier
+from imgcls.classifier import ImageClassifier, load_checkpoint
 from imgcls.data.digits import Digits
 from imgcls.errors import UserError
 from imgcls.finetune import Features, Finetune, changes_images, layers

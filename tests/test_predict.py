@@ -317,7 +317,7 @@ def test_configs_compose() -> None:
     for root, module in (("predict", predict), ("export", export)):
         config = composed("checkpoint=x", "out=x", *(["source=x"] if root == "predict" else []), root=root)
         own = set(module.Settings.__annotations__)
-        assert set(config) - own == ({"checkpoint", "source", "trainer"} if root == "predict" else {"checkpoint"})
+        assert set(config) - own == {"checkpoint", "trust"} | ({"source", "trainer"} if root == "predict" else set())
         configs.typed({k: v for k, v in config.items() if k in own}, module.Settings, "")
 
 

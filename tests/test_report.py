@@ -28,8 +28,8 @@ from torchvision.models.vision_transformer import VisionTransformer
 from imgcls import report as reports
 from imgcls.__main__ import main
 from imgcls.calibration import fit_temperature
-from imgcls.checkpoint import add_to_checkpoint, load_checkpoint
-from imgcls.classifier import ImageClassifier
+from imgcls.checkpoint import add_to_checkpoint
+from imgcls.classifier import ImageClassifier, load_checkpoint
 from imgcls.data.base import Batch
 from imgcls.data.memory import MemoryImages
 from imgcls.errors import UserError

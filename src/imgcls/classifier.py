@@ -1,7 +1,9 @@
 """ImageClassifier: one network, its loss, its optimizer, and what is measured of it."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -14,7 +16,8 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from imgcls import config as configs
 from imgcls.augment import Augment, BatchAugment
-from imgcls.backbones.build import build_network
+from imgcls.backbones.build import FIRST_WEIGHTS, build_network, rebuild_network
+from imgcls.checkpoint import find_checkpoint, load_content
 from imgcls.data.base import Batch, ImageDataModule
 from imgcls.data.spec import DataSpec
 from imgcls.errors import UserError
@@ -34,20 +37,21 @@ class ImageClassifier(LightningModule):
         spec: the fields of the data's `DataSpec`.
         backbone: conf/backbone: `_target_` and its arguments.
         loss, optimizer, scheduler: conf/loss, conf/optimizer, conf/scheduler; a network that is only
-            evaluated needs no optimizer and no scheduler.
+            evaluated needs none of them.
         augment: conf/augment; its part for the batch is applied here.
         class_weights: of each class in the training loss; evaluation counts samples alike.
         seed: of all that is drawn in training.
         channels_last: memory layout of network and images; faster wherever convolutions have kernels for it.
         fused: take fused optimizer steps where there are any.
         compile: compile the network with torch.compile.
+        network: the backbone, where it is built already; it is no part of the settings.
     """
 
     def __init__(
         self,
         spec: dict[str, Any],
         backbone: dict[str, Any],
-        loss: dict[str, Any],
+        loss: dict[str, Any] | None = None,
         optimizer: dict[str, Any] | None = None,
         scheduler: dict[str, Any] | None = None,
         augment: dict[str, Any] | None = None,
@@ -56,15 +60,16 @@ class ImageClassifier(LightningModule):
         channels_last: bool = True,
         fused: bool = True,
         compile: bool = False,
+        network: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(logger=False)
+        self.save_hyperparameters(logger=False, ignore=["network"])
         # What a checkpoint is loaded into needs no first weights: neither a download nor the user's file.
-        self.hparams["backbone"] = {k: v for k, v in backbone.items() if k not in ("pretrained", "weights")}
+        self.hparams["backbone"] = {k: v for k, v in backbone.items() if k not in FIRST_WEIGHTS}
         self.spec = DataSpec(**spec)
         classes = self.spec.num_classes
         shape = (classes, self.spec.channels, self.spec.image_size)
-        self.network = build_network(backbone, *shape, self.spec.class_names)
+        self.network = network or build_network(backbone, *shape, self.spec.class_names)
         if channels_last:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if compile:
@@ -74,9 +79,11 @@ class ImageClassifier(LightningModule):
                 f"class_weights has {len(class_weights)} numbers; expected one for each of {classes} classes"
             )
         weight = None if class_weights is None else torch.tensor(class_weights)
-        self.loss: nn.Module = configs.build(loss, "loss", nn.Module, **({} if weight is None else {"weight": weight}))
+        if loss is not None:
+            given: dict[str, Any] = {} if weight is None else {"weight": weight}
+            self.loss: nn.Module = configs.build(loss, "loss", nn.Module, **given)
         # Without class weights a mean over samples is the same for every batch size and number of processes.
-        self.evaluation_loss: nn.Module = configs.build(loss, "loss", nn.Module)
+        self.evaluation_loss = nn.CrossEntropyLoss() if loss is None else configs.build(loss, "loss", nn.Module)
         self.augment = BatchAugment(configs.typed(augment or {}, Augment, "augment"), self.spec)
         std = torch.tensor(self.spec.std).view(-1, 1, 1)
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
@@ -92,6 +99,45 @@ class ImageClassifier(LightningModule):
         self.rate_scales: dict[str, float] | None = None  # shares of the learning rate, by parameter (imgcls.finetune)
         self.train_size: int | None = None  # of training images, where it is not the data's
         self.skipped: list[list[int]] = []  # batches [epoch, index] that teach nothing: their loss was not finite
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # Lightning's own runs code that comes from an address
+        cls, checkpoint_path: str | Path, map_location: torch.device | str = "cpu", *, trust: Sequence[str] = ()
+    ) -> Self:
+        """Returns the classifier of a checkpoint, for evaluation: it has no loss, optimizer or augmentation.
+
+        Args:
+            checkpoint_path: a file, or a run directory: its best checkpoint.
+            map_location: the device.
+            trust: packages, all of whose code may run, that a network from outside of this package is defined in.
+
+        Raises:
+            UserError: an address, or a file that is missing, damaged, carries code, or names a network that isn't
+                allowed (imgcls.allowed). Nothing that the file names was run then.
+        """
+        path = find_checkpoint(str(checkpoint_path))
+        return cls.restored(load_content(path), path, trust).to(map_location)
+
+    @classmethod
+    def restored(cls, content: Mapping[str, Any], path: Path, trust: Sequence[str] = ()) -> Self:
+        """Returns the classifier of a checkpoint's content, in evaluation mode on the CPU; raises UserError as above."""
+        parameters = content["hyper_parameters"]
+        try:
+            spec: DataSpec = configs.typed(dict(parameters["spec"]), DataSpec, "spec")
+            network = rebuild_network(parameters["backbone"], spec, trust)
+            last = bool(parameters.get("channels_last", True))
+            classifier = cls(asdict(spec), dict(parameters["backbone"]), channels_last=last, network=network)
+            state = content["state_dict"]  # also of what training alone has, such as class weights
+            own = {k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")}
+            network.load_state_dict(own)
+            classifier.on_load_checkpoint(dict(content))
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise UserError(
+                f"checkpoint={path}: its weights are of another network than its settings say ({reason})"
+            ) from error
+        nn.Module.eval(classifier)
+        return classifier
 
     def normalise(self, images: Tensor, size: int | None = None) -> Tensor:
         """Returns `images (N, C, H, W) uint8` as floats with the data's mean 0 and deviation 1, at its size or another."""
@@ -266,3 +312,11 @@ class ImageClassifier(LightningModule):
             nn.utils.clip_grad_value_(self.network.parameters(), gradient_clip_val)
         else:
             nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
+
+
+def load_checkpoint(path: Path, trust: Sequence[str] = ()) -> tuple[ImageClassifier, dict[str, Any]]:
+    """Returns the classifier of a checkpoint and the config of its run; raises UserError as `load_from_checkpoint`."""
+    content = load_content(path)
+    if not isinstance(content.get("config"), dict):
+        raise UserError(f"checkpoint={path}: it was not written by imgcls train, and has no config of a run")
+    return ImageClassifier.restored(content, path, trust), content["config"]

@@ -111,13 +111,14 @@ def _name(hint: Any) -> str:
     return getattr(hint, "__name__", str(hint)) if origin is None else str(hint).replace("typing.", "")
 
 
-def arguments(node: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Returns the keyword arguments of a node, checked against the signature of its `_target_`.
+def arguments(node: Mapping[str, Any], where: str, target: Callable[..., Any] | None = None) -> dict[str, Any]:
+    """Returns the keyword arguments of a node, checked against the signature of its `_target_` (found already, or
+    located here).
 
     Raises:
         UserError: a key that is no parameter of the target, or a value of a wrong type.
     """
-    named, open_ended = _parameters(locate(node["_target_"], f"{where}._target_"))
+    named, open_ended = _parameters(target or locate(node["_target_"], f"{where}._target_"))
     checked = {}
     for key, value in node.items():
         if key == "_target_":
@@ -143,20 +144,27 @@ def check(config: Mapping[str, Any], where: str = "") -> None:
             arguments(node, place)
 
 
-def build(node: Mapping[str, Any], where: str, kind: type | None = None, **given: Any) -> Any:
+def build(
+    node: Mapping[str, Any],
+    where: str,
+    kind: type | None = None,
+    target: Callable[..., Any] | None = None,
+    **given: Any,
+) -> Any:
     """Calls what a node's `_target_` names with the node's other keys and `given`.
 
-    With a `kind`, it must be a class of that kind: what a checkpoint asks for could be any function.
+    A node that comes from a checkpoint could name anything: for it the caller looks `target` up in the allow-list
+    (imgcls.allowed) and gives it here. With a `kind`, the target must be a class of that kind.
 
     Raises:
         UserError: a key or a value does not fit, or the target itself says so.
     """
-    target = locate(node["_target_"], f"{where}._target_")
+    target = target or locate(node["_target_"], f"{where}._target_")
     if kind is not None and not (inspect.isclass(target) and issubclass(target, kind)):
         raise UserError(
             f"{where}._target_={node['_target_']}: expected a class of the kind {kind.__name__}; it was not called"
         )
-    keywords = arguments(node, where)
+    keywords = arguments(node, where, target)
     try:
         inspect.signature(target).bind(**keywords, **given)
     except TypeError as error:

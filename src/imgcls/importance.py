@@ -22,7 +22,7 @@ def importances(table: pd.DataFrame, names: list[str], target: str) -> tuple[dic
     try:
         import optuna
     except ModuleNotFoundError:
-        return {}, "it needs Optuna: pip install -e '.[sweep]' in the clone of imgcls"
+        return {}, "it needs Optuna; in the clone: pip install -e '.[sweep]'"
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     params: dict[str, Any] = {}
     kinds: dict[str, Any] = {}

@@ -17,7 +17,7 @@ from pydantic import Field
 from imgcls import config as configs
 from imgcls.command import verb
 from imgcls.errors import UserError
-from imgcls.eval import EVALUATION, given
+from imgcls.eval import EVALUATION, given, trusted
 from imgcls.run import shown
 
 if TYPE_CHECKING:
@@ -51,14 +51,15 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
     check_out(out, (".csv", ".jsonl", ".parquet"), settings.overwrite, unreadable)
     if out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise UserError(f"out={out} needs the package pyarrow, which is not installed; install it, or take .jsonl")
-    from imgcls.checkpoint import find_checkpoint, load_checkpoint
+    from imgcls.checkpoint import find_checkpoint
+    from imgcls.classifier import load_checkpoint
     from imgcls.data.files import Failure, file_loader, images_of
     from imgcls.rows import writer
     from imgcls.training import build_trainer, prepare
 
     failures: list[Failure] = []
     paths = images_of("source", str(config["source"]), failures)
-    classifier, trained = load_checkpoint(find_checkpoint(str(config["checkpoint"])))
+    classifier, trained = load_checkpoint(find_checkpoint(str(config["checkpoint"])), trusted(config))
     prepare(trained["seed"])
     carried = given(trained["trainer"], ("accelerator", "precision", "benchmark", "deterministic"))
     trainer = build_trainer({**EVALUATION, **carried, **given(config["trainer"])}, [], [], run_dir)

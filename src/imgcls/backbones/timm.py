@@ -7,6 +7,9 @@ from torch import nn
 
 from imgcls.errors import UserError, nearest
 
+# Options of timm.create_model that name files and addresses: timm would read them by rules of its own.
+REFUSED = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+
 
 def timm_network(
     num_classes: int, in_channels: int, image_size: int, name: str, pretrained: bool = False, **options: Any
@@ -18,6 +21,8 @@ def timm_network(
     """
     if not timm.is_model(name.partition(".")[0]):
         raise UserError(f"backbone.name={name}: timm has no such network; {nearest(name, timm.list_models())}")
+    if taken := REFUSED & set(options):
+        raise UserError(f"backbone.{taken.pop()}: files of weights are read by backbone.weights=FILE alone")
     known = timm.get_pretrained_cfg(name.partition(".")[0], allow_unregistered=True)
     if known is not None and known.fixed_input_size:  # transformers: positions depend on the size
         options = {"img_size": image_size} | options

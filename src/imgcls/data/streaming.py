@@ -33,7 +33,9 @@ try:
     from litdata.streaming import Cache
     from litdata.streaming.downloader import get_downloader
 except ModuleNotFoundError as error:
-    raise UserError("streams need litdata, which is not installed; run: pip install 'imgcls[streaming]'") from error
+    raise UserError(
+        "streams need litdata, which is not installed; in the clone: pip install -e '.[streaming]'"
+    ) from error
 for name in ("litdata", "botocore"):
     logging.getLogger(name).setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", message="Your `IterableDataset` has `__len__` defined")  # Lightning; it is right here
