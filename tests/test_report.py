@@ -81,11 +81,13 @@ def test_temperature_is_in_the_logits_and_not_in_training(tmp_path: Path) -> Non
     assert load_checkpoint(path)[0].temperature == 1.0
     add_to_checkpoint(path, temperature=2.0)
     assert [p.name for p in tmp_path.glob("best*")] == ["best.ckpt"]
-    for loaded in (load_checkpoint(path)[0], ImageClassifier.load_from_checkpoint(path).eval()):
+    for loaded in (load_checkpoint(path)[0], ImageClassifier.load_from_checkpoint(path)):
         assert torch.equal(loaded(images), before / 2)
-        assert torch.equal(loaded.training_step(batch, 0), loss)
-        loaded.on_fit_start()
-        assert loaded.temperature == 1.0
+    classifier.on_load_checkpoint({"temperature": 2.0})  # as at a resume
+    assert torch.equal(classifier(images), before / 2)
+    assert torch.equal(classifier.training_step(batch, 0), loss)
+    classifier.on_fit_start()
+    assert classifier.temperature == 1.0
 
 
 # Tables
