@@ -16,6 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from imgcls.data.decode import UnreadableImage, decode, header
+from imgcls.data.files import Files
+from imgcls.data.spec import DataSpec
 from imgcls.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
@@ -299,3 +301,12 @@ def test_any_name(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"ü 'a' \"b\".{suffix}"
     noise(path)
     assert decode(str(path), 3).shape == (3, 64, 48)
+
+
+def test_prediction_reads_as_training_did(tmp_path: Path) -> None:
+    """The spec that a checkpoint holds says which bits are used."""
+    Image.fromarray(np.full((8, 8), 4095, np.uint16)).save(tmp_path / "a.png")
+    facts: dict[str, Any] = {"class_names": "ab", "channels": 1, "image_size": 8, "mean": [0.5], "std": [0.5]}
+    for bits, grey in ((12, 255), (None, 16)):
+        images, _, failures = Files(DataSpec(**facts, bits=bits)).__getitems__([str(tmp_path / "a.png")])
+        assert images is not None and images.unique().tolist() == [grey] and not failures
