@@ -35,6 +35,7 @@ def facts(found: dict[str, Any]) -> dict[str, str]:
     if found["different_sizes"] > 1:
         ranges = [f"{found[side]['min']:,g} to {found[side]['max']:,g} ({side})" for side in ("width", "height")]
         counted["sides in pixels"] = ", ".join(ranges)
+    counted["depth"] = "; ".join(depth(deep) for deep in found["deep"])
     counted["mean and std"] = found["override"]
     if ways := found["imbalance"]:
         weigh = "; class_weights=balanced evens it out" if ways["ratio"] >= 3 else ""
@@ -74,11 +75,27 @@ def faults(found: dict[str, Any]) -> list[tuple[str, list[str], bool]]:
         (f"near duplicates{lands}", chosen("near_duplicates", None), False),
     ]
     out = [(f"{title} ({len(cases):,})", cases, grave) for title, cases, grave in listed if cases]
+    if found["left_out"]:
+        out.append(("folders beside the splits, which are not read", [plain(name) for name in found["left_out"]], True))
+    for deep in found["deep"]:
+        if deep["override"]:
+            title = f"{deep['numbers']} that are read too {'dark' if deep['peak'] < deep['white'] else 'bright'}"
+            out.append((title, [f"{depth(deep)}; set {deep['override']} and inspect again"], True))
     if sum(len(g["images"]) for g in found["near_duplicates"]) > max(100, 0.02 * found["images"]):
         out.append(("so many near duplicates may be look-alikes, not copies; near=2 is stricter", [], False))
     if found["training_refuses"]:
         out.append((f"training refuses this data: {found['training_refuses']}", [], True))
     return out
+
+
+def depth(deep: dict[str, Any]) -> str:
+    """Returns what the images of more than 8 bits hold, in words."""
+    if deep["white"] == 1:
+        return f"{deep['images']:,} of floats up to {deep['peak']:g}, where 1 is white"
+    bits = f"{deep['uses']} of {int(deep['white']).bit_length()} bits"
+    return (
+        f"{deep['images']:,} of {deep['numbers']} use {bits}: up to {deep['peak']:g}, where {deep['white']:g} is white"
+    )
 
 
 def headline(found: dict[str, Any]) -> str:
