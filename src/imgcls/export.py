@@ -94,7 +94,7 @@ def metadata(spec: "DataSpec") -> dict[str, str]:
     An image's short side is resized to `resize` pixels, with antialiasing, and the centre square of `image_size` cut.
     """
     names = ("class_names", "channels", "image_size", "crop_ratio", "interpolation", "mean", "std")
-    facts = {name: getattr(spec, name) for name in names} | {"resize": round(spec.image_size / spec.crop_ratio)}
+    facts = {name: getattr(spec, name) for name in names} | {"resize": spec.resize}
     return {name: json.dumps(value, ensure_ascii=False) for name, value in facts.items()}
 
 

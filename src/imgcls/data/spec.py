@@ -1,5 +1,6 @@
 """What the rest of the template asks the data."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,8 @@ class DataSpec:
     """The facts of a data set that networks, augmentation and evaluation depend on.
 
     `mean` and `std` are for pixels in [0, 1], one number a channel: one for all is repeated, and those of colours are
-    averaged for grey. Evaluation resizes the short side to `image_size / crop_ratio` pixels and cuts the square of
-    `image_size` from the centre.
+    averaged for grey. Evaluation resizes the short side to `resize` pixels and cuts the square of `image_size` from the
+    centre.
     """
 
     class_names: Sequence[str]
@@ -38,6 +39,11 @@ class DataSpec:
             raise UserError(f"the data has two classes called {repeated[0]!r}; expected different names")
         if not 0 < self.crop_ratio <= 1 or self.image_size < 1 or min(self.std) <= 0:
             raise UserError("data: expected crop_ratio above 0 and at most 1, image_size of 1 or more, std above 0")
+
+    @property
+    def resize(self) -> int:
+        """Pixels of the short side before the centre is cut, in whole pixels as timm has it."""
+        return math.floor(self.image_size / self.crop_ratio)
 
     @property
     def num_classes(self) -> int:
