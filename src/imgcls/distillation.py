@@ -1,9 +1,11 @@
 """Distillation (Hinton et al. 2015): a student learns from a teacher's logits beside the targets."""
 
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,11 +25,12 @@ class Distillation(Callback):
         weight: share of the teacher's part.
     """
 
-    def __init__(self, teacher: str, temperature: float = 4.0, weight: float = 0.9) -> None:
-        if temperature <= 0 or not 0 <= weight <= 1:
-            raise UserError(
-                f"Distillation: temperature={temperature}, weight={weight}: expected a number above 0, and a share"
-            )
+    def __init__(
+        self,
+        teacher: str,
+        temperature: Annotated[float, Field(gt=0)] = 4.0,
+        weight: Annotated[float, Field(ge=0, le=1)] = 0.9,
+    ) -> None:
         self.teacher: ImageClassifier = load_checkpoint(find_checkpoint(teacher))[0].eval().requires_grad_(False)
         self.temperature, self.weight, self.name = temperature, weight, Path(teacher)
 

@@ -37,9 +37,18 @@ def build_network(
     ours = str(options["_target_"]).startswith("imgcls.backbones.")  # a checkpoint could name any function
     network: nn.Module = configs.build(options, "backbone", None if ours else nn.Module, **shape)
     if weights is not None:
+        reset_head(network)
         load_weights(network, Path(weights), class_names)
     try_shapes(network, **shape)
     return network
+
+
+def reset_head(network: nn.Module) -> None:
+    """Starts the head at zero (Kolesnikov et al. 2019, BiT): the first loss is then the logarithm of the number of classes
+    whatever the scale of the features is, and trained weights below it get no gradients of random logits."""
+    for name in getattr(network, "head_names", ()):
+        for parameter in network.get_submodule(name).parameters():
+            nn.init.zeros_(parameter)
 
 
 def on_meta(network: nn.Module, *shape: int) -> Any:

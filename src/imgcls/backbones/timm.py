@@ -5,6 +5,7 @@ from typing import Any
 import timm
 from torch import nn
 
+from imgcls.backbones.build import reset_head
 from imgcls.errors import UserError, nearest
 
 
@@ -31,4 +32,6 @@ def timm_network(
         raise UserError(f"backbone.name={name}: timm could not make it ({reason}){advice}") from error
     heads = network.pretrained_cfg["classifier"]  # type: ignore[index]
     network.head_names = (heads,) if isinstance(heads, str) else tuple(heads)  # type: ignore[assignment]
+    if pretrained and network.pretrained_cfg["num_classes"] != num_classes:  # type: ignore[index]
+        reset_head(network)
     return network
