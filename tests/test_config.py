@@ -156,8 +156,9 @@ def test_a_target_that_takes_any_keyword() -> None:
 
 
 def test_what_the_target_itself_says() -> None:
-    message = "augment.flip=2.0: expected a number from 0 to 1"
-    assert refused(build, {"_target_": AUGMENT, "flip": 2.0}, "augment") == message
+    message = "augment.mixup.probability + cutmix.probability=2.0: expected a number from 0 to 1"
+    both = {"mixup": {"probability": 1.0}, "cutmix": {"probability": 1.0}}
+    assert refused(build, {"_target_": AUGMENT, **both}, "augment") == message
 
 
 def test_an_argument_that_is_missing() -> None:

@@ -6,28 +6,26 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn import functional as F
-from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
 from imgcls import config as configs
 from imgcls.augment import Augment, BatchAugment
 from imgcls.backbones.build import FIRST_WEIGHTS, build_network, rebuild_network
 from imgcls.checkpoint import find_checkpoint, load_content
-from imgcls.data.base import Batch, ImageDataModule
+from imgcls.data.base import Batch
 from imgcls.data.spec import DataSpec
 from imgcls.errors import UserError
 from imgcls.keyed import key_seed
 from imgcls.metrics import Evaluation, MeanLoss, Predictions, metric_names
 from imgcls.optimizers import build_optimizer
-from imgcls.schedulers import Steps
+from imgcls.steps import StepByStep
 
 
-class ImageClassifier(LightningModule):
+class ImageClassifier(StepByStep):
     """Trains and evaluates a network on batches of uint8 images.
 
     All arguments are plain Python, so that a checkpoint needs nothing beside itself:
@@ -39,7 +37,8 @@ class ImageClassifier(LightningModule):
         loss, optimizer, scheduler: conf/loss, conf/optimizer, conf/scheduler; a network that is only
             evaluated needs none of them.
         augment: conf/augment; its part for the batch is applied here.
-        class_weights: of each class in the training loss; evaluation counts samples alike.
+        class_weights: of each class in the training loss. Evaluation measures the plain negative log-likelihood, the
+            mean over samples, whatever the training loss is.
         seed: of all that is drawn in training.
         channels_last: memory layout of network and images; faster wherever convolutions have kernels for it.
         fused: take fused optimizer steps where there are any.
@@ -74,16 +73,14 @@ class ImageClassifier(LightningModule):
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if compile:
             self.network.compile()
-        if class_weights is not None and len(class_weights) != classes:
-            raise UserError(
-                f"class_weights has {len(class_weights)} numbers; expected one for each of {classes} classes"
-            )
+        if class_weights is not None and (
+            len(class_weights) != classes or min(class_weights) < 0 or not any(class_weights)
+        ):
+            raise UserError(f"class_weights={class_weights}: expected {classes} numbers of 0 or more, not all 0")
         weight = None if class_weights is None else torch.tensor(class_weights)
         if loss is not None:
             given: dict[str, Any] = {} if weight is None else {"weight": weight}
             self.loss: nn.Module = configs.build(loss, "loss", nn.Module, **given)
-        # Without class weights a mean over samples is the same for every batch size and number of processes.
-        self.evaluation_loss = nn.CrossEntropyLoss() if loss is None else configs.build(loss, "loss", nn.Module)
         self.augment = BatchAugment(configs.typed(augment or {}, Augment, "augment"), self.spec)
         std = torch.tensor(self.spec.std).view(-1, 1, 1)
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
@@ -97,6 +94,7 @@ class ImageClassifier(LightningModule):
         self.temperature = 1.0  # that a checkpoint brings (imgcls.calibration); training never sees it
         self.distil: Callable[[ImageClassifier, Tensor, Tensor, Tensor], Tensor] | None = None  # imgcls.distillation
         self.rate_scales: dict[str, float] | None = None  # shares of the learning rate, by parameter (imgcls.finetune)
+        self.features_into = ""  # the part of the network that takes features in place of images (imgcls.finetune)
         self.train_size: int | None = None  # of training images, where it is not the data's
         self.skipped: list[list[int]] = []  # batches [epoch, index] that teach nothing: their loss was not finite
 
@@ -139,6 +137,14 @@ class ImageClassifier(LightningModule):
         nn.Module.eval(classifier)
         return classifier
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Casts the network and its input alone, where Lightning casts all in the precisions bf16-true and 16-true: sums
+        and weights in half precision would be wrong. All goes to the device."""
+        super()._apply(fn, recurse=False)
+        for name, child in self.named_children():
+            child._apply(fn if name == "network" else lambda tensor: tensor.to(fn(tensor).device))
+        return self
+
     def normalise(self, images: Tensor, size: int | None = None) -> Tensor:
         """Returns `images (N, C, H, W) uint8` as floats with the data's mean 0 and deviation 1, at its size or another."""
         size = size or self.spec.image_size
@@ -156,7 +162,7 @@ class ImageClassifier(LightningModule):
     def raw_logits(self, images: Tensor) -> Tensor:
         """Returns the network's own logits `(N, K) float32`."""
         if images.is_floating_point():  # features, computed once (imgcls.finetune)
-            return self.network.get_submodule(self.head_name)(images).float()  # type: ignore[no-any-return]
+            return self.network.get_submodule(self.features_into)(images).float()  # type: ignore[no-any-return]
         return self.network(self.normalise(images)).float()  # type: ignore[no-any-return]
 
     @property
@@ -228,7 +234,7 @@ class ImageClassifier(LightningModule):
                 return
         logits, scaled = raw / self.temperature, split == "test" and self.temperature != 1
         for name, values in ((split, logits), *([("unscaled", raw)] if scaled else [])):
-            getattr(self, f"{name}_loss").update(self.evaluation_loss(values, targets), len(targets))
+            getattr(self, f"{name}_loss").update(F.cross_entropy(values, targets), len(targets))
             getattr(self, f"{name}_metrics").update(values, targets)
         if split == "test":
             self.predictions.update(logits, targets, indices, raw if scaled else None)
@@ -282,36 +288,6 @@ class ImageClassifier(LightningModule):
             if str(entry.get("monitor", "")).startswith("val/"):
                 entry["frequency"] = self.trainer.check_val_every_n_epoch or 1
         return [optimizer], schedule
-
-    def fused_steps(self) -> bool:
-        """Whether the optimizer may take fused steps."""
-        scaled = self.trainer.precision in ("16-mixed", "16")  # the gradient scaler unscales before a plain step
-        sharded = isinstance(self.trainer.strategy, ModelParallelStrategy)
-        return bool(self.hparams["fused"]) and not scaled and not sharded
-
-    @staticmethod
-    def steps(trainer: Trainer, data: ImageDataModule) -> Steps:
-        """Counts optimizer steps from settings. Lightning's own estimate sets the loaders up too early for an
-        exact resume."""
-        batches, limit = data.batches_per_epoch(trainer.world_size), trainer.limit_train_batches
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        per_epoch = max(-(-batches // trainer.accumulate_grad_batches), 1)
-        ends = [trainer.max_steps] if trainer.max_steps >= 0 else []
-        if trainer.max_epochs is not None and trainer.max_epochs >= 0:
-            ends.append(per_epoch * trainer.max_epochs)
-        return Steps(per_epoch, min(ends) if ends else None)
-
-    def configure_gradient_clipping(
-        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        if not gradient_clip_val:
-            return
-        if self.trainer.precision in ("16-mixed", "16"):
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_algorithm == "value":  # Lightning refuses to clip for a fused step, with no need in bf16
-            nn.utils.clip_grad_value_(self.network.parameters(), gradient_clip_val)
-        else:
-            nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
 
 
 def load_checkpoint(path: Path, trust: Sequence[str] = ()) -> tuple[ImageClassifier, dict[str, Any]]:

@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,11 +26,13 @@ class Distillation(Callback):
         trust: packages that a teacher's network may come from, beside ours.
     """
 
-    def __init__(self, teacher: str, temperature: float = 4.0, weight: float = 0.9, trust: Sequence[str] = ()) -> None:
-        if temperature <= 0 or not 0 <= weight <= 1:
-            raise UserError(
-                f"Distillation: temperature={temperature}, weight={weight}: expected a number above 0, and a share"
-            )
+    def __init__(
+        self,
+        teacher: str,
+        temperature: Annotated[float, Field(gt=0)] = 4.0,
+        weight: Annotated[float, Field(ge=0, le=1)] = 0.9,
+        trust: Sequence[str] = (),
+    ) -> None:
         self.teacher = ImageClassifier.load_from_checkpoint(teacher, trust=trust).requires_grad_(False)
         self.temperature, self.weight, self.name = temperature, weight, Path(teacher)
 

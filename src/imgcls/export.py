@@ -93,10 +93,7 @@ def metadata(spec: "DataSpec") -> dict[str, str]:
 
     An image's short side is resized to `resize` pixels, with antialiasing, and the centre square of `image_size` cut.
     """
-    from imgcls.data.imagefolder import evaluation_transform
-
-    facts = asdict(spec)
-    facts["resize"] = vars(evaluation_transform(spec))["transforms"][0].size[0]
+    facts = asdict(spec) | {"resize": spec.resize}
     return {name: json.dumps(value, ensure_ascii=False) for name, value in facts.items()}
 
 

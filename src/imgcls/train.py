@@ -34,7 +34,7 @@ class Settings:
     test: bool
     tune: Literal["lr", "batch_size"] | None
     temperature: bool
-    class_weights: Literal["balanced"] | list[float] | None
+    class_weights: Literal["balanced"] | list[Annotated[float, Field(ge=0)]] | None
     channels_last: bool
     compile: bool
     optimized_metric: str | list[str]

@@ -13,13 +13,15 @@ import torch
 from conftest import write_picture
 from PIL import Image
 from sklearn.metrics import f1_score
+from timm.data import create_transform
 from torchvision.transforms import v2
 
 from imgcls.augment import Augment
 from imgcls.config import build
 from imgcls.data.base import SPLITS
 from imgcls.data.decode import UnreadableImage, decode
-from imgcls.data.imagefolder import ImageFolder
+from imgcls.data.imagefolder import ImageFolder, evaluation_transform
+from imgcls.data.spec import DataSpec
 from imgcls.errors import UserError, one_line
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
@@ -291,3 +293,13 @@ def test_a_damaged_image_stops_the_loader_with_one_line(folder: Path, workers: i
         list(data.train_dataloader())
     message = one_line(caught.value)
     assert message.startswith(f"{folder}/fox/") and "can't be read as an image (" in message and "\n" not in message
+
+
+@pytest.mark.parametrize("ratio", [0.8, 0.875, 0.9, 0.95, 1.0])
+def test_evaluation_sees_the_pixels_that_timm_sees(ratio: float) -> None:
+    picture = torch.randint(0, 256, (3, 300, 260), dtype=torch.uint8)
+    spec = DataSpec(CLASSES, 3, 224, (0.5,), (0.5,), interpolation="bilinear", crop_ratio=ratio)
+    theirs = create_transform(224, crop_pct=ratio, interpolation="bilinear", use_prefetcher=True)
+    resize, crop = theirs.transforms[:2]
+    difference = evaluation_transform(spec)(picture).int() - crop(resize(picture)).int()
+    assert int(difference.abs().max()) <= 1  # they round for themselves

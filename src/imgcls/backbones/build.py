@@ -43,6 +43,7 @@ def build_network(
             f"backbone._target_={options['_target_']} returns {type(network).__name__}; expected a torch.nn.Module"
         )
     if weights is not None:
+        reset_head(network)
         load_weights(network, Path(weights), class_names)
     try_shapes(network, **shape)
     return network
@@ -61,6 +62,14 @@ def rebuild_network(config: Mapping[str, Any], spec: DataSpec, trust: Iterable[s
     if not isinstance(network, nn.Module):
         raise UserError(f"the checkpoint's backbone._target_={config['_target_']} returns no torch.nn.Module")
     return network
+
+
+def reset_head(network: nn.Module) -> None:
+    """Starts the head at zero (Kolesnikov et al. 2019, BiT): the first loss is then the logarithm of the number of classes
+    whatever the scale of the features is, and trained weights below it get no gradients of random logits."""
+    for name in getattr(network, "head_names", ()):
+        for parameter in network.get_submodule(name).parameters():
+            nn.init.zeros_(parameter)
 
 
 def on_meta(network: nn.Module, *shape: int) -> Any:

@@ -5,6 +5,7 @@ from typing import Any
 import timm
 from torch import nn
 
+from imgcls.backbones.build import reset_head
 from imgcls.errors import UserError, nearest
 
 # Options of timm.create_model that name files and addresses: timm would read them by rules of its own.
@@ -36,4 +37,6 @@ def timm_network(
         raise UserError(f"backbone.name={name}: timm could not make it ({reason}){advice}") from error
     heads = network.pretrained_cfg["classifier"]  # type: ignore[index]
     network.head_names = (heads,) if isinstance(heads, str) else tuple(heads)  # type: ignore[assignment]
+    if pretrained and network.pretrained_cfg["num_classes"] != num_classes:  # type: ignore[index]
+        reset_head(network)
     return network

@@ -192,7 +192,7 @@ def evaluation_transform(spec: DataSpec) -> nn.Module:
     """Returns what evaluation does to a decoded image: resize of the short side, and the centre square."""
     interpolation = InterpolationMode(spec.interpolation)
     return v2.Compose([
-        v2.Resize(round(spec.image_size / spec.crop_ratio), interpolation=interpolation, antialias=True),
+        v2.Resize(spec.resize, interpolation=interpolation, antialias=True),
         v2.CenterCrop(spec.image_size),
     ])  # fmt: skip
 

@@ -85,7 +85,7 @@ class PackedImages(FolderImages):
     def as_stored(self) -> bool:
         """Whether no image needs anything done to it."""
         size, alike = self.spec.image_size, self.pack.alike
-        fits = alike is not None and alike.shape[1:3] == (size, size) and round(size / self.spec.crop_ratio) == size
+        fits = alike is not None and alike.shape[1:3] == (size, size) and self.spec.resize == size
         return fits and self.transform is self.evaluate
 
     def images(self, keys: Tensor) -> Tensor:

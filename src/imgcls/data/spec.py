@@ -1,5 +1,6 @@
 """What the rest of the template asks the data."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,8 @@ class DataSpec:
     """The facts of a data set that networks, augmentation and evaluation depend on.
 
     `mean` and `std` are for pixels in [0, 1], one number a channel: one for all is repeated, and those of colours are
-    averaged for grey. Evaluation resizes the short side to `image_size / crop_ratio` pixels and cuts the square of
-    `image_size` from the centre.
+    averaged for grey. Evaluation resizes the short side to `resize` pixels and cuts the square of `image_size` from the
+    centre.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # where it is read from a file
@@ -44,6 +45,11 @@ class DataSpec:
         if not 0 < self.crop_ratio <= 1 or self.image_size < 1 or min(self.std) <= 0:
             given = f"crop_ratio={self.crop_ratio}, image_size={self.image_size}, std={list(self.std)}"
             raise UserError(f"data: {given}: expected a ratio above 0 and at most 1, a size of 1 or more, std above 0")
+
+    @property
+    def resize(self) -> int:
+        """Pixels of the short side before the centre is cut, in whole pixels as timm has it."""
+        return math.floor(self.image_size / self.crop_ratio)
 
     @property
     def num_classes(self) -> int:
