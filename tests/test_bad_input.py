@@ -30,6 +30,17 @@ MISTAKES = [
     ("train optimizer=null", "optimizer=null: null is no choice; leave it out, or choose one of: adamw"),
     ("train ~scheduler", "scheduler: nothing is chosen; write scheduler=…"),
     ("train trainer=ddp_cpu trainer.on_oom=halve", "trainer.on_oom=halve works in a single process, and here are 2"),
+    ("train debug=true", "debug=true: there is no such choice; choose one of: fast, overfit, profile"),
+    ("train callbacks.ema.decay=0.9", "callbacks.ema: it is not chosen; write callbacks=[default,ema]"),
+    ("train +callbacks.ema.decay=0.9", "callbacks.ema: it is not chosen; write callbacks=[default,ema]"),
+    ("train logger=csv logger.wandb.tags=[a]", "logger.wandb: it is not chosen; write logger=[csv,wandb]"),
+    ("train +foo=1", "foo: there is no such key; choose one of: augment"),
+    ("train +optimiser.lr=0.1", "optimiser: there is no such key; did you mean 'optimizer'?"),
+    ("train -m +optimiser.lr=0.1,0.2", "optimiser: there is no such key; did you mean 'optimizer'?"),
+    ("compare runs=. +metrics=x", "metrics: there is no such key; did you mean 'metric'?"),
+    ("train hydra.run.dir=/proc/x", "hydra.run.dir=/proc/x: the folder can't be made (No such file or directory)"),
+    ("train -m seed=1,2 hydra.sweep.dir=/proc/x", "hydra.sweep.dir=/proc/x: the folder can't be made"),
+    ("bench json=empty", "json=empty: expected a file"),
     ("train optimizer.lr=[", "optimizer.lr=["),
     ("train seed=x", "seed=x: input should be a valid integer"),
     ("train trainer.max_epochs=abc", "trainer.max_epochs=abc: input should be a valid integer"),
@@ -93,6 +104,36 @@ def test_what_is_said(said: Said, given: str, expected: str) -> None:
     Path("empty").mkdir()
     assert expected in said(*given.split())
     assert not list(Path().rglob("*.ckpt"))
+
+
+NOTHING_MADE = ["debug=true", "+callbacks.ema.decay=0.9", "callbacks.ema.decay=0.9", "+foo=1", "-m seed=1 +foo=1"]
+
+
+@pytest.mark.parametrize("given", NOTHING_MADE)
+def test_a_wrong_name_leaves_no_directory(said: Said, given: str) -> None:
+    said("train", *given.split())
+    assert not list(Path().rglob("runs*"))
+
+
+def test_a_data_class_of_the_users_that_fails(said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "from imgcls.data.digits import Digits\nclass Mine(Digits):\n    def __init__(self, **given):\n        None + 1\n"
+    (tmp_path / "my_set.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    message = said("train", "data._target_=my_set.Mine", "hydra.run.dir=run")
+    assert message.startswith("imgcls train: data._target_=my_set.Mine: TypeError: unsupported operand type(s)")
+    log = Path("run/run.log").read_text()
+    assert "Traceback (most recent call last)" in log and "None + 1" in log
+
+
+def test_settings_in_a_file_for_what_is_not_chosen(
+    here: Callable[..., None], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "conf" / "experiment" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("# @package _global_\nlogger: {wandb: {tags: [a]}}\ncallbacks: {early_stopping: {patience: 1}}\n")
+    here("train", "--config-dir=conf", "experiment=mine", "logger=csv", "test=false", "trainer.max_epochs=1")
+    said = capsys.readouterr().out
+    assert "callbacks.early_stopping: its settings are not used, because it is not chosen" in said
 
 
 def test_in_a_process_of_its_own() -> None:
@@ -205,6 +246,16 @@ def test_code_in_a_run_does_not_run(said: Said, train: Callable[..., object]) ->
     torch.save({**torch.load(last, weights_only=True), "code": Code()}, last)
     message = said("train", "resume=run", "trainer.max_epochs=2")
     assert "run/checkpoints/last.ckpt: it carries code" in message and not Path("it_ran").exists()
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"]])
+def test_a_reader_that_has_ended(words: list[str]) -> None:
+    command = subprocess.Popen([sys.executable, "-m", "imgcls", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert command.stdout is not None and command.stderr is not None
+    command.stdout.close()
+    assert command.stderr.read() == b""
+    command.stderr.close()
+    assert command.wait() == 141
 
 
 def test_help_and_completion_answer_at_once() -> None:

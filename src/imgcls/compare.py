@@ -31,7 +31,7 @@ class Settings:
     baseline: str | None
 
 
-@verb("compare", "runs", "where", "baseline")
+@verb("compare")
 def main(config: dict[str, Any], run_dir: Path) -> None:
     """Compares runs, and names those that are damaged or did not finish."""
     settings = configs.typed(config, Settings, "")

@@ -11,7 +11,7 @@ from imgcls.errors import UserError, nearest
 from imgcls.run import shown
 
 
-@verb("eval", "checkpoint")
+@verb("eval")
 def main(config: dict[str, Any], run_dir: Path) -> float:
     """Tests a checkpoint and writes a report; returns its top1."""
     from imgcls.checkpoint import find_checkpoint

@@ -41,7 +41,7 @@ class Settings:
     tolerance: Annotated[float, Field(gt=0)]
 
 
-@verb("export", "checkpoint", "images", "out")
+@verb("export")
 def main(config: dict[str, Any], run_dir: Path) -> float:
     """Writes the file and its weights if they agree with the checkpoint; returns the largest difference of a logit.
 

@@ -88,7 +88,10 @@ class Finetune(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:  # type: ignore[override]
         first = trainer.current_epoch == 0 or self.lowest is None
-        if self.freeze(pl_module.network, trainer.current_epoch) and isinstance(trainer.strategy, DDPStrategy):
+        changed = self.freeze(pl_module.network, trainer.current_epoch)
+        for optimizer in trainer.optimizers:
+            give_momentum(optimizer)
+        if changed and isinstance(trainer.strategy, DDPStrategy):
             trainer.strategy.model = trainer.lightning_module  # wrapped anew: DDP waits for what learned when it began
             trainer.strategy.configure_ddp()
             first = True
@@ -132,6 +135,18 @@ class Finetune(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.scale = state_dict["scale"]
+
+
+def give_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Gives parameters that begin to learn a momentum of zero, beside others of their group that have one: torch's
+    fused SGD takes all or none. Their first step is the same with it, as long as there is no dampening."""
+    for group in optimizer.param_groups if isinstance(optimizer, torch.optim.SGD) else ():
+        if group["fused"] and any(
+            optimizer.state.get(p, {}).get("momentum_buffer") is not None for p in group["params"]
+        ):
+            for parameter in (p for p in group["params"] if p.requires_grad):
+                if optimizer.state.get(parameter, {}).get("momentum_buffer") is None:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def layers(network: nn.Module) -> dict[str, int]:

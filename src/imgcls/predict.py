@@ -42,7 +42,7 @@ class Settings:
     max_pixels: Annotated[int, Field(ge=1)]
 
 
-@verb("predict", "checkpoint", "source", "out")
+@verb("predict")
 def main(config: dict[str, Any], run_dir: Path) -> None:
     """Predicts all images of the source; fails at the end where some could not be read."""
     settings = configs.typed({k: v for k, v in config.items() if k in Settings.__annotations__}, Settings, "")

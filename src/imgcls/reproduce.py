@@ -23,7 +23,7 @@ class Settings:
     out: str
 
 
-@verb("reproduce", "run", "out")
+@verb("reproduce")
 def main(config: dict[str, Any], run_dir: Path) -> None:
     """Trains with the config of a finished run, where it was started, and compares. Of its loggers only the CSV is
     kept: a sweep's record elsewhere gets no second run. Raises UserError where the result differs."""

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from imgcls.errors import UserError
-from imgcls.run import hydra_quoted, quote_arguments, rerooted, shown, write_text
+from imgcls.run import hydra_quoted, rerooted, shown, write_text
 from imgcls.stopping import rank
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,6 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
     started = int(os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("WORLD_SIZE") or 1)
     if started > 1 and not any(a.startswith(("hydra.run.dir=", "resume=")) for a in arguments):
         raise UserError(f"{started} processes were started for one run: give all of them one folder, hydra.run.dir=…")
-    quote_arguments("resume", "hydra.run.dir")
     many = "-m" in arguments or "--multirun" in arguments
     if many and any(a.startswith("sweep.") for a in arguments) and not any(a.startswith("sweep=") for a in arguments):
         arguments = [*arguments, "sweep=grid"]

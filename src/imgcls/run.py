@@ -200,20 +200,9 @@ def shown(path: Path | str) -> str:
     return str(path) if relative.startswith("..") else relative
 
 
-def quote_arguments(*keys: str) -> None:
-    """Puts the values of these keys on the command line in the quotes that Hydra's grammar wants for `=`, `<` or `,`,
-    where they have none and are no lists. Under `-m` a comma parts jobs."""
-    if {"-m", "--multirun"} & set(sys.argv):
-        return
-    for place, word in enumerate(sys.argv):
-        key, _, value = word.partition("=")
-        if key in keys and value and value[0] not in "'\"[":
-            sys.argv[place] = f"{key}={hydra_quoted(value)}"
-
-
 def hydra_quoted(text: str) -> str:
     """Returns a value as Hydra's command-line grammar takes it: in quotes where it has characters of the grammar."""
-    if re.fullmatch(r"[\w./+-]+", text):
+    if re.fullmatch(r"[\w./+-]+", text, re.ASCII):
         return text
-    escaped = text.replace("'", "\\'")
+    escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + found[2].replace("'", "\\'"), text)
     return f"'{escaped}'"
