@@ -1,22 +1,33 @@
-"""What was best in a run."""
+"""What was best in a run, by which metric, and what watches one."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from omegaconf import OmegaConf
+
+from imgcls.errors import UserError, nearest
 
 
 def direction(metric: str) -> str:
     """Returns "min" for what is better when it is small, else "max"."""
-    return "min" if metric.endswith(("loss", "loss_step", "calibration_error")) else "max"
+    return "min" if str(metric).endswith(("loss", "loss_step", "calibration_error")) else "max"
 
 
-def optimised(
-    run_dir: Path, metric: str | list[str], last: Mapping[str, Any] | None = None
-) -> float | list[float] | None:
-    """Returns the best value of a metric; of several, the values of the epoch that was best by the first of them.
-    Without a metrics.csv it is what was logged `last`."""
+def first(metric: str | Sequence[str]) -> str | None:
+    """Returns the metric that is optimised, or the first of several."""
+    return metric if isinstance(metric, str) else next(iter(metric), None)
+
+
+# What conf/ says of callbacks that watch a metric: monitor: ${first_metric:${optimized_metric}}
+OmegaConf.register_resolver("first_metric", first, replace=True)
+OmegaConf.register_resolver("direction", direction, replace=True)
+
+
+def optimised(run_dir: Path, metric: str | list[str]) -> float | list[float] | None:
+    """Returns the best value of a metric; of several, the values of the epoch that was best by the first of them."""
     names = [metric] if isinstance(metric, str) else metric
-    best = best_epoch(run_dir, names[0]) or {f"best/{name}": float(value) for name, value in (last or {}).items()}
+    best = best_epoch(run_dir, names[0])
     values = [best[f"best/{name}"] for name in names if f"best/{name}" in best]
     if len(values) < len(names):
         return None
@@ -35,3 +46,36 @@ def best_epoch(run_dir: Path, monitor: str) -> dict[str, float]:
         return {}
     best = table[monitor].argmin() if direction(monitor) == "min" else table[monitor].argmax()
     return {f"best/{name}": float(value) for name, value in table.iloc[int(best)].dropna().items()}
+
+
+def check_monitored(config: dict[str, Any], callbacks: list[Any], names: set[str]) -> None:
+    """Raises UserError where a metric is watched that is never logged, or in the wrong direction."""
+    watched = [(f"callbacks: {type(c).__name__}.", c.monitor, c.mode) for c in callbacks if getattr(c, "monitor", None)]
+    if schedule := config["scheduler"].get("monitor"):
+        watched.append(("scheduler.", schedule, config["scheduler"].get("mode")))
+    named = [(f"{where}monitor", name) for where, name, _ in watched]
+    optimized = config["optimized_metric"]
+    named += [("optimized_metric", name) for name in ([optimized] if isinstance(optimized, str) else optimized)]
+    for key, name in named:
+        if name not in names:
+            raise UserError(f"{key}={name}: no such metric is logged; {nearest(name, names)}")
+        if name.startswith("val/") and (why := never_validated(config["trainer"])):
+            raise UserError(f"{key}={name}: with {why} nothing is validated; watch train/loss, or let it validate")
+    for keeper in callbacks:
+        if getattr(keeper, "save_top_k", 1) not in (0, 1) and "{" not in (keeper.filename or "{"):
+            raise UserError(
+                f"callbacks: ModelCheckpoint.save_top_k={keeper.save_top_k} with filename={keeper.filename}: each file "
+                "needs a name of its own, such as callbacks.checkpoint.filename='{epoch:03d}'"
+            )
+    for where, name, mode in watched:
+        if mode is not None and mode != direction(name):
+            raise UserError(f"{where}mode={mode}: {name} is better the other way; set mode={direction(name)}")
+
+
+def never_validated(trainer: dict[str, Any]) -> str | None:
+    """Returns the setting of conf/trainer by which no epoch is validated, if there is one."""
+    for key in ("limit_val_batches", "max_epochs", "max_steps"):
+        if trainer.get(key) == 0:
+            return f"trainer.{key}=0"
+    every, epochs = trainer.get("check_val_every_n_epoch") or 1, trainer.get("max_epochs") or -1
+    return f"trainer.check_val_every_n_epoch={every} in {epochs} epochs" if 0 < epochs < every else None

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from imgcls.backbones.build import try_shapes
 from imgcls.classifier import ImageClassifier
 from imgcls.errors import UserError
+from imgcls.resume import note_change
 from imgcls.run import rerooted, write_config
 
 
@@ -114,12 +115,25 @@ class ProgressiveResizing(Callback):
 class SaveConfig(Callback):
     """Puts the run's whole config, plain and resolved, into each checkpoint."""
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.config = config
+    def __init__(self, config: dict[str, Any], resumed_from: Path | None = None) -> None:
+        self.config, self.resumed_from = config, resumed_from
+        self.kept = self.trained = False
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero:  # what was changed at a resume, and not refused, stays so
-            write_config(Path(self.config["run_dir"]), {k: v for k, v in self.config.items() if k != "git"})
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.trained = True
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.keep(trainer)
+
+    def keep(self, trainer: Trainer) -> None:
+        """Writes the config into the run directory, once: what was changed at a resume and has worked stays so."""
+        if trainer.is_global_zero and not self.kept:
+            config = {k: v for k, v in self.config.items() if k != "git"}
+            note_change(Path(self.config["run_dir"]), config, self.resumed_from)
+            write_config(Path(self.config["run_dir"]), config)
+        self.kept = True
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint["config"] = self.config

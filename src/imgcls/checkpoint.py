@@ -1,15 +1,22 @@
 """Checkpoints: enough by themselves, and never trusted with code."""
 
 import os
+import shlex
+import shutil
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import get_total_norm
 
 from imgcls.backbones.build import load_tensors, unloadable
 from imgcls.errors import UserError
+from imgcls.run import shown
 
 
 def find_checkpoint(given: str) -> Path:
@@ -60,6 +67,9 @@ def add_to_checkpoint(path: Path, **entries: Any) -> None:
     write_whole(load_tensors(path) | entries, path)
 
 
+STATES = ("state_dict", "current_model_state")  # with EMA, the first has the means
+
+
 class WholeFiles(TorchCheckpointIO):
     """Writes checkpoints so that a file of that name is always whole. What replaces `last.ckpt` keeps it as
     `previous.ckpt`."""
@@ -69,7 +79,11 @@ class WholeFiles(TorchCheckpointIO):
 
 
 def write_whole(content: dict[str, Any], path: Path) -> None:
-    """Writes to another name, waits until the disk has it, and renames. Raises UserError where the disk is full."""
+    """Writes to another name, waits until the disk has it, and renames.
+
+    Raises:
+        UserError: the disk takes no more; it says how much is free, and from what the run can go on.
+    """
     partial = path.with_suffix(".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,25 +91,73 @@ def write_whole(content: dict[str, Any], path: Path) -> None:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        if path.name == "last.ckpt" and path.exists():
-            path.replace(path.with_name("previous.ckpt"))
-        partial.replace(path)
+        put_in_place(partial, path)
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
-    except (OSError, RuntimeError) as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(
-            f"{path} could not be written ({' '.join(str(error).split())[:200]}); what was saved before is whole: make "
-            "room, and go on with resume=RUN_DIR"
-        ) from error
+    except (OSError, RuntimeError) as error:  # torch.save has an error of its own for a write that came short
+        said = f"{shown(path)} could not be written: {no_room(path.parent, error)}"
+        if newest(path.parent)[0] != partial:
+            partial.unlink(missing_ok=True)
+        raise UserError(said) from error
+
+
+def put_in_place(partial: Path, path: Path) -> None:
+    """Gives a whole file its name; a `last.ckpt` of before becomes `previous.ckpt`."""
+    if path.name == "last.ckpt" and path.exists():
+        path.replace(path.with_name("previous.ckpt"))
+    partial.replace(path)
+
+
+def no_room(checkpoints: Path, error: Exception) -> str:
+    """Returns how full the disk is of a run's checkpoints, and what is left to go on from."""
+    folder = next(place for place in (checkpoints, *checkpoints.absolute().parents) if place.is_dir())
+    disk = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.is_mount())
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else "the write came short"
+    said = f"the disk at {disk} has {shutil.disk_usage(folder).free:,} bytes free ({reason}); make room: "
+    kept, resume = newest(checkpoints)[0], shlex.quote(f"resume={shown(checkpoints.parent)}")
+    left = f"the run goes on from {shown(kept)}" if kept else "no checkpoint to go on from is left, the run begins anew"
+    return f"{said}{left} with imgcls train {resume}"
+
+
+def newest(folder: Path) -> tuple[Path | None, dict[Path, str]]:
+    """Returns the newest whole checkpoint to go on from, and what is wrong with those that are newer.
+
+    A `last.partial` that is whole is the newest: the process was killed before it had its name.
+    """
+    wrong = dict[Path, str]()
+    for path in (folder / name for name in ("last.partial", "last.ckpt", "previous.ckpt")):
+        if path.exists():
+            if (reason := damage(path)) is None:
+                return path, wrong
+            wrong[path] = reason
+    return None, wrong
 
 
 def damage(path: Path) -> str | None:
-    """Returns what is wrong with a checkpoint's file, or None: each of its records has a checksum (CRC-32)."""
+    """Returns what is wrong with a checkpoint's file, or None: each of its records has a checksum (CRC-32), and its
+    weights and buffers are finite."""
     try:
         with zipfile.ZipFile(path) as file:
             bad = file.testzip()
-        return None if bad is None else f"{bad} in it is not what was written"
+        if bad is not None:
+            return f"{bad} in it is not what was written"
     except (OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
         return " ".join(str(error).split()) or type(error).__name__
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        states = [content.get(key, {}) for key in STATES]
+    except Exception:  # code, or no checkpoint at all: said where it is loaded
+        return None
+    names = [name for state in states for name in not_finite(state) if name not in content.get("infinite", ())]
+    return f"{len(names)} of its tensors are not finite, such as {names[0]}" if names else None
+
+
+def not_finite(state: Mapping[str, Tensor]) -> list[str]:
+    """Returns the names of the tensors of a state dict that have NaN or infinity in them. Where there are none, it
+    reads from the device once."""
+    local = {name: value.to_local() if isinstance(value, DTensor) else value for name, value in state.items()}
+    floats = {name: value.detach() for name, value in local.items() if value.is_floating_point()}
+    if bool(get_total_norm(list(floats.values())).isfinite()):
+        return []
+    return [name for name, value in floats.items() if not bool(value.isfinite().all())]  # the norm may overflow

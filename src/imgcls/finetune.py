@@ -8,6 +8,7 @@ import logging
 from collections.abc import Mapping
 from typing import Annotated, Any
 
+import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from pydantic import Field

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from imgcls.backbones.build import unloadable
+from imgcls.checkpoint import no_room
 from imgcls.errors import UserError
 from imgcls.resume import newest_whole
 from imgcls.run import shown
@@ -89,7 +90,7 @@ def fit_once(trainer: Any, classifier: Any, data: Any, run_dir: Path, checkpoint
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        raise UserError(f"the disk is full ({error}); make room, and go on with resume={shown(run_dir)}") from error
+        raise UserError(no_room(run_dir / "checkpoints", error)) from error
     except Stopped:
         log.warning("stopped after step %d; go on with: imgcls train %s", trainer.global_step, resume)
         raise

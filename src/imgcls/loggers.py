@@ -1,7 +1,6 @@
 """Loggers: a CSV with one row an epoch, and Weights & Biases that never asks and never stops a run."""
 
 import csv
-import functools
 import logging
 import netrc
 import os
@@ -9,7 +8,10 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
 from typing import Any, Literal
 
 from lightning.pytorch.loggers import Logger, WandbLogger
@@ -20,6 +22,7 @@ from imgcls.stopping import SIGNALS
 
 log = logging.getLogger(__name__)
 UPLOAD = 600.0  # seconds that the upload of a checkpoint may take at the end
+PATIENCE = 10.0  # seconds that a logger beside W&B's may take for what it is told
 failed = set[str]()  # loggers of this run that are told nothing more
 
 
@@ -75,20 +78,46 @@ class EpochCSV(Logger):
         partial.replace(self.path)
 
 
+def told(loggers: list[Logger], run_dir: Path) -> list[Logger]:
+    """Returns the loggers of a run: its `metrics.csv`, without which it can't be compared, and others that can neither
+    stop nor hold up the training."""
+    others = [lasting(logger) for logger in loggers if not isinstance(logger, EpochCSV)]
+    return [EpochCSV(str(run_dir)), *others]
+
+
 def lasting(logger: Logger) -> Logger:
-    """Makes a logger one that never stops a training: all that Lightning tells it goes through `unharmed`."""
+    """Makes a logger one that never stops a training: all that Lightning tells it goes through `unharmed`, and one that
+    has not answered within `PATIENCE` is told nothing more. (W&B has times of its own, and a process.)"""
     kind = type(logger).__name__
     failed.discard(kind)
 
     def tell(method: Callable[..., Any], *arguments: Any, **keywords: Any) -> None:
-        if kind not in failed:
-            with unharmed(kind):
-                method(*arguments, **keywords)
+        if kind in failed:
+            return
+        with unharmed(kind):
+            if isinstance(logger, WandbLogger):
+                return method(*arguments, **keywords)
+            answer: Queue[Exception | None] = Queue()
+            Thread(target=answered, args=(answer, partial(method, *arguments, **keywords)), daemon=True).start()
+            try:
+                error = answer.get(timeout=PATIENCE)
+            except Empty:
+                raise TimeoutError(f"no answer within {PATIENCE:g} s") from None
+            if error is not None:
+                raise error
 
     for name in ("log_hyperparams", "log_metrics", "after_save_checkpoint", "save", "finalize"):
-        if not isinstance(logger, EpochCSV):  # without which the run can't be compared
-            setattr(logger, name, functools.partial(tell, getattr(logger, name)))
+        setattr(logger, name, partial(tell, getattr(logger, name)))
     return logger
+
+
+def answered(answer: "Queue[Exception | None]", call: Callable[[], Any]) -> None:
+    """Makes a call and puts its error, or None, into the queue."""
+    try:
+        call()
+        answer.put(None)
+    except Exception as error:
+        answer.put(error)
 
 
 @contextmanager
@@ -140,7 +169,7 @@ def wandb_logger(
     settings = wandb.Settings(init_timeout=timeout, finish_timeout=patience, finish_timeout_raises=True, silent=True)
     if "wandb.sdk.launch" not in sys.modules:  # then there are no inputs of W&B Launch: to look would import it, 0.7 s
         wandb.Run._detect_and_apply_job_inputs = lambda run: None  # type: ignore
-    begin: Any = functools.partial(wandb.init, dir=save_dir, settings=settings, reinit="finish_previous", **options)
+    begin: Any = partial(wandb.init, dir=save_dir, settings=settings, reinit="finish_previous", **options)
     for attempt, otherwise in {mode: "offline", "offline": "disabled"}.items():
         try:
             run = begin(mode=attempt)

@@ -25,6 +25,7 @@ class EpochProgress(ProgressBar):
         self.bar: Progress | None = None
         self.loss: Tensor | None = None
         self.ended: str | None = None  # the epoch that ended and is not yet reported
+        self.validated = False  # whether it was
         self.images, self.first_step, self.start, self.refreshed, self.epoch_start = 0, 0, 0.0, 0.0, 0.0
 
     def disable(self) -> None:
@@ -48,7 +49,7 @@ class EpochProgress(ProgressBar):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._line(trainer)
-        self.images, self.epoch_start = 0, time.perf_counter()
+        self.images, self.epoch_start, self.validated = 0, time.perf_counter(), False
         if self.bar is not None:
             total = trainer.num_training_batches
             self.bar.reset(
@@ -79,6 +80,9 @@ class EpochProgress(ProgressBar):
         if self.bar is not None:
             self.bar.update(self.task, rest="validating", refresh=True)
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.validated = True
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.ended = self._epoch(trainer)
 
@@ -93,7 +97,7 @@ class EpochProgress(ProgressBar):
         shown = [
             f"{name} {values[name]:.4f}"
             for name in ("train/loss", "train/top1", "val/loss", "val/top1")
-            if name in values
+            if name in values and (self.validated or name.startswith("train/"))
         ]
         speed = f"{values['images_per_second']:,.0f} images/s" if "images_per_second" in values else ""
         if self.bar is not None:

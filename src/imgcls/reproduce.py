@@ -43,7 +43,7 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
         raise UserError(f"run={given} is {found['status']} ({found['reason']}); expected one that finished")
     stored = runs.read_config(original)
     stored = rerooted(stored, stored["run_dir"], str(run_dir)) | {"resume": None, "overwrite": False}
-    stored["logger"] = {name: node for name, node in stored["logger"].items() if name == "csv"}
+    stored["logger"] = {}
     stored["callbacks"].pop("pruning", None)  # would report to the search once more
     settings, lock = train.checked(stored), claim(run_dir, overwrite=False, resuming=False)
     start = Path(stored["cwd"])  # relative paths in the config are from there

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from imgcls.errors import UserError
+from imgcls.errors import UserError, nearest
 from imgcls.run import hydra_quoted, rerooted, shown, write_text
 from imgcls.stopping import rank
 
@@ -29,8 +30,8 @@ OWN = (
 
 
 def hydra_arguments(arguments: list[str]) -> list[str]:
-    """Returns a command line for which Hydra works in the directory of `resume=RUN_DIR` and leaves its record alone,
-    and which names the sweep that `-m` alone is.
+    """Returns a command line for which Hydra works in the directory of `resume=RUN_DIR`, leaves its record alone, and
+    takes keys of the run's own choices; and which names the sweep that `-m` alone is.
 
     Raises:
         UserError: there is no run in it; or of ranks that torchrun or srun started, each would make a directory.
@@ -52,21 +53,13 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
         raise UserError(
             f"resume={given[-1]}: there is no run in it (no config.yaml); expected a run directory, or auto"
         )
-    if any(a.startswith("data.") for a in arguments) and not any(a.startswith("data=") for a in arguments):
-        arguments = [*arguments, *own_data(folder)]  # of which Hydra then knows the keys
+    of_a_choice = re.compile(r"(?!hydra\.)\w+\.[\w.]+=")  # that Hydra may not compose here; `put` knows the run's keys
+    arguments = [f"++{a}" if of_a_choice.match(a) else a for a in arguments]
     return [*arguments, f"hydra.run.dir={hydra_quoted(str(folder.absolute()))}", "hydra.output_subdir=null"]
 
 
-def own_data(folder: Path) -> list[str]:
-    """Returns the choice of data that a run was started with, as an override."""
-    path = folder / ".hydra" / "hydra.yaml"
-    if not path.is_file():
-        return []
-    return [f"data={yaml.safe_load(path.read_text())['hydra']['runtime']['choices']['data']}"]
-
-
-def resumed(config: dict[str, Any], run_dir: Path, changed: list[str]) -> tuple[dict[str, Any], Path | None]:
-    """Returns the config to run and the checkpoint to go on from, if there is one.
+def resumed(config: dict[str, Any], run_dir: Path, changed: list[str]) -> dict[str, Any]:
+    """Returns the config to run.
 
     Args:
         changed: the overrides of this command. With resume=RUN_DIR they are put into the run's own config; with
@@ -75,9 +68,9 @@ def resumed(config: dict[str, Any], run_dir: Path, changed: list[str]) -> tuple[
     wanted = config["resume"]
     config = {**config, "resume": None}
     if wanted is None:
-        return config, None
+        return config
     if wanted == "auto" and not (run_dir / "config.yaml").is_file():
-        return config, None
+        return config
     try:
         own = yaml.safe_load((run_dir / "config.yaml").read_text())
         own["run_dir"], own["trainer"]["max_epochs"]
@@ -90,15 +83,13 @@ def resumed(config: dict[str, Any], run_dir: Path, changed: list[str]) -> tuple[
     if wanted != "auto":
         for override in changed:
             put(own, config, override)
-    checkpoint = newest_whole(run_dir / "checkpoints")
-    if checkpoint is None:
-        log.info("%s has no checkpoint yet: the run begins anew", shown(run_dir))
-    return own, checkpoint
+    return own
 
 
 def put(own: dict[str, Any], composed: dict[str, Any], override: str) -> None:
     """Puts one override of the command line into the run's own config."""
-    key = override.partition("=")[0].lstrip("+~")
+    override = override.lstrip("+")
+    key = override.partition("=")[0].lstrip("~")
     if key in ("resume", "overwrite", "local") or key.startswith("hydra."):
         return
     *path, name = key.split(".")
@@ -107,39 +98,49 @@ def put(own: dict[str, Any], composed: dict[str, Any], override: str) -> None:
         own, composed = own.get(part) or {}, composed.get(part) or {}
     if not path and key in ("data", "scheduler") and own[key]["_target_"] == composed[key]["_target_"]:
         return  # named again, so that Hydra knows the keys of the run's own choice
+    if name not in own and path:
+        raise UserError(f"{key}: the run has no such key; {nearest(name, own)}")
     if name not in own or isinstance(own[name], dict) or name not in composed:
         raise UserError(f"{override}: resume= takes a run as it is; only single values of it can be changed")
     if path and key != "optimizer.lr" and key.startswith(("backbone.", "optimizer.", "scheduler.")):
         raise UserError(
             f"{override}: the checkpoint has its state; of this, optimizer.lr alone can be changed on the way"
         )
+    if key in ("seed", "optimized_metric"):
+        raise UserError(f"{override}: the run began with {own[key]}, and its record would be wrong; start a new run")
     if key in ("trainer.max_epochs", "trainer.max_steps") and whole["scheduler"]["_target_"].endswith("one_cycle"):
         raise UserError(f"{override}: scheduler=one_cycle has its end in the checkpoint; it can't be moved")
     own[name] = composed[name]
 
 
 def newest_whole(folder: Path) -> Path | None:
-    """Returns the newest whole checkpoint to go on from, if there is one; names those that are damaged.
+    """Returns the newest whole checkpoint to go on from, if there is one; names those that are damaged, and sets them
+    aside, so that they replace none that is whole.
 
     Raises:
         UserError: there is none but damaged ones.
     """
-    from imgcls.checkpoint import damage
+    from imgcls.checkpoint import damage, newest, put_in_place
 
-    reason = None
-    for path in (folder / "last.ckpt", folder / "previous.ckpt"):
-        if path.exists():
-            if reason is not None:
-                log.warning("%s; the one before it is taken", reason)
-            if (damaged := damage(path)) is None:
-                return path
-            reason = f"{shown(path)} is damaged ({damaged})"
-    if reason is not None:
+    found, wrong = newest(folder)
+    wrong.pop(folder / "last.partial", None)  # the process was killed while it wrote
+    reasons = [f"{shown(path)} is damaged ({reason})" for path, reason in wrong.items()]
+    if found is None and wrong:
         raise UserError(
-            f"{reason}, and there is none before it; start over with overwrite=true, or a new run from backbone.weights="
-            f"{shown(folder / 'best.ckpt')}"
+            f"{reasons[-1]}, and there is none before it; start over with overwrite=true, or a new run from "
+            f"backbone.weights={shown(folder / 'best.ckpt')}"
         )
-    return None
+    for path, reason in zip(wrong, reasons, strict=True) if rank() == 0 else ():
+        log.warning("%s; it is %s.damaged now, and the one before it is taken", reason, path.name)
+        path.replace(path.with_name(f"{path.name}.damaged"))
+    if found is None or found.suffix != ".partial":
+        return found
+    last = folder / "last.ckpt"
+    if rank() == 0:
+        if damage(last) is not None and last.exists():
+            last.replace(last.with_name("last.ckpt.damaged"))
+        put_in_place(found, last)
+    return last
 
 
 def claim(run_dir: Path, overwrite: bool, resuming: bool) -> Any:
@@ -183,6 +184,14 @@ def finished(run_dir: Path, config: dict[str, Any]) -> bool:
     return bool(own["trainer"] == config["trainer"])
 
 
+def changes(before: Any, now: Any, key: str = "") -> list[str]:
+    """Returns what differs between two configs, as `key: before → now`."""
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return [] if before == now else [f"{key}: {before} → {now}"]
+    names = [name for name in {**before, **now} if key or name not in ("resume", "overwrite", "git")]
+    return [line for n in names for line in changes(before.get(n), now.get(n), f"{key}.{n}".lstrip("."))]
+
+
 def check_data(run_dir: Path, now: dict[str, Any]) -> None:
     """Raises UserError where the data is not what the run began with."""
     path = run_dir / "environment.json"
@@ -195,13 +204,33 @@ def check_data(run_dir: Path, now: dict[str, Any]) -> None:
         )
 
 
-def note_resume(run_dir: Path, checkpoint: Path) -> None:
-    """Adds to environment.json when and how the run went on."""
-    path = run_dir / "environment.json"
+def check_progress(checkpoint: Path, trainer: Any) -> None:
+    """Raises UserError where the run has come further than it shall go, or other processes would go on in an epoch."""
+    from imgcls.checkpoint import load_content
+
+    content = load_content(checkpoint)
+    begun, processes = content["loops"]["fit_loop"]["epoch_progress"]["current"]["ready"], trainer.world_size
+    for key, done in (("max_epochs", begun), ("max_steps", content["global_step"])):
+        if 0 <= getattr(trainer, key) < done:
+            raise UserError(
+                f"trainer.{key}={getattr(trainer, key)}: the run has come to {done} already; give as much, or more"
+            )
+    before = len(content.get("within_epoch", {}).get("metrics", range(processes)))
+    if before != processes:
+        raise UserError(
+            f"trainer.devices: the checkpoint is from within an epoch, and the number of its processes is {before}, here "
+            f"{processes}; go on with as many, and change it after an epoch's end"
+        )
+
+
+def note_change(run_dir: Path, config: dict[str, Any], resumed_from: Path | None) -> None:
+    """Adds to environment.json when and how the run went on, and what of its config is another from there on."""
+    path, before = run_dir / "environment.json", run_dir / "config.yaml"
+    old = yaml.safe_load(before.read_text()) if before.is_file() else config
+    changed = changes(rerooted(old, old["run_dir"], str(run_dir)), config)
+    if resumed_from is None and not changed:
+        return
     record = json.loads(path.read_text()) if path.is_file() else {}
-    entry = {
-        "command": shlex.join(sys.orig_argv),
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "from": checkpoint.name,
-    }
+    entry: dict[str, Any] = {"command": shlex.join(sys.orig_argv), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    entry |= ({"from": resumed_from.name} if resumed_from else {}) | ({"changed": changed} if changed else {})
     write_text(path, json.dumps(record | {"resumed": [*record.get("resumed", []), entry]}, indent=2) + "\n")

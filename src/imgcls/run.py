@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
@@ -150,13 +150,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def keeping_status(run_dir: Path, parameters: int) -> Iterator[None]:
+def keeping_status(run_dir: Path, parameters: int, trained: Callable[[], bool] = lambda: True) -> Iterator[None]:
     """Around a training, on rank 0: keeps `status.json`, which tells a run that was killed from one that is done.
 
     The status is running, then finished, stopped (from outside), pruned or failed; the seconds are of all its starts.
+    A resume that ends before a step is `trained` leaves the status as it was.
     """
     path, start = run_dir / "status.json", time.monotonic()
-    before = json.loads(path.read_text())["seconds"] if path.exists() else 0.0  # it is resumed
+    found = path.read_text() if path.exists() else None  # it is resumed
+    before = json.loads(found)["seconds"] if found else 0.0
 
     def say(status: str, **more: str) -> None:
         facts = {
@@ -175,6 +177,8 @@ def keeping_status(run_dir: Path, parameters: int) -> Iterator[None]:
         stopped = isinstance(error, SystemExit | KeyboardInterrupt)
         status = "pruned" if type(error).__name__ == "TrialPruned" else "stopped" if stopped else "failed"
         say(status, error=f"{type(error).__name__}: {' '.join(str(error).split())}")
+        if found and status == "failed" and not trained():
+            write_text(path, found)
         raise
     say("finished")
 

@@ -11,9 +11,12 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, distributed
 
+from imgcls.callbacks import SaveConfig
+from imgcls.checkpoint import STATES, newest, not_finite
 from imgcls.classifier import ImageClassifier
 from imgcls.data.sampler import world_size
 from imgcls.errors import UserError
+from imgcls.lightning_state import count_batches, follow_schedules, scale_rates, start_of_epoch
 from imgcls.loggers import EpochCSV
 from imgcls.run import shown
 from imgcls.stopping import SIGNALS
@@ -22,7 +25,7 @@ EVERY = 8  # steps after which ranks ask each other whether to save or to stop
 
 
 class NonFiniteLoss(UserError):
-    """The loss became infinite or NaN, in the batch `(epoch, batch index)`."""
+    """The loss, or the weights after it, became infinite or NaN in the batch `(epoch, batch index)`."""
 
     batch: tuple[int, int]
 
@@ -31,8 +34,8 @@ class Safeguard(Checkpoint):
     """Writes `last.ckpt`, from which a run goes on as if it had never stopped: after each epoch, when all of it is
     logged; every `every_minutes` within epochs; and when a signal asks to stop. `previous.ckpt` is the one before.
 
-    A loss that is not finite is noticed on the device. The host learns of it without waiting, and before anything is
-    saved, so `last.ckpt` is always good.
+    A loss that is not finite is noticed on the device, and the host learns of it without waiting. Before anything is
+    saved, the weights and buffers are looked at too, so a checkpoint is always good.
     """
 
     monitor, best_model_path = None, ""  # as of a ModelCheckpoint, for a run without one
@@ -42,8 +45,13 @@ class Safeguard(Checkpoint):
             raise UserError(f"Safeguard: every_minutes={every_minutes}: expected a number above 0")
         self.path, self.every_minutes, self.saved = Path(dirpath) / "last.ckpt", every_minutes, 0.0
         self.saving = self.epoch_ended = False
+        self.infinite: list[str] = []  # buffers that are so from the beginning, such as a mask
         self.metrics: dict[str, Any] = {}  # that were logged last before the checkpoint
         self.within: dict[str, Any] = {}  # what a checkpoint brought that was written within an epoch
+
+    def setup(self, trainer: Trainer, pl_module: ImageClassifier, stage: str) -> None:  # type: ignore[override]
+        if stage == "fit":  # before a checkpoint is loaded
+            self.infinite = not_finite(dict(pl_module.named_buffers()))
 
     def on_fit_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:  # type: ignore[override]
         # Lightning's agreement on SIGTERM waits for the device in each step; ours is in `agreed`.
@@ -54,7 +62,7 @@ class Safeguard(Checkpoint):
         self.group: Any = distributed.new_group(backend="gloo") if other else None
         self.bad = torch.full((), -1, device=pl_module.device)  # the first batch with a loss that is not finite
         self.seen = torch.full((), -1, pin_memory=self.bad.is_cuda)  # what the host knows of it
-        self.recent: deque[tuple[int, Tensor]] = deque(maxlen=2 * EVERY * trainer.accumulate_grad_batches)
+        self.recent: deque[tuple[int, int, Tensor]] = deque(maxlen=2 * EVERY * trainer.accumulate_grad_batches)
 
     def on_train_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:  # type: ignore[override]
         SIGNALS.install()  # once more: Lightning put its own in front
@@ -63,6 +71,8 @@ class Safeguard(Checkpoint):
             if isinstance(logger, EpochCSV):
                 logger.keep(trainer.current_epoch)
         trainer.callback_metrics.update(self.metrics)
+        if self.metrics:  # it is a resume
+            follow_schedules(trainer)
         if trainer.fit_loop.restarted_mid_epoch:  # Lightning leaves these out, and what they set is in no checkpoint
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 callback.on_train_epoch_start(trainer, pl_module)
@@ -77,7 +87,7 @@ class Safeguard(Checkpoint):
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: ImageClassifier, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.recent.append((batch_idx, batch.indices))
+        self.recent.append((trainer.current_epoch, batch_idx, batch.indices))
         self.bad = torch.where(outputs["loss"].detach().isfinite() | (self.bad >= 0), self.bad, batch_idx)
         bad = bool(self.seen.numpy() >= 0)
         self.seen.copy_(self.bad, non_blocking=True)
@@ -91,8 +101,8 @@ class Safeguard(Checkpoint):
                 SIGNALS.stop()
 
     def on_validation_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:  # type: ignore[override]
-        if SIGNALS.training:  # the best checkpoint shall be a good one, too
-            self.check(trainer, pl_module)
+        if SIGNALS.training:  # what is measured shall be of a good network
+            self.check(trainer, pl_module.state_dict())
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: ImageClassifier) -> None:  # type: ignore[override]
         self.epoch_ended = True
@@ -122,21 +132,27 @@ class Safeguard(Checkpoint):
         return [bool(vote) for vote in votes.numpy()]
 
     def save(self, trainer: Trainer, pl_module: ImageClassifier) -> None:
-        """Writes `last.ckpt`, if the loss was finite so far. Raises NonFiniteLoss."""
+        """Writes `last.ckpt`, if all is finite. Raises NonFiniteLoss."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        self.check(trainer, pl_module)
         self.saving = True
         trainer.save_checkpoint(self.path, weights_only=False)
         self.saving = self.epoch_ended = False
         self.saved = time.monotonic()
 
-    def check(self, trainer: Trainer, pl_module: ImageClassifier) -> None:
-        """Raises NonFiniteLoss in all processes, if the loss of any was not finite."""
-        if self.agreed(int(self.bad) >= 0)[0]:
-            raise self.failure(trainer, pl_module)
+    def check(self, trainer: Trainer, *states: dict[str, Tensor]) -> None:
+        """Raises NonFiniteLoss in all processes, if the loss or a tensor of any was not finite."""
+        spoilt = [name for state in states for name in not_finite(state) if name not in self.infinite]
+        if self.agreed(int(self.bad) >= 0 or bool(spoilt))[0]:
+            self.saving = False
+            raise self.failure(trainer, spoilt)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: ImageClassifier, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
+        self.check(trainer, *(checkpoint[key] for key in STATES if key in checkpoint))
+        checkpoint["infinite"] = self.infinite
+        for saver in trainer.callbacks if self.saving else []:  # type: ignore[attr-defined]
+            if isinstance(saver, SaveConfig):
+                saver.keep(trainer)
         checkpoint["metrics"] = {name: value.cpu() for name, value in trainer.callback_metrics.items()}
         if self.saving and self.epoch_ended:
             start_of_epoch(checkpoint["loops"]["fit_loop"])
@@ -157,47 +173,31 @@ class Safeguard(Checkpoint):
         if trainer.state.fn == TrainerFn.FITTING and self.within.get("batch_size", size) != size:
             count_batches(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"], self.within["batch_size"], size)
 
-    def failure(self, trainer: Trainer, pl_module: ImageClassifier) -> NonFiniteLoss:
-        """Returns the error that names the step, the learning rate and the files of the batch."""
-        train = trainer.datamodule.sets["train"]  # type: ignore[attr-defined]
-        places = gathered((int(self.bad), trainer.global_rank))
-        index, rank = min(place for place in places if place[0] >= 0)
-        samples = next((indices.tolist() for batch, indices in self.recent if batch == index), [])
-        names = gathered([train.name(sample) for sample in samples])[rank]
-        listed = self.path.parent.parent / "nonfinite.txt"
-        if trainer.is_global_zero:
-            listed.write_text("\n".join(names) + "\n")
-        before = f"The weights before are in {shown(self.path)}: try" if self.path.exists() else "Try"
-        step = trainer.current_epoch * int(trainer.num_training_batches) + index
-        error = NonFiniteLoss(
-            f"the loss is not finite since batch {step} (epoch {trainer.current_epoch + 1}, batch {index + 1} of it, "
-            f"learning rate {trainer.optimizers[0].param_groups[0]['lr']:g}); its files are in {shown(listed)} "
-            f"({', '.join(names[:3])}, …). {before} a lower optimizer.lr, "
-            "trainer.gradient_clip_val=1, or trainer.on_nonfinite=skip"
-        )
-        error.batch = (trainer.current_epoch, index)
+    def failure(self, trainer: Trainer, spoilt: list[str]) -> NonFiniteLoss:
+        """Returns the error that names the step, the learning rate, the files of the batch, and what to go on from."""
+        places = [place for place in gathered((int(self.bad), trainer.global_rank)) if place[0] >= 0]
+        epoch, index, indices = self.recent[-1]
+        if places:
+            index, rank = min(places)
+            indices = next((found for _, batch, found in self.recent if batch == index), torch.empty(0))
+            names = gathered([trainer.datamodule.sets["train"].name(i) for i in indices.tolist()])[rank]  # type: ignore[attr-defined]
+            listed = self.path.parent.parent / "nonfinite.txt"
+            if trainer.is_global_zero:
+                listed.write_text("\n".join(names) + "\n")
+        rate = trainer.optimizers[0].param_groups[0]["lr"]
+        batch = epoch * int(trainer.num_training_batches) + index
+        where = f"batch {batch} (epoch {epoch + 1}, batch {index + 1} of it, learning rate {rate:g})"
+        if places:
+            what = f"the loss is not finite since {where}; its files are in {shown(listed)} ({', '.join(names[:3])}, …)"
+        else:
+            spoilt = max(gathered(spoilt), key=len)
+            what = f"{len(spoilt)} tensors of the network are not finite after {where}, such as {spoilt[0]}"
+        sound, _ = newest(self.path.parent)
+        before = f"The weights before are in {shown(sound)}: try" if sound else "There is no checkpoint before it: try"
+        advice = "a lower optimizer.lr, trainer.gradient_clip_val=1, or trainer.on_nonfinite=skip"
+        error = NonFiniteLoss(f"{what}. {before} {advice}")
+        error.batch = (epoch, index)
         return error
-
-
-def scale_rates(checkpoint: dict[str, Any], factor: float) -> None:
-    """Scales all learning rates that a checkpoint's optimizers and schedules go on with."""
-    groups = [group for state in checkpoint["optimizer_states"] for group in state["param_groups"]]
-    for entry in [*groups, *checkpoint["lr_schedulers"]]:
-        for key in ("lr", "initial_lr", "max_lr", "min_lr"):
-            if key in entry:
-                entry[key] *= factor
-        for key in ("base_lrs", "_last_lr"):
-            if key in entry:
-                entry[key] = [factor * rate for rate in entry[key]]
-
-
-def count_batches(progress: dict[str, Any], before: int, now: int) -> None:
-    """Counts the batches of an epoch that has begun anew, for another batch size."""
-    for counts in (progress["total"], progress["current"]):
-        samples = counts["processed"] * before
-        if samples % now:
-            raise UserError(f"data.batch_size={now}: within an epoch it can only become a share of {before}")
-        counts |= dict.fromkeys(counts, samples // now) | {"completed": samples // now - 1}
 
 
 def gathered(value: Any) -> list[Any]:
@@ -207,23 +207,3 @@ def gathered(value: Any) -> list[Any]:
     values = [None] * world_size()
     distributed.all_gather_object(values, value)
     return values
-
-
-def start_of_epoch(loops: dict[str, Any]) -> None:
-    """Makes the state of Lightning's loops at an epoch's end that of the next one's start, where all agrees again."""
-    epochs = loops["epoch_progress"]
-    for counts in (epochs["total"], epochs["current"]):
-        counts |= dict.fromkeys(counts, counts["processed"])
-    for name, progress in loops.items():
-        if name.startswith("epoch_loop.") and not name.endswith("state_dict"):
-            _restart(progress)
-
-
-def _restart(progress: dict[str, Any]) -> None:
-    for key, value in progress.items():
-        if key == "current":
-            progress[key] = dict.fromkeys(value, 0)
-        elif key == "is_last_batch":
-            progress[key] = False
-        elif isinstance(value, dict):
-            _restart(value)

@@ -12,10 +12,10 @@ from hydra.core.plugins import Plugins
 from pydantic import Field
 
 from imgcls import config as configs
-from imgcls.best import best_epoch, direction, optimised
+from imgcls.best import best_epoch, check_monitored, optimised
 from imgcls.command import verb
-from imgcls.errors import TrialPruned, UserError, nearest
-from imgcls.resume import check_data, claim, finished, note_resume, resumed
+from imgcls.errors import TrialPruned, UserError
+from imgcls.resume import check_data, check_progress, claim, finished, newest_whole, resumed
 from imgcls.run import keeping_status, shown, write_record
 from imgcls.stopping import SIGNALS, Stopped
 from imgcls.sweep import Sweep
@@ -51,9 +51,12 @@ def main(config: dict[str, Any], run_dir: Path) -> float | list[float] | None:
         from hydra.core.hydra_config import HydraConfig
 
         resuming = config["resume"] is not None
-        config, checkpoint = resumed(config, run_dir, list(HydraConfig.get().overrides.task))
+        config = resumed(config, run_dir, list(HydraConfig.get().overrides.task))
         settings = checked(config)
         lock = claim(run_dir, settings.overwrite, resuming)
+        checkpoint = newest_whole(run_dir / "checkpoints") if resuming else None
+        if resuming and checkpoint is None:
+            log.info("%s has no checkpoint yet: the run begins anew", shown(run_dir))
         if checkpoint is not None and finished(run_dir, config):
             log.info("%s is finished; there is nothing to go on with", shown(run_dir))
             return optimised(run_dir, settings.optimized_metric)
@@ -72,6 +75,8 @@ def main(config: dict[str, Any], run_dir: Path) -> float | list[float] | None:
 
 def checked(config: dict[str, Any]) -> Settings:
     """Checks names and types of the whole config before anything is built; returns the keys of its own."""
+    from imgcls.training import check_bounds
+
     for group in ("data", "augment", "backbone", "loss", "optimizer", "scheduler", "trainer"):
         if not config.get(group):
             raise UserError(f"{group}: nothing is chosen; write {group}=…")
@@ -83,6 +88,7 @@ def checked(config: dict[str, Any]) -> Settings:
     ours = [("precision", "auto"), *((key, value) for key, values in FAULTS.items() for value in values)]
     trainer = {k: v for k, v in config["trainer"].items() if (k, v) not in ours}
     configs.check({**config, "backbone": network, "trainer": trainer})
+    check_bounds(trainer)
     return settings
 
 
@@ -90,26 +96,28 @@ def train(
     config: dict[str, Any], settings: Settings, run_dir: Path, checkpoint: Path | None
 ) -> float | list[float] | None:
     """Trains from the start or from a checkpoint, tests the best checkpoint, and reports."""
+    from imgcls.callbacks import SaveConfig
     from imgcls.fit import fit
-    from imgcls.loggers import close_wandb, lasting
+    from imgcls.loggers import close_wandb, told
     from imgcls.training import build_data, build_trainer, prepare
 
     prepare(settings.seed)
     data = build_data(config["data"], config["augment"], settings.seed)
     if settings.tune is not None:
-        from imgcls.tune import tune
+        from imgcls.tune import KEPT, tune
 
         classifier = build_classifier(config, settings, data)
-        trainer = build_trainer({**config["trainer"], "limit_val_batches": 0}, kept_for_tuning(config), [], run_dir)
+        callbacks: list[Any] = [c for c in build_all(config, "callbacks") if isinstance(c, KEPT)]
+        trainer = build_trainer({**config["trainer"], "limit_val_batches": 0}, callbacks, [], run_dir)
         return tune(settings.tune, trainer, classifier, data, run_dir)
-    trainer, classifier = assemble(config, settings, data, run_dir)
+    trainer, classifier = assemble(config, settings, data, run_dir, checkpoint)
     if trainer.is_global_zero:
         describe(config, classifier, data, trainer, run_dir)
         if checkpoint is None:
             config = {**config, "git": write_record(run_dir, config, data.fingerprint())}
         else:
             check_data(run_dir, data.fingerprint())
-            note_resume(run_dir, checkpoint)
+            check_progress(checkpoint, trainer)
 
     def rebuilt(config: dict[str, Any]) -> tuple[Any, Any, Any]:
         prepare(settings.seed)
@@ -118,12 +126,12 @@ def train(
 
     parameters = sum(p.numel() for p in classifier.network.parameters())
     status, word = 1, "failed"
+    saver = next(callback for callback in trainer.callbacks if isinstance(callback, SaveConfig))
     try:
-        with keeping_status(run_dir, parameters) if trainer.is_global_zero else nullcontext():
-            loggers = [lasting(logger) for logger in build_all(config, "logger")]
-            for logger in loggers:
+        with keeping_status(run_dir, parameters, lambda: saver.trained) if trainer.is_global_zero else nullcontext():
+            trainer.loggers = told(build_all(config, "logger"), run_dir)
+            for logger in trainer.loggers:
                 logger.log_hyperparams(config)
-            trainer.loggers = loggers
             trainer, classifier, data = fit((trainer, classifier, data), rebuilt, config, run_dir, checkpoint)
             summarise(trainer, run_dir)
             if any(getattr(callback, "pruned", False) for callback in trainer.callbacks):
@@ -143,20 +151,20 @@ def train(
         gc.collect()
 
 
-def assemble(config: dict[str, Any], settings: Settings, data: Any, run_dir: Path) -> tuple[Any, Any]:
+def assemble(
+    config: dict[str, Any], settings: Settings, data: Any, run_dir: Path, resumed_from: Path | None = None
+) -> tuple[Any, Any]:
     """Builds the trainer, without loggers, and the classifier."""
     from imgcls.callbacks import SaveConfig
-    from imgcls.training import build_trainer
+    from imgcls.training import build_trainer, check_schedule
 
     classifier = build_classifier(config, settings, data)
     callbacks = build_all(config, "callbacks")
-    check_monitored(config, callbacks, classifier.logged_names(), settings)
-    return build_trainer(config["trainer"], [*callbacks, SaveConfig(config)], [], run_dir), classifier
-
-
-def kept_for_tuning(config: dict[str, Any]) -> list[Any]:
-    """Returns the callbacks that say what learns; the others would write, draw or stop."""
-    return [c for c in build_all(config, "callbacks") if type(c).__name__ in ("Finetune", "ProgressiveResizing")]
+    check_monitored(config, callbacks, classifier.logged_names())
+    saver = SaveConfig(config, resumed_from)
+    trainer = build_trainer(config["trainer"], [*callbacks, saver], [], run_dir)
+    check_schedule(config["scheduler"], classifier, trainer, data)
+    return trainer, classifier
 
 
 def build_all(config: dict[str, Any], group: str) -> list[Any]:
@@ -177,28 +185,6 @@ def build_classifier(config: dict[str, Any], settings: Settings, data: Any) -> A
         scheduler=config["scheduler"], augment=config["augment"], class_weights=weights, seed=settings.seed,
         channels_last=settings.channels_last, compile=settings.compile,
     )  # fmt: skip
-
-
-def check_monitored(config: dict[str, Any], callbacks: list[Any], names: set[str], settings: Settings) -> None:
-    """Raises UserError where a metric is watched that is never logged, or in the wrong direction."""
-    watched = [(f"callbacks: {type(c).__name__}.", c.monitor, c.mode) for c in callbacks if getattr(c, "monitor", None)]
-    if schedule := config["scheduler"].get("monitor"):
-        watched.append(("scheduler.", schedule, config["scheduler"].get("mode")))
-    named = [(f"{where}monitor", name) for where, name, _ in watched]
-    optimized = settings.optimized_metric
-    named += [("optimized_metric", name) for name in ([optimized] if isinstance(optimized, str) else optimized)]
-    for key, name in named:
-        if name not in names:
-            raise UserError(f"{key}={name}: no such metric is logged; {nearest(name, names)}")
-    for keeper in callbacks:
-        if getattr(keeper, "save_top_k", 1) not in (0, 1) and "{" not in (keeper.filename or "{"):
-            raise UserError(
-                f"callbacks: ModelCheckpoint.save_top_k={keeper.save_top_k} with filename={keeper.filename}: each file needs "
-                "a name of its own, such as callbacks.checkpoint.filename='{epoch:03d}'"
-            )
-    for where, name, mode in watched:
-        if mode is not None and mode != direction(name):
-            raise UserError(f"{where}mode={mode}: {name} is better the other way; set mode={direction(name)}")
 
 
 def describe(config: dict[str, Any], classifier: Any, data: Any, trainer: Any, run_dir: Path) -> None:
@@ -250,7 +236,7 @@ def finish(trainer: Any, classifier: Any, data: Any, settings: Settings, run_dir
         if getattr(logger, "keeps_best", False):
             with unharmed():
                 log_checkpoint(logger.experiment, best)
-    return optimised(run_dir, settings.optimized_metric, trainer.callback_metrics)
+    return optimised(run_dir, settings.optimized_metric)
 
 
 def summarise(trainer: Any, run_dir: Path) -> None:

@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
@@ -16,11 +16,12 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from pydantic import Field
 
 from imgcls import config as configs
 from imgcls.checkpoint import WholeFiles
 from imgcls.classifier import ImageClassifier
-from imgcls.data.base import ImageDataModule
+from imgcls.data.base import ImageDataModule, cores
 from imgcls.errors import UserError
 from imgcls.hardware import best_precision, keep_freed_memory
 from imgcls.run import cache_dir
@@ -28,6 +29,20 @@ from imgcls.run import cache_dir
 if TYPE_CHECKING:
     from imgcls.report import Report
 
+BOUNDS = {  # of what a Trainer would take and fail by, or do nothing: keys of conf/trainer
+    "max_epochs": Annotated[int | None, Field(ge=-1)],
+    "max_steps": Annotated[int, Field(ge=-1)],
+    "accumulate_grad_batches": Annotated[int, Field(ge=1)],
+    "gradient_clip_val": Annotated[float | None, Field(ge=0)],
+    "limit_train_batches": Annotated[float, Field(gt=0)],
+    "limit_val_batches": Annotated[float, Field(ge=0)],
+    "limit_test_batches": Annotated[float, Field(gt=0)],
+    "check_val_every_n_epoch": Annotated[int | None, Field(ge=1)],
+    "val_check_interval": Annotated[float | None, Field(gt=0)],
+    "num_sanity_val_steps": Annotated[int, Field(ge=-1)],
+    "log_every_n_steps": Annotated[int, Field(ge=0)],
+    "num_nodes": Annotated[int, Field(ge=1)],
+}
 NOTES = (  # of Lightning's, that a user can do nothing about
     ".*isinstance.treespec, LeafSpec.. is deprecated",
     ".*is smaller than the logging interval",
@@ -78,15 +93,12 @@ def build_trainer(
     Raises:
         UserError: a device, strategy or precision that is not to be had here.
     """
+    check_bounds(config)
     settings = {key: value for key, value in config.items() if key not in ("on_nonfinite", "on_oom")}
+    if settings.get("max_epochs", 0) is None:
+        settings["max_epochs"] = -1  # Lightning would make 1000 of it
     if settings["precision"] == "auto":
         settings["precision"] = best_precision(str(settings["accelerator"]))
-    if settings.get("accumulate_grad_batches", 1) < 1:
-        raise UserError(f"trainer.accumulate_grad_batches={settings['accumulate_grad_batches']}: expected 1 or more")
-    if (settings.get("gradient_clip_val") or 1) < 0:
-        raise UserError(
-            f"trainer.gradient_clip_val={settings['gradient_clip_val']}: expected a number above 0, or null"
-        )
     if re.search("spawn|fork|notebook", str(settings.get("strategy"))):
         raise UserError(
             f"trainer.strategy={settings['strategy']}: its processes can't take over what is built here; use ddp"
@@ -115,8 +127,27 @@ def build_trainer(
             "memory can't tell the others; leave it out, or find the size before with tune=batch_size"
         )
     if isinstance(trainer.accelerator, CPUAccelerator):
+        if trainer.num_devices > max(cores(), 2):  # 2: to try it anywhere
+            raise UserError(
+                f"trainer.devices={trainer.num_devices}: each is a process, and this machine has {cores()} cores"
+            )
         keep_freed_memory()
     return trainer
+
+
+def check_bounds(config: Mapping[str, Any]) -> None:
+    """Raises UserError for a number of conf/trainer with which no training comes to its end."""
+    for key in BOUNDS.keys() & config.keys():
+        configs.typed(config[key], BOUNDS[key], f"trainer.{key}")
+
+
+def check_schedule(
+    config: Mapping[str, Any], classifier: ImageClassifier, trainer: Trainer, data: ImageDataModule
+) -> None:
+    """Raises UserError for a schedule that needs an end, in a training that has none."""
+    steps = classifier.steps(trainer, data)
+    if steps.total is None:
+        configs.build(config, "scheduler", optimizer=torch.optim.SGD([torch.zeros(1)], lr=1.0), steps=steps)
 
 
 def run_test(

@@ -11,11 +11,15 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.tuner import Tuner, lr_finder
 
+from imgcls.callbacks import ProgressiveResizing
+from imgcls.distillation import Distillation
 from imgcls.errors import UserError
+from imgcls.finetune import Finetune
 from imgcls.run import shown
 
 log = logging.getLogger(__name__)
 lr_finder.tqdm = partial(lr_finder.tqdm, disable=None, leave=False)  # its bar: on a terminal alone, and gone at the end
+KEPT = (Distillation, Finetune, ProgressiveResizing)  # callbacks that say what is learned; others write, draw or stop
 SKIPPED = 10  # steps after which the smoothed loss means something
 
 
@@ -27,11 +31,24 @@ def tune(kind: str, trainer: Any, classifier: Any, data: Any, run_dir: Path) -> 
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     find = learning_rate if kind == "lr" else batch_size
+    classifier.on_train_start = partial(
+        put_back, trainer, classifier, [c for c in trainer.callbacks if isinstance(c, KEPT)]
+    )
     key, found = find(trainer, classifier, data, run_dir)
+    del classifier.on_train_start
     (run_dir / "tune.json").write_text(json.dumps({key: found}) + "\n")
     rest = [word for word in sys.argv[1:] if word.partition("=")[0] not in ("tune", key)]
     log.info("%s=%g; train with it: imgcls train %s", key, found, shlex.join([*rest, f"{key}={found:g}"]))
     return float(found)
+
+
+def put_back(trainer: Any, classifier: Any, callbacks: list[Any]) -> None:
+    """Puts callbacks back where Lightning's finders, which take all others away, have begun to train."""
+    for callback in callbacks:
+        if callback not in trainer.callbacks:
+            trainer.callbacks = [*trainer.callbacks, callback]
+            if not isinstance(callback, Finetune):  # whose features are of a training that these loaders are not for
+                callback.on_fit_start(trainer, classifier)
 
 
 def learning_rate(trainer: Any, classifier: Any, data: Any, run_dir: Path) -> tuple[str, float]:
