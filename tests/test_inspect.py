@@ -239,7 +239,7 @@ def test_folders_beside_the_splits(run: Run, clean: Path) -> None:
     photo(clean / "extra" / "cat" / "0.jpg", seed=5)
     found, printed, _ = run(f"data.root={clean}", *SMALL)
     assert found["splits"] == {"train": 24, "val": 12, "test": 12} and found["left_out"] == ["extra"]
-    assert "folders beside the splits, which are not read\n  extra" in printed
+    assert "folders beside the splits, which are not read (1)\n  extra" in printed
 
 
 def test_many_pictures_of_one_hash() -> None:

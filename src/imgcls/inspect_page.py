@@ -64,10 +64,13 @@ def faults(found: dict[str, Any]) -> list[tuple[str, list[str], bool]]:
         for name, at in found["absent"].items()
     ]
     bad = [f"{plain(item.get('file') or item['folder'] + '/')}: {item['reason']}" for item in found["unreadable"]]
+    deep = [f"{depth(d)}; set {d['override']} and inspect again" for d in found["deep"] if d["override"]]
     listed = [
         ("LEAK: the same picture in more than one split", chosen("duplicates", "leak"), True),
         ("the same picture under two labels", chosen("duplicates", "two_labels"), True),
         ("can't be read", bad, True),
+        ("folders beside the splits, which are not read", list(map(plain, found["left_out"])), True),
+        ("kinds of files that are read too dark or too bright", deep, True),
         ("classes that not all splits have", absent, True),
         (f"the same picture more than once{lands}", chosen("duplicates", None), False),
         ("near duplicates in more than one split", chosen("near_duplicates", "leak"), False),
@@ -75,12 +78,6 @@ def faults(found: dict[str, Any]) -> list[tuple[str, list[str], bool]]:
         (f"near duplicates{lands}", chosen("near_duplicates", None), False),
     ]
     out = [(f"{title} ({len(cases):,})", cases, grave) for title, cases, grave in listed if cases]
-    if found["left_out"]:
-        out.append(("folders beside the splits, which are not read", [plain(name) for name in found["left_out"]], True))
-    for deep in found["deep"]:
-        if deep["override"]:
-            title = f"{deep['numbers']} that are read too {'dark' if deep['peak'] < deep['white'] else 'bright'}"
-            out.append((title, [f"{depth(deep)}; set {deep['override']} and inspect again"], True))
     if sum(len(g["images"]) for g in found["near_duplicates"]) > max(100, 0.02 * found["images"]):
         out.append(("so many near duplicates may be look-alikes, not copies; near=2 is stricter", [], False))
     if found["training_refuses"]:

@@ -156,14 +156,8 @@ class ImageDataModule(LightningDataModule):
         mirror: bool | None = None,
     ) -> None:
         super().__init__()
-        facts: dict[str, Any] = {
-            "image_size": image_size,
-            "channels": channels,
-            "mean": mean,
-            "std": std,
-            "crop_ratio": crop_ratio,
-        }
-        facts |= {"interpolation": interpolation, "mirror": mirror}
+        facts: dict[str, Any] = {"image_size": image_size, "channels": channels, "mean": mean, "std": std}
+        facts |= {"crop_ratio": crop_ratio, "interpolation": interpolation, "mirror": mirror}
         self.facts = {name: fact for name, fact in facts.items() if fact is not None}
         if (folds, fold) != (None, None) and (folds is None or fold is None or fold >= folds):
             raise UserError(
