@@ -133,6 +133,7 @@ def test_settings_in_a_file_for_what_is_not_chosen(
     file.write_text("# @package _global_\nlogger: {wandb: {tags: [a]}}\ncallbacks: {early_stopping: {patience: 1}}\n")
     here("train", "--config-dir=conf", "experiment=mine", "logger=csv", "test=false", "trainer.max_epochs=1")
     said = capsys.readouterr().out
+    assert "logger.wandb: its settings are not used, because it is not chosen; write logger=[csv,wandb]" in said
     assert "callbacks.early_stopping: its settings are not used, because it is not chosen" in said
 
 

@@ -35,11 +35,11 @@ def verb(name: str) -> Callable[[Callable[[dict[str, Any], Path], Any]], Callabl
                 return run(plain, Path(hydra_config.runtime.output_dir))
             except UserError as error:
                 if hydra_config.mode == RunMode.MULTIRUN:
-                    raise  # the sweeper decides what a failed job means; Hydra puts the traceback into run.log
+                    raise  # the sweeper decides what it means; Hydra puts the traceback into run.log
                 log.debug("%s", one_line(error), exc_info=True)  # into run.log alone
                 sys.exit(f"imgcls {name}: {one_line(error)}")
 
-        # What Hydra itself builds (launchers, sweepers, hooks) is named by files of this machine, as all of a config is.
+        # What Hydra itself builds (launchers, sweepers, hooks) is named by files that the user trusts.
         trusted = UNSAFE_DISABLE_EXECUTION_CHECKS
         main: Callable[[], None] = hydra.main(str(CONF), name, execution_whitelist=trusted)(task)
         return main
@@ -48,7 +48,7 @@ def verb(name: str) -> Callable[[Callable[[dict[str, Any], Path], Any]], Callabl
 
 
 class BeforeRun(Callback):
-    """Hydra's hook between the config and the run directory: what is wrong by then leaves no directory behind."""
+    """Hydra's hook between config and run directory: what is wrong by then leaves no directory."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         HydraConfig.instance().set_config(config)  # as Hydra does next: the directory is named by it
@@ -60,7 +60,7 @@ class BeforeRun(Callback):
 
     @staticmethod
     def begin(config: DictConfig, mode: str, parts: dict[str, Any]) -> None:
-        """Checks the names, and makes the directory. Hydra makes warnings of what a hook raises, but for an exit."""
+        """Checks the names, and makes the directory. Of what a hook raises, Hydra passes on an exit alone."""
         folder = Path(expanded(config.hydra[mode].dir))
         given = any(override.startswith("hydra.sweep.dir=") for override in config.hydra.overrides.hydra)
         try:

@@ -22,23 +22,23 @@ def choices(group: str) -> list[str]:
 
 
 def check_groups(arguments: list[str]) -> None:
-    """Raises UserError for `group=null` and `group=true` on a command line: Hydra takes them for faults of its own."""
+    """Raises UserError for `group=null` and `group=true`: Hydra takes them for faults of its own."""
     for group, _, choice in (argument.lstrip("+").partition("=") for argument in arguments):
         words = choice.strip("[]").split(",") if group and (CONF / group).is_dir() else []
         if "null" in words:
-            instead = (
-                f"write {group}={NONE[group]}" if group in NONE else f"leave it out, or {nearest('', choices(group))}"
-            )
+            otherwise = f"leave it out, or {nearest('', choices(group))}"
+            instead = f"write {group}={NONE[group]}" if group in NONE else otherwise
             raise UserError(f"{group}={choice}: null is no choice; {instead}")
         if any(re.fullmatch(r"(?i)true|false|[-+.\d].*", word) for word in words):
-            raise UserError(f"{group}={choice}: there is no such choice; {nearest('', choices(group), most=40)}")
+            advice = nearest("", choices(group), most=40)
+            raise UserError(f"{group}={choice}: there is no such choice; {advice}")
 
 
 def check_keys(config: DictConfig) -> None:
     """Looks at the top-level keys of a composed config, for those that are misspelt or another verb's.
 
-    Known are the keys and groups of the verb's root config, all groups that were chosen, and what an interpolation
-    names; in files also the keys of other verbs, because conf/local is for all of them.
+    Known are the keys and groups of the verb's root config, all groups that were chosen, and what an
+    interpolation names; in files also the keys of other verbs, because conf/local is for all of them.
 
     Raises:
         UserError: a key that nothing reads.
@@ -51,14 +51,15 @@ def check_keys(config: DictConfig) -> None:
     files = {path.stem for folder in folders for path in folder.glob("*.yaml")}
     for key in [*given, *map(str, config)]:
         elsewhere = key not in given and any(key in root_keys(name, folders) for name in files)
-        if key in known or elsewhere or re.search(rf"\${{[^{{}}]*\b{re.escape(key)}\b", OmegaConf.to_yaml(config)):
+        used = rf"\${{[^{{}}]*\b{re.escape(key)}\b"
+        if key in known or elsewhere or re.search(used, OmegaConf.to_yaml(config)):
             continue
         place = "" if key in given else " (a file of the config sets it)"
         raise UserError(f"{key}: there is no such key{place}; {nearest(key, known)}")
 
 
 def root_keys(name: str, folders: list[Path]) -> set[str]:
-    """Returns the top-level keys and groups of a root config, with those of the root configs that it takes in."""
+    """Returns the top-level keys and groups of a root config, and of the root configs that it takes in."""
     path = next((path for folder in folders if (path := folder / f"{name}.yaml").is_file()), None)
     root = yaml.safe_load(path.read_text()) if path else {}
     keys = set(root) - {"defaults"}
@@ -92,14 +93,16 @@ def take_unchosen(config: Mapping[str, Any], overrides: Iterable[str]) -> list[s
 
 
 def choosing(group: str, name: str, present: Iterable[str]) -> str:
-    """Returns the words that say how a callback or logger is chosen beside those that are present; "" for none of ours."""
-    if any(f"@package {group}.{name}\n" in path.read_text() for path in (CONF / name).glob("*.yaml")):  # finetune
+    """Returns how a callback or logger is chosen beside those that are present; "" where it is none of ours."""
+    header = f"@package {group}.{name}\n"  # of a group that gives one: finetune
+    if any(header in path.read_text() for path in (CONF / name).glob("*.yaml")):
         return f"write {name}=…; {nearest('', set(choices(name)) - {NONE.get(name)})}"
-    files = {stem: set(yaml.safe_load((CONF / group / f"{stem}.yaml").read_text())) for stem in choices(group)}
+    files = {stem: yaml.safe_load((CONF / group / f"{stem}.yaml").read_text()) for stem in choices(group)}
     of_it = [stem for stem, keys in files.items() if name in keys]
     if not of_it:
         return ""
-    chosen = sorted((stem for stem, keys in files.items() if keys & set(present)), key=lambda stem: stem != "default")
+    chosen = [stem for stem, keys in files.items() if {*keys} & {*present}]
+    chosen.sort(key=lambda stem: stem != "default")
     return f"write {group}=[{','.join([*chosen, of_it[0]])}]"
 
 

@@ -1,4 +1,4 @@
-"""Keys that take a path: their values are written as in a shell, on the command line and in files of conf/."""
+"""Keys that take a path: their values are written as in a shell, on a command line and in files."""
 
 import os
 import re
@@ -16,15 +16,12 @@ PATHS = (
     "data.root", "data.exclude", "data.cache", "backbone.weights", "callbacks.distillation.teacher",
     "hydra.run.dir", "hydra.sweep.dir", "*.root", "*.dirpath", "*_dir", "*_folder", "*_file",
 )  # fmt: skip
-CONDITIONS = (
-    "where",
-    "baseline",
-)  # of compare: no paths, but `=`, `<` and `,` in them are no grammar of Hydra's either
+CONDITIONS = ("where", "baseline")  # of compare: `=`, `<` and `,` are their own, not of Hydra's grammar
 ONE = ("hydra.*", "resume")  # under -m these have one value, so that a comma parts nothing
 QUOTES = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 PIECE = re.compile(rf"({QUOTES}|\[[^]]*\]|(?:choice|range|glob|sort|shuffle)\([^)]*\)|[^,]+)(?:,|$)")
 GRAMMAR = re.compile(rf"{QUOTES}|\{{.*\}}|(?:choice|range|glob|sort|shuffle)\(.*\)|null|\?\?\?", re.DOTALL)
-OTHER = re.compile(r"(?i)[-+]?\.?\d.*|[-+]?inf|nan|true|false")  # what Hydra may read as a number or a truth value
+OTHER = re.compile(r"(?i)[-+]?\.?\d.*|[-+]?inf|nan|true|false")  # Hydra may read it as no text
 
 
 def expanded(path: str) -> str:
@@ -39,7 +36,7 @@ def takes_path(key: str) -> bool:
 def quoted(arguments: list[str]) -> list[str]:
     """Returns a command line in which each path stands in the quotes that Hydra's grammar wants for it.
 
-    What is in such quotes already, and null, stay as they are. Under `-m` a comma parts the values of two jobs.
+    What is in such quotes already, and null, stay as they are. Under `-m` a comma parts two values.
     """
     many = bool({"-m", "--multirun"} & set(arguments))
     return [_quoted(word, many) for word in arguments]
@@ -48,7 +45,7 @@ def quoted(arguments: list[str]) -> list[str]:
 def _quoted(word: str, many: bool) -> str:
     name, _, value = word.partition("=")
     key = name.lstrip("+")
-    if name == "--config-dir" or key.startswith("hydra."):  # Hydra reads these before there is a config of ours
+    if name == "--config-dir" or key.startswith("hydra."):  # Hydra reads these before expand does
         value = expanded(value)
     if not value or not (takes_path(key) or key in CONDITIONS):
         return f"{name}={value}" if value else word
