@@ -1,6 +1,8 @@
 # make train ARGS="data=cifar10 backbone=resnet20" passes overrides on.
 PYTHON ?= python3
 BIN := .venv/bin
+# The system's certificates, as pip takes them: behind a company's proxy uv's own are not enough.
+UV := VIRTUAL_ENV=.venv $(BIN)/uv --system-certs
 
 .PHONY: setup train test test-all lint lock
 
@@ -10,8 +12,8 @@ setup: .venv/ready
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; make PYTHON=python3.12 …")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --require-hashes -r requirements.lock
-	VIRTUAL_ENV=.venv $(BIN)/uv pip install --quiet --no-deps -e .
+	$(UV) pip install --quiet --require-hashes -r requirements.lock
+	$(UV) pip install --quiet --no-deps -e .
 	touch $@
 
 train: setup
@@ -29,5 +31,5 @@ lint: setup
 	$(BIN)/mypy
 
 lock: setup
-	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
+	$(UV) pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
 		--no-emit-index-url --no-emit-find-links --upgrade --quiet -o requirements.lock

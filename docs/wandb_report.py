@@ -2,7 +2,7 @@
 
 python docs/wandb_report.py runs/sweeps/NAME [ENTITY]     prints the report's address; ENTITY is a user or a team
 
-Needs a key of W&B, the runs there (logged online, or by `wandb sync`), and pip install "imgcls[wandb]".
+Needs a key of W&B, the runs there (logged online, or by `wandb sync`), and pip install -e ".[wandb]".
 """
 
 import csv
@@ -94,7 +94,7 @@ def main(path: str, entity: str = "") -> None:
     try:
         made = report(Path(path).resolve(), entity).save()
     except ImportError:
-        sys.exit('wandb_report: wandb-workspaces is not installed; pip install "imgcls[wandb]"')
+        sys.exit('wandb_report: wandb-workspaces is not installed; in the clone: pip install -e ".[wandb]"')
     except FileNotFoundError as error:
         sys.exit(
             f"wandb_report: {error.filename} is not there; expected a sweep's folder, with a job that ended an epoch"

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from imgcls.augment import Augment, BatchAugment, Mix, ThreeAugment, chosen, rectangles, worker_transform
+from imgcls import config as configs
+from imgcls.augment import Augment, BatchAugment, Mix, ThreeAugment, chosen, patches, rectangles, worker_transform
 from imgcls.data.memory import MemoryImages
 from imgcls.data.spec import DataSpec
 from imgcls.errors import UserError
@@ -232,9 +233,35 @@ def test_erase(probability: float) -> None:
     share = (out[:, 0] == 0).float().mean((1, 2))
     assert float(share.max()) < 0.4  # a third at the most, and the rim of the pixels
     assert float((share > 0).float().mean()) == pytest.approx(probability, abs=0.06)
-    assert 0.05 < float(share[share > 0].mean()) < 0.2
+    assert float(share[share > 0].mean()) == pytest.approx(0.174, abs=0.01)  # as torchvision's RandomErasing
     untouched = (out == 0) | (out == colours(2000)[0])
     assert bool(untouched.all())
+
+
+def test_what_is_erased_lies_inside_and_has_many_shapes() -> None:
+    torch.manual_seed(0)
+    masks = patches(torch.zeros(4000, 3, 40, 60))[:, 0]
+    heights, widths = masks.any(2).sum(1).double(), masks.any(1).sum(1).double()
+    assert torch.equal(masks.sum((1, 2)).double(), heights * widths)
+    area, ratio = heights * widths / 2400, heights / widths
+    assert float(area.min()) > 0.015 and float(area.max()) < 0.36  # but for the rounding of sides
+    assert float(area.mean()) == pytest.approx(0.174, abs=0.005) and float(area.std()) == pytest.approx(0.09, abs=0.01)
+    assert 0.25 < float(ratio.min()) < 0.4 and 2.5 < float(ratio.max()) < 4
+    assert float(ratio.log().mean()) == pytest.approx(0.0, abs=0.05)
+    top = masks.any(2).int().argmax(1) / (40 - heights)
+    assert float(top[heights < 40].mean()) == pytest.approx(0.5, abs=0.02)  # anywhere
+
+
+def test_draws_do_not_depend_on_the_default_type() -> None:
+    out = []
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        torch.set_default_dtype(dtype)
+        try:
+            out.append(batch_augment(32, mixup=Mix(0.4, 0.5), cutmix=Mix(1.0, 0.5), erase=0.5).mix(*colours(40)))
+        finally:
+            torch.set_default_dtype(torch.float32)
+    assert torch.equal(out[0][0], out[1][0]) and torch.equal(out[0][1], out[1][1])
 
 
 def test_rectangles_of_an_area() -> None:
@@ -318,17 +345,28 @@ def test_policies(name: str, channels: int, size: int) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"flip": 1.5}, "augment.flip=1.5: expected a number from 0 to 1"),
-        ({"erase": -0.1}, "augment.erase=-0.1: expected a number from 0 to 1"),
-        ({"padding": 2.0}, "augment.padding=2.0: expected a number from 0 to 1"),
-        ({"mixup": Mix(1.0, 0.6), "cutmix": Mix(1.0, 0.6)}, "augment.mixup.probability + cutmix.probability=1.2"),
-        ({"mixup": Mix(-1.0, 0.5)}, "augment.mixup.alpha and augment.cutmix.alpha: expected a number above 0"),
-        ({"cutmix": Mix(0.0, 0.5)}, "augment.mixup.alpha and augment.cutmix.alpha: expected a number above 0"),
+        ({"flip": 1.5}, "augment.flip=1.5: "),
+        ({"erase": -0.1}, "augment.erase=-0.1: "),
+        ({"padding": 2.0}, "augment.padding=2.0: "),
+        (
+            {"mixup": {"probability": 0.6}, "cutmix": {"probability": 0.6}},
+            "augment.mixup.probability + cutmix.probability=1.2",
+        ),
+        ({"mixup": {"probability": -0.5}, "cutmix": {"probability": 0.6}}, "augment.mixup.probability=-0.5: "),
+        ({"cutmix": {"probability": 1.5}}, "augment.cutmix.probability=1.5: "),
+        ({"mixup": {"alpha": -1.0}}, "augment.mixup.alpha=-1.0: "),
+        ({"cutmix": {"alpha": 0.0}}, "augment.cutmix.alpha=0.0: "),
+        ({"scale": [0.0, 0.0]}, "augment.scale="),
+        ({"scale": [1.0, 0.5]}, "augment.scale=[1.0, 0.5]: "),
+        ({"scale": [-0.1, 0.5]}, "augment.scale="),
+        ({"scale": [0.1, 1.5]}, "augment.scale="),
+        ({"ratio": [2.0, 0.5]}, "augment.ratio=[2.0, 0.5]: "),
+        ({"ratio": [0.0, 0.5]}, "augment.ratio="),
     ],
 )
 def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        Augment(**settings)
+        configs.typed(settings, Augment, "augment")
     assert str(caught.value).startswith(message)
 
 

@@ -17,6 +17,7 @@ from torch.profiler import profile
 
 from imgcls.backbones.build import build_network
 from imgcls.data.spec import DataSpec
+from imgcls.errors import UserError
 from imgcls.turns import count_reads, flops
 
 SHORT = ("bench.seconds=0.1", "bench.rounds=2", "data.batch_size=16")
@@ -48,6 +49,24 @@ def test_a_table_over_backbones(
     here("bench", "-m", "backbone=simple_cnn,resnet20", *SHORT, "logger=csv")
     table = capsys.readouterr().out.rpartition("GFLOPs")[2]
     assert "simple_cnn" in table and "resnet20" in table and "0.29 M" in table and "0.27 M" in table
+
+
+class Fails(Callback):
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        raise UserError("it fails within the turns")
+
+
+def test_an_error_within_the_turns_is_shown(said: Callable[..., str]) -> None:
+    streams = sys.stdout, sys.stderr
+    message = said("bench", *SHORT, "logger=csv", "+callbacks.fails._target_=test_bench.Fails")
+    assert message == "imgcls bench: it fails within the turns"
+    assert (sys.stdout, sys.stderr) == streams  # no bar has them still
+
+
+def test_a_linear_probe(here: Callable[..., None]) -> None:
+    """Its features are computed once, so that the bare network is the head."""
+    here("bench", *SHORT, "logger=csv", "finetune=linear_probe", "augment=none", "json=out.json")
+    assert json.loads(Path("out.json").read_text())["floor_images_per_second"] > 0
 
 
 def test_wrong_settings_are_said() -> None:

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from imgcls import config as configs
 from imgcls.callbacks import ProgressiveResizing
 from imgcls.classifier import ImageClassifier
 from imgcls.data.digits import Digits
@@ -119,8 +120,8 @@ def test_a_student_learns_from_its_teacher(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("given", [{"temperature": 0.0}, {"weight": 1.5}])
 def test_wrong_distillation(given: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="Distillation"):
-        Distillation("nowhere", **given)
+    with pytest.raises(UserError, match=rf"callbacks\.{next(iter(given))}="):
+        configs.check({"_target_": "imgcls.distillation.Distillation", "teacher": "nowhere", **given}, "callbacks")
 
 
 def test_progress_shows_no_validation_of_an_epoch_before(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,5 +1,6 @@
 """ImageClassifier in training: what a checkpoint holds, chance, steps, clipping, averages and padding."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imgcls.callbacks import EMA, SaveConfig
-from imgcls.checkpoint import load_checkpoint
-from imgcls.classifier import ImageClassifier
+from imgcls.classifier import ImageClassifier, load_checkpoint
 from imgcls.data.base import Batch
 from imgcls.data.digits import Digits
 from imgcls.errors import UserError
@@ -205,8 +205,9 @@ def test_steps_without_end() -> None:
 
 
 def test_errors() -> None:
-    with pytest.raises(UserError, match="class_weights has 3 numbers; expected one for each of 10 classes"):
-        classifier(class_weights=[1.0, 2.0, 3.0])
+    for wrong in ([1.0, 2.0, 3.0], [0.0] * 10, [1.0] * 9 + [-1.0]):
+        with pytest.raises(UserError, match=r"class_weights=.*: expected 10 numbers of 0 or more, not all 0"):
+            classifier(class_weights=wrong)
     module = classifier(optimizer=None)
     with pytest.raises(UserError, match="it can only be evaluated"):
         trainer().fit(module, datamodule=digits())
@@ -233,6 +234,82 @@ def test_evaluation_is_over_all_images() -> None:
     predictions = module.tested
     assert torch.equal(predictions["predictions"], logits.argmax(1))
     assert torch.equal(predictions["targets"], held.targets)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        LOSS | {"label_smoothing": 0.2},
+        {"_target_": "imgcls.losses.FocalLoss"},
+        {"_target_": "imgcls.losses.BinaryCrossEntropy"},
+    ],
+)
+def test_evaluation_measures_the_likelihood_whatever_the_training_loss_is(loss: dict[str, Any]) -> None:
+    data = digits(batch_size=100)
+    module = classifier(data, loss=loss, class_weights=[1.0 + i for i in range(10)])
+    (validated,) = trainer().validate(module, datamodule=data, verbose=False)
+    (tested,) = trainer().test(module, datamodule=data, verbose=False)
+    for found, split in ((validated["val/loss"], "val"), (tested["test/loss"], "test")):
+        held = data.sets[split].__getitems__(range(len(data.sets[split])))
+        assert found == pytest.approx(F.cross_entropy(module.eval()(held.images), held.targets).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("batches", "every", "settings", "skipped"),
+    [
+        (1, 4, {}, []), (3, 4, {}, []), (6, 4, {}, []), (6, 4, {}, [[0, 5]]), (4, 4, {}, [[0, 1], [0, 2]]), (4, 2, {}, [[0, 0], [0, 1]]),
+        (6, 4, {"gradient_clip_val": 1e-2}, []), (6, 4, {"max_steps": 2}, []), (6, 4, {"precision": "bf16-mixed"}, []),
+    ],
+)  # fmt: skip
+def test_a_step_is_of_the_mean_of_its_batches(
+    batches: int, every: int, settings: dict[str, Any], skipped: list[list[int]]
+) -> None:
+    """Beside steps by hand on all batches of each group at once; also where an epoch ends within a group."""
+    data, plain = digits(batch_size=32), {"_target_": "torch.optim.SGD", "lr": 0.1}
+    backbone = {
+        "_target_": "imgcls.backbones.timm.timm_network",
+        "name": "vit_tiny_patch16_224",
+        "depth": 1,
+        "patch_size": 4,
+    }
+    module = classifier(data, optimizer=plain, backbone=backbone)  # no batch norm, which would tell batches apart
+    module.skipped = skipped
+    expected = copy.deepcopy(module.network)
+    run = trainer(limit_train_batches=batches, accumulate_grad_batches=every, limit_val_batches=0, **settings)
+    run.fit(module, datamodule=data)
+
+    loader, optimizer = data.train_dataloader(), torch.optim.SGD(expected.parameters(), lr=0.1)
+    given = [batch for _, batch in zip(range(batches), loader, strict=False)]
+    for first in range(0, batches, every):
+        kept = [given[i] for i in range(first, min(first + every, batches)) if [0, i] not in skipped]
+        if not kept:
+            continue
+        with torch.autocast("cpu", torch.bfloat16, enabled="precision" in settings):
+            losses = [F.cross_entropy(expected(module.normalise(b.images)).float(), b.targets) for b in kept]
+        optimizer.zero_grad()
+        torch.stack(losses).mean().backward()
+        if clip := settings.get("gradient_clip_val"):
+            nn.utils.clip_grad_norm_(expected.parameters(), clip)
+        optimizer.step()
+    assert run.global_step == -(-batches // every)
+    moved = torch.cat([p.detach().flatten() for p in expected.parameters()])
+    torch.testing.assert_close(weights(module), moved, rtol=1e-4, atol=1e-3 if "precision" in settings else 1e-6)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_sums_and_weights_stay_in_single_precision(precision: Any) -> None:
+    """Training, validation and test in half precision: the network is cast, what is measured is not."""
+    data = digits(batch_size=100)
+    module = classifier(data, class_weights=[1.0 + i for i in range(10)], augment=AUGMENT)
+    run = trainer(precision=precision, limit_train_batches=4)
+    run.fit(module, datamodule=data)
+    (found,) = run.test(module, datamodule=data, verbose=False)
+    half = torch.bfloat16 if precision == "bf16-true" else torch.float16
+    assert {p.dtype for p in module.network.parameters()} == {half}
+    assert module.train_loss.total.dtype == module.test_metrics.bins.dtype == torch.float32  # type: ignore[union-attr]
+    assert torch.equal(module.loss.weight, torch.arange(1.0, 11.0))  # type: ignore[arg-type]
+    counts = module.tested["predictions"] == module.tested["targets"]
+    assert found["test/top1"] == pytest.approx(counts.double().mean().item(), abs=1e-6)  # 359 is no number of bfloat16
 
 
 def test_padding_counts_nowhere() -> None:

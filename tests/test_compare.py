@@ -1,7 +1,9 @@
 """imgcls compare: what it reads from run directories, and what it shows of them."""
 
 import copy
+import datetime
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -15,12 +17,14 @@ import pandas as pd
 import pytest
 import yaml
 from conftest import imgcls
+from pages import HOSTILE, elements
 from rich.cells import cell_len
 from scipy import stats
 from test_conf import composed
 
 from imgcls import compare
-from imgcls.runs import curves, differences, read_runs
+from imgcls.importance import importances
+from imgcls.runs import Damaged, curves, differences, read_runs
 
 Here = Callable[..., None]
 base = cache(composed)
@@ -210,16 +214,93 @@ def test_groups_and_the_paired_test() -> None:
     assert (row["difference"] - row["95%"], row["difference"] + row["95%"]) == pytest.approx((low, high))
 
 
-def test_importance() -> None:
-    shares, why = compare.importances(
-        read_runs(sweep(Path("runs"))), ["backbone", "seed", "optimizer.lr"], "best/val/top1"
+def test_a_seed_that_was_run_twice_is_one_seed(here: Here, capsys: pytest.CaptureFixture[str]) -> None:
+    """The newest of the two counts: a repeat is no new sample."""
+    for age, (name, top1, seed) in enumerate((("a", 0.8, 0), ("b", 0.9, 1), ("c", 0.84, 0))):
+        path = write_run(Path("runs") / name, top1, seed=seed)
+        os.utime(path / "config.yaml", (10**9 + age, 10**9 + age))
+    write_run(Path("runs/other"), 0.5, seed=0, optimizer__lr=0.1)
+    here("compare", "runs=runs", "group=seed", "hydra.run.dir=out")
+    group = pd.read_csv("out/groups.csv").iloc[0]
+    spread = pd.Series([0.84, 0.9])
+    assert group["runs"] == 2 and group["best/val/top1 std"] == pytest.approx(spread.std())
+    line = "repeats: of runs with the same seed and config the newest counts, not a"
+    assert line in capsys.readouterr().out.splitlines() and line in Path("out/index.html").read_text()
+
+
+MALFORMED = {
+    "status.json": ["5", "[]", '{"status": 5}', '{"status": "finished", "seconds": "long"}', '{"status": "finished", "parameters": [1]}',
+                    '{"status": "finished", "parameters": 1e400}', "[" * 100_000],
+    "config.yaml": ["5", "names: 5", "names: {run: [1]}", "optimized_metric: {a: b}", "optimized_metric: []", "logger: 5", "7: x",
+                    "names: {backbone: 5}", "run_dir: [x]", "a: &a {b: *a}", "? [1]\n: 2", "a: !!python/object:os.x {}"],
+    "metrics.csv": ["epoch,val/top1\n1,2,3\n", "x\n", "\0", "epoch,val/top1\n1,True\n", ""],
+    "test/metrics.json": ["5", '{"test/top1": "good"}', '{"test/top1": [1]}', '{"test/top1": null}'],
+}  # fmt: skip
+
+
+def test_malformed_files_damage_their_own_run_alone(here: Here, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(Path("runs/good"))
+    for file, contents in MALFORMED.items():
+        for place, content in enumerate(contents):
+            (write_run(Path(f"runs/{file.replace('/', ' ')} {place}")) / file).write_text(content)
+    (write_run(Path("runs/folder")) / "config.yaml").unlink()
+    Path("runs/folder/config.yaml").mkdir()
+    found = read_runs("runs").set_index("name")
+    assert found["status"].to_dict() == dict.fromkeys(found.index, "damaged") | {"good": "finished"}
+    assert found["reason"].map(len).between(10, 200).drop("good").all()
+    here("compare", "runs=runs", "hydra.run.dir=out")
+    assert (
+        "damaged: config.yaml 1: config.yaml can't be read: names=5: input should be a valid dictionary"
+        in capsys.readouterr().out
     )
+    for file, content in (("git", "[]"), ("packages", "5")):
+        (Path("runs/good/environment.json")).write_text(json.dumps({file: json.loads(content)}))
+        with pytest.raises(Damaged, match="environment.json can't be read"):
+            differences(Path("runs/good"), Path("runs/good"))
+
+
+def test_values_of_any_type_and_names_of_the_table(here: Here) -> None:
+    """A config may hold whatever YAML has, also under a name that the table has for something else."""
+    odd: dict[str, Any] = {
+        "path": "elsewhere", "status": "pruned", "seconds": "x", "best/val/top1": "y", "when": datetime.date(2026, 1, 2),
+        "huge": 10**400, "bytes": b"\xff", "set": {1}, "mixed": 3, "nothing": {},
+    }  # fmt: skip
+    path = write_run(Path("runs/a")) / "config.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | odd))
+    write_run(Path("runs/b"), mixed="three", huge=1)
+    write_run(Path("runs/c"), mixed=None).rename(Path("runs") / os.fsdecode(b"\xff"))
+    (path.parent / "test/metrics.json").write_text(json.dumps({"test/top1": 0.85, "test/\ud800": 1, "status": 0}))
+    for sort in ("mixed", "-huge"):
+        here("compare", "runs=runs", f"sort={sort}", "group=seed", "hydra.run.dir=out")
+    found = read_runs("runs").set_index("name")
+    assert (found["status"] == "finished").all() and found.loc["a", "seconds"] == 90
+    assert found.loc["a", "path"] == "runs/a" and found.loc["a", "best/val/top1"] == 0.9
+
+
+def test_infinity_is_shown_and_not_plotted(here: Here, capsys: pytest.CaptureFixture[str]) -> None:
+    sweep(Path("runs"))
+    for path, value in zip(sorted(Path("runs").iterdir())[:2], ("inf", "-inf"), strict=True):
+        rows = (path / "metrics.csv").read_text().replace("0.8\n", f"{value}\n").replace(",1.9,", f",{value},")
+        (path / "metrics.csv").write_text(rows)
+        (path / "status.json").write_text('{"status": "finished", "seconds": Infinity, "parameters": 3}')
+    here("compare", "runs=runs", "group=seed", "hydra.run.dir=out", "metric=best/val/loss")
+    assert " inf " in capsys.readouterr().out
+    text = Path("out/index.html").read_text()
+    (data,) = re.findall(r'id="data">(.*?)</script>', text)
+    found = json.loads(data, parse_constant=lambda word: pytest.fail(word))
+    names = [column["name"] for column in found["columns"]]
+    seconds = [row[names.index("seconds")] for row in found["rows"]]
+    assert seconds.count("inf") == 2 and any(None in curve["val/loss"] for curve in found["curves"])
+
+
+def test_importance() -> None:
+    shares, why = importances(read_runs(sweep(Path("runs"))), ["backbone", "seed", "optimizer.lr"], "best/val/top1")
     assert (
         max(shares, key=lambda name: shares[name]) == "backbone"
         and sum(shares.values()) == pytest.approx(1)
         and not why
     )
-    few = compare.importances(read_runs("runs").head(4), ["seed"], "best/val/top1")
+    few = importances(read_runs("runs").head(4), ["seed"], "best/val/top1")
     assert few == ({}, "4 finished runs are too few; at least 8 are needed")
 
 
@@ -268,6 +349,60 @@ def test_mistakes(given: list[str], expected: str, said: Callable[..., str]) -> 
     assert message.startswith(f"imgcls compare: {expected}")
 
 
+def write_named(folder: Path, word: str) -> None:
+    """Writes two runs in whose keys, values, names and metrics a word stands."""
+    for place in range(2):
+        path = write_run(
+            folder / f"{word.replace('/', '∕')}{place}", 0.5 + place / 10, "failed" if place else "finished"
+        )
+        config = yaml.safe_load((path / "config.yaml").read_text())
+        config |= {word: f"{word}{place}", f"n{word}": place, "optimized_metric": f"val/{word}", "seed": place}
+        config["names"] |= {"run": f"{word}=1", "backbone": f"{word}{place}"}
+        (path / "config.yaml").write_text(yaml.safe_dump(config))
+        quoted = word.replace('"', '""')
+        rows = (path / "metrics.csv").read_text().replace("val/top1", f'"val/{quoted}"')
+        (path / "metrics.csv").write_text(rows)
+        (path / "status.json").write_text(
+            json.dumps({"status": ["finished", "failed"][place], "error": word, "seconds": 1 + place, "parameters": 9})
+        )
+        found = json.loads((path / "environment.json").read_text())
+        found |= {word: f"{word}{place}", "packages": {word: f"{word}{place}"}, "data": {word: f"{word}{place}"}}
+        (path / "environment.json").write_text(json.dumps(found))
+
+
+def test_names_and_values_are_text_on_the_page_and_the_terminal(here: Here, capsys: pytest.CaptureFixture[str]) -> None:
+    pages, word = [], f"{HOSTILE}</script><!--{{{{ 7*7 }}}}[/b][red]"
+    for folder, name in (("hostile", word), ("plain", "word")):
+        write_named(Path(folder), name)
+        here("compare", f"runs={folder}", "group=seed", f"hydra.run.dir=out-{folder}")
+        pages.append(elements(Path(f"out-{folder}/index.html").read_text()))
+    assert pages[0] == pages[1] and len(pages[0]) > 60
+    assert "[/b][red]" in capsys.readouterr().out
+    script = Path("out-hostile/index.html").read_text().rpartition("<script>")[2]
+    assert "img" not in script and not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write", script)
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+def test_no_script_of_the_data_runs_in_a_browser(here: Here, tmp_path: Path) -> None:
+    write_named(Path("runs"), HOSTILE)
+    here("compare", "runs=runs", "group=seed", "hydra.run.dir=out")
+    done = opened(tmp_path / "out" / "index.html")
+    assert "<title>Comparison of 2 runs</title>" in done.stdout and "<img" not in done.stdout
+    assert done.stdout.count("<circle") == 4 and "CONSOLE" not in done.stderr, done.stderr
+
+
+def opened(page: Path) -> subprocess.CompletedProcess[str]:
+    """Opens a page in a browser, whose standard output is then what the page became."""
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    command += [
+        "--enable-logging=stderr",
+        "--dump-dom",
+        "--window-size=1400,2400",
+        f"--user-data-dir={page.parent}/profile",
+    ]
+    return subprocess.run([*command, f"file://{page}"], capture_output=True, text=True, timeout=120)
+
+
 PROBE = """<script>addEventListener("load", () => {
   const all = s => [...document.querySelectorAll(s)], rows = () => all("#runs tbody tr:not(.out)").map(r => r.cells[0].textContent);
   const count = s => all(s + " .run:not(.out)").length, at = (name, n) => all(name)[n], said = { start: [count("#curves"), count("#parallel"), count("#seconds"), rows()] };
@@ -298,21 +433,7 @@ def test_the_page_in_a_browser(here: Here, tmp_path: Path) -> None:
     text = Path("out/index.html").read_text()
     assert "http" not in text
     Path("out/probe.html").write_text(text.replace("</body>", PROBE))
-    command = [
-        "chromium",
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--enable-logging=stderr",
-        "--dump-dom",
-        "--window-size=1400,2400",
-    ]
-    done = subprocess.run(
-        [*command, f"--user-data-dir={tmp_path}/profile", f"file://{tmp_path}/out/probe.html"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = opened(tmp_path / "out" / "probe.html")
     assert "CONSOLE" not in done.stderr, done.stderr
     said = json.loads(re.findall(r"<title>(.*?)</title>", done.stdout)[0].replace("&lt;", "<").replace("&gt;", ">"))
     table = pd.read_csv("out/runs.csv")

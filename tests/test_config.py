@@ -13,9 +13,10 @@ from omegaconf import OmegaConf
 from pydantic import Field
 
 from imgcls.augment import Augment, Mix
-from imgcls.command import CONF
-from imgcls.config import arguments, build, check, explain, locate, plain, typed
+from imgcls.config import arguments, build, check, locate, plain, typed
 from imgcls.errors import UserError, nearest
+from imgcls.messages import check_groups, check_keys, explain, take_unchosen
+from imgcls.paths import CONF
 
 SGD = "torch.optim.SGD"
 AUGMENT = "imgcls.augment.Augment"
@@ -156,8 +157,20 @@ def test_a_target_that_takes_any_keyword() -> None:
 
 
 def test_what_the_target_itself_says() -> None:
-    message = "augment.flip=2.0: expected a number from 0 to 1"
-    assert refused(build, {"_target_": AUGMENT, "flip": 2.0}, "augment") == message
+    message = "augment.mixup.probability + cutmix.probability=2.0: expected a number from 0 to 1"
+    both = {"mixup": {"probability": 1.0}, "cutmix": {"probability": 1.0}}
+    assert refused(build, {"_target_": AUGMENT, **both}, "augment") == message
+
+
+def raises(kind: str) -> None:
+    raise {"type": TypeError, "key": KeyError, "assert": AssertionError}[kind]("no\nsuch thing")
+
+
+@pytest.mark.parametrize(("kind", "name"), [("type", "TypeError"), ("key", "KeyError"), ("assert", "AssertionError")])
+def test_whatever_a_constructor_raises_is_a_line(kind: str, name: str) -> None:
+    message = refused(build, {"_target_": f"{__name__}.raises", "kind": kind}, "data")
+    assert message.startswith(f"data._target_={__name__}.raises: {name}: ")
+    assert message.endswith("the traceback is in run.log")
 
 
 def test_an_argument_that_is_missing() -> None:
@@ -221,6 +234,82 @@ def test_explain(override: str, message: str) -> None:
         compose("train", overrides=[override])
     said = explain(caught.value)
     assert said.startswith(message) and "\n" not in said
+
+
+@pytest.mark.usefixtures("conf")
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("callbacks.early_stopping.patience=3", "callbacks.early_stopping: it is not chosen; write callbacks=[default,early_stopping]"),
+        ("logger.mlflow.run_name=x", "logger.mlflow: it is not chosen; write logger=[csv,wandb,mlflow]"),
+        ("callbacks.finetune.body_lr=1", "callbacks.finetune: it is not chosen; write finetune=…; choose one of: gradual, layer_decay"),
+        ("callbacks.throughputt.x=3", "callbacks.throughputt: there is no such key; did you mean 'throughput'?"),
+    ],
+)  # fmt: skip
+def test_a_part_that_is_not_chosen(override: str, message: str) -> None:
+    with pytest.raises(Exception) as caught:
+        compose("train", overrides=[override])
+    assert explain(caught.value).startswith(message)
+
+
+def test_settings_of_parts_that_are_not_chosen() -> None:
+    def parts() -> dict[str, Any]:
+        return {"callbacks": {"ema": {"_target_": "x"}, "early_stopping": {"patience": 3}}, "logger": {"wandb": None, "mlflo": {"a": 1}}}  # fmt: skip
+
+    config = parts()
+    assert take_unchosen(config, ["seed=1", "callbacks.ema.decay=0.9"]) == [
+        "callbacks.early_stopping: its settings are not used, because it is not chosen; write callbacks=[ema,early_stopping]",
+        "logger.mlflo: its settings are not used, because it is not chosen; there is nothing to choose from",
+    ]
+    assert config == {"callbacks": {"ema": {"_target_": "x"}}, "logger": {"wandb": None}}
+    message = refused(take_unchosen, parts(), ["+callbacks.early_stopping.patience=3"])
+    assert message == "callbacks.early_stopping: it is not chosen; write callbacks=[ema,early_stopping]"
+
+
+@pytest.mark.parametrize("given", ["debug=true", "debug=3", "callbacks=[default,false]"])
+def test_what_is_no_name_of_a_choice(given: str) -> None:
+    assert "there is no such choice; choose one of: " in refused(check_groups, ["seed=1", given])
+
+
+# top-level keys
+
+
+def whole(root: str, *overrides: str) -> Any:
+    return compose(root, overrides=list(overrides), return_hydra_config=True)
+
+
+@pytest.mark.usefixtures("conf")
+@pytest.mark.parametrize("root", sorted({path.stem for path in CONF.glob("*.yaml")} - {"wandb_sweep"}))
+def test_unknown_keys_of_a_command_line(root: str) -> None:
+    check_keys(whole(root))
+    assert refused(check_keys, whole(root, "+foo.bar=1")).startswith("foo: there is no such key; ")
+    check_keys(whole(root, "+foo=1", "++hydra.job.env_set.FOO='${foo}'"))  # it is used
+
+
+@pytest.mark.usefixtures("conf")
+def test_keys_of_another_verb() -> None:
+    assert refused(check_keys, whole("predict", "+seed=1")).startswith("seed: there is no such key; choose one of: ")
+    assert refused(check_keys, whole("train", "+optimiser.lr=1")).endswith("did you mean 'optimizer'?")
+    check_keys(whole("bench", "seed=1", "+optimizer.foreach=true", "+callbacks.mine._target_=x.Y", "sweep=seeds"))
+
+
+def test_unknown_keys_of_a_file(tmp_path: Path) -> None:
+    """A file of the local group is for all verbs: it may hold keys that only some of them have."""
+    for name, text in {"common": "compile: true\ndata: {num_workers: 1}", "typo": "optimiser: {lr: 1}"}.items():
+        path = tmp_path / "local" / f"{name}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"# @package _global_\n{text}\n")
+    (tmp_path / "mine.yaml").write_text("defaults: [train, _self_]\nfolder: x\n")
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF)):
+        place = f"hydra.searchpath=[file://{tmp_path}]"
+        check_keys(whole("predict", place, "local=common"))
+        message = refused(check_keys, whole("train", place, "local=typo"))
+        assert message == "optimiser: there is no such key (a file of the config sets it); did you mean 'optimizer'?"
+    GlobalHydra.instance().clear()
+    (tmp_path / "local" / "typo.yaml").unlink()
+    with initialize_config_dir(str(tmp_path)):
+        check_keys(whole("mine", f"hydra.searchpath=[file://{CONF}]", "folder=y"))
 
 
 # nearest

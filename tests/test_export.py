@@ -73,7 +73,7 @@ def test_the_same_logits(
     said = capsys.readouterr().out
     assert f"batches of 1 and 7, images of {photos}" in said
     print(backbone, kind, said)
-    assert {path.name for path in out.parent.iterdir()} == {out.name, "net.safetensors"}
+    assert {path.name for path in out.parent.iterdir()} == {out.name, f"{out.name}.safetensors"}
 
     classifier = ImageClassifier.load_from_checkpoint(checkpoint).eval()
     with torch.no_grad():
@@ -84,11 +84,9 @@ def test_the_same_logits(
         found, facts = outputs(out, images[:count].numpy())
         np.testing.assert_allclose(found, expected[:count], atol=most)
     assert np.ptp(expected, axis=0).max() > 1e-3  # the images are told apart
-    assert {key: json.loads(value) for key, value in facts.items()} == {
-        "class_names": ["cat", "dog", "fox"], "channels": 3, "image_size": spec.image_size, "interpolation": "bicubic",
-        "resize": round(spec.image_size / 0.875), "crop_ratio": 0.875, "mean": list(spec.mean), "std": list(spec.std),
-    }  # fmt: skip
-    check_weights(out.with_suffix(".safetensors"), classifier, spec)
+    expected_facts = json.loads(json.dumps(asdict(spec))) | {"resize": spec.resize}
+    assert {key: json.loads(value) for key, value in facts.items()} == expected_facts
+    check_weights(Path(f"{out}.safetensors"), classifier, spec)
 
 
 def check_weights(path: Path, trained: ImageClassifier, spec: DataSpec) -> None:
@@ -145,7 +143,22 @@ def test_a_failed_check_leaves_no_file(
     run(*arguments, f"tolerance={difference / 2}")  # a share of the largest logit
     assert len(list(Path("o").iterdir())) == 2
     Path("o/net.pt2").unlink()
-    assert "o/net.safetensors is there already" in said(*arguments)
+    assert "o/net.pt2.safetensors is there already" in said(*arguments)
+
+
+def test_two_formats_in_one_folder(run: Callable[..., None]) -> None:
+    """Of two checkpoints: the weights beside each file are those of its own."""
+    for seed, (format_, name) in enumerate((("onnx", "net.onnx"), ("torch_export", "net.pt2"))):
+        write_checkpoint(Path("net.ckpt"), rgb(32), "backbone=simple_cnn", f"backbone.width={4 + seed}")
+        run(
+            "export",
+            "checkpoint=net.ckpt",
+            f"format={format_}",
+            f"out=o/{name}",
+            f"images={write_picture(Path('a.png'))}",
+        )
+        check_weights(Path(f"o/{name}.safetensors"), ImageClassifier.load_from_checkpoint("net.ckpt"), rgb(32))
+    assert len(list(Path("o").iterdir())) == 4
 
 
 def test_random_pixels_are_said(run: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
@@ -181,28 +194,34 @@ def test_mistakes_are_one_line(said: Callable[..., str], arguments: tuple[str, .
 def test_missing_packages_are_said(said: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     message = said("export", "checkpoint=x", "out=net.onnx")
-    assert message.endswith("needs onnx and onnxscript and onnxruntime; install them: pip install 'imgcls[export]'")
+    assert message.endswith("needs onnx and onnxscript and onnxruntime; in the clone: pip install -e '.[export]'")
 
 
-def test_the_readme_example(run: Callable[..., None], photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """README's program, as it stands there, says what imgcls predict says."""
+def write_deep(path: Path, kind: str) -> Path:
+    """Writes a picture of squares with more than 8 bits: 16 of them, or floats in [0, 1]."""
+    grey = np.asarray(Image.open(write_picture(path.with_suffix(".png"), size=(90, 61), mode="L")))
+    deep = grey.astype(np.uint16) * 256 + 99 if kind == "16 bits" else (grey / 255).astype(np.float32)
+    Image.fromarray(deep).save(path)
+    return path
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_readme_example(channels: int, run: Callable[..., None], photos: Path, capsys: Any) -> None:
+    """README's program, as it stands there, says what imgcls predict says, of every kind of image."""
     (program,) = re.findall(r"```python\n(.*?onnxruntime.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert "imgcls" not in program and "torch" not in program
-    spec = DataSpec(("cat", "dog", "fox"), 3, 64, (0.5,) * 3, (0.25,) * 3, crop_ratio=0.875)
+    interpolation, ratio = ("bilinear", 0.875) if channels == 3 else ("bicubic", 0.9)
+    spec = DataSpec(("cat", "dog", "fox"), channels, 64, (0.5,) * channels, (0.25,) * channels, interpolation, ratio)
     checkpoint = write_checkpoint(Path("net.ckpt"), spec, "backbone=resnet20")
     run("export", f"checkpoint={checkpoint}", "out=model.onnx", f"images={photos}")
-    (photos / "00.jpg").rename("photo.jpg")
-    run(
-        "predict",
-        f"checkpoint={checkpoint}",
-        "source=photo.jpg",
-        "out=p.jsonl",
-        "num_workers=0",
-        "trainer.precision=32-true",
-    )
-    expected = json.loads(Path("p.jsonl").read_text())
-    capsys.readouterr()
-    exec(compile(program, "README.md", "exec"), {})
-    label, probability = capsys.readouterr().out.split()
-    assert label == expected["labels"][0]
-    assert float(probability) == pytest.approx(expected["probabilities"][0], abs=0.01)
+    kinds = [photos / "00.jpg", write_picture(photos / "grey.png", size=(70, 90), mode="L")]
+    kinds += [write_deep(photos / "deep.png", "16 bits"), write_deep(photos / "float.tif", "floats")]
+    common = (f"checkpoint={checkpoint}", "num_workers=0", "trainer.precision=32-true")
+    run("predict", *common, f"source={photos}", "out=p.jsonl")
+    rows = {row["path"]: row for row in map(json.loads, Path("p.jsonl").read_text().splitlines())}
+    for path in kinds:
+        capsys.readouterr()
+        exec(compile(program.replace("photo.jpg", str(path)), "README.md", "exec"), {})
+        label, probability = capsys.readouterr().out.split()
+        assert label == rows[str(path)]["labels"][0], path
+        assert float(probability) == pytest.approx(rows[str(path)]["probabilities"][0], abs=0.01), path

@@ -188,7 +188,9 @@ def test_bombs_as_used(
     assert "1 of 37 could not be read" in said(
         "predict", "checkpoint=run", f"source={folder}", "hydra.run.dir=out", "num_workers=0"
     )
-    assert [(Path(row["path"]).name, row["reason"]) for row in listed("out/unreadable.csv")] == [("bomb.png", reason)]
+    assert [(Path(row["path"]).name, row["reason"]) for row in listed("out/predictions.csv.unreadable.csv")] == [
+        ("bomb.png", reason)
+    ]
     many = said("predict", "checkpoint=run", f"source={folder}", "max_pixels=1000", "num_workers=0")
     assert "37 of 37 could not be read" in many
     GlobalHydra.instance().clear()

@@ -11,18 +11,21 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from test_conf import composed, files
 from torch import Tensor
 
+from imgcls import config as configs
 from imgcls.augment import Augment, BatchAugment
-from imgcls.backbones.build import build_network
+from imgcls.backbones.build import build_network, reset_head
+from imgcls.backbones.torchvision import torchvision_network
 from imgcls.callbacks import EMA
-from imgcls.checkpoint import load_checkpoint
-from imgcls.classifier import ImageClassifier
+from imgcls.classifier import ImageClassifier, load_checkpoint
 from imgcls.data.digits import Digits
 from imgcls.errors import UserError
-from imgcls.finetune import Features, Finetune, changes_images, layers
+from imgcls.finetune import Finetune, layers
+from imgcls.linear_probe import Features, changes_images, learning_part
 from imgcls.optimizers import build_optimizer
 from imgcls.training import to_augment
 
 CNN = {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4}
+ADAMW = {"_target_": "torch.optim.AdamW", "lr": 0.01, "weight_decay": 0.1}
 RESNET = {"_target_": "imgcls.backbones.resnet_cifar.resnet_cifar", "depth": 8}
 
 
@@ -34,12 +37,18 @@ def timm(name: str) -> dict[str, Any]:
     return {"_target_": "imgcls.backbones.timm.timm_network", "name": name}
 
 
-def fit(callbacks: list[Callback], epochs: int = 3, augment: dict[str, Any] | None = None) -> ImageClassifier:
+def fit(
+    callbacks: list[Callback],
+    epochs: int = 3,
+    augment: dict[str, Any] | None = None,
+    backbone: dict[str, Any] = CNN,
+    optimizer: dict[str, Any] = ADAMW,
+) -> ImageClassifier:
     torch.manual_seed(0)
     data = Digits(batch_size=64, augment=Augment(**(augment or {})))
     module = ImageClassifier(
-        vars(data.spec), CNN, {"_target_": "torch.nn.CrossEntropyLoss"},
-        {"_target_": "torch.optim.AdamW", "lr": 0.01, "weight_decay": 0.1}, {"_target_": "imgcls.schedulers.constant"},
+        vars(data.spec), backbone, {"_target_": "torch.nn.CrossEntropyLoss"}, optimizer,
+        {"_target_": "imgcls.schedulers.constant"},
         augment or {},
     )  # fmt: skip
     quiet: dict[str, Any] = {
@@ -163,7 +172,7 @@ def test_rates_fall_from_the_head_down() -> None:
     [
         (CNN, 16, 7), (RESNET, 16, 5), (torchvision("resnet18"), 32, 10), (torchvision("vgg11_bn"), 32, 10),
         (torchvision("mobilenet_v3_small"), 32, 13), (torchvision("convnext_tiny"), 32, 20), (torchvision("squeezenet1_1"), 64, 8),
-        (torchvision("inception_v3"), 299, 15), (torchvision("vit_b_32"), 32, 2), (torchvision("swin_t"), 32, 10),
+        (torchvision("inception_v3"), 299, 15), (torchvision("vit_b_32"), 32, 14), (torchvision("swin_t"), 32, 10),
         (timm("resnet18"), 32, 5), (timm("vit_tiny_patch16_224"), 32, 13), (timm("efficientnet_b0"), 32, 7),
         (timm("deit_tiny_distilled_patch16_224"), 32, 13),
     ],
@@ -187,8 +196,76 @@ def test_layers_of_every_kind_of_network(backbone: dict[str, Any], size: int, le
 
 @pytest.mark.parametrize("given", [{"head_epochs": -1}, {"layer_epochs": -1}, {"body_lr": 0.0}, {"layer_decay": 1.5}])
 def test_wrong_settings(given: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=next(iter(given))):
-        Finetune(**given)
+    with pytest.raises(UserError, match=rf"callbacks\.finetune\.{next(iter(given))}="):
+        configs.check({"_target_": "imgcls.finetune.Finetune", **given}, "callbacks.finetune")
+
+
+class Losses(Callback):
+    """Keeps the loss of each training step."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
+        self.seen.append(float(outputs["loss"]))
+
+
+def test_reuse_keeps_the_dropout_of_the_head() -> None:
+    """A dropout that lies beside the head learns with it, drawn alike with features and with images."""
+    seen = []
+    for reuse in (True, False):
+        losses, reading = Losses(), Count()
+        reading.on_fit_start = lambda *_: None  # type: ignore[method-assign]
+        backbone = {**torchvision("mnasnet0_5"), "dropout": 0.5}
+        fit([Finetune(head_epochs=None, reuse_features=reuse), losses, reading], 1, backbone=backbone)
+        assert reading.reading == [reuse]
+        seen.append(losses.seen)
+    assert seen[0] == pytest.approx(seen[1], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("mnasnet0_5", "classifier"), ("resnet18", "fc"), ("mobilenet_v3_small", "classifier.3"), ("vit_b_32", "heads")],
+)
+def test_what_learns_with_the_head(name: str, part: str) -> None:
+    with torch.device("meta"):
+        network = torchvision_network(7, 3, 32, name)
+    assert learning_part(network) == part
+
+
+@pytest.mark.parametrize(
+    "optimizer", [{"_target_": "torch.optim.SGD", "lr": 0.1}, {"_target_": "torch.optim.AdamW", "lr": 0.01}]
+)
+def test_a_probe_learns_alike_on_features_of_any_scale(optimizer: dict[str, Any]) -> None:
+    seen = []
+    for scale in (1.0, 2.0**-7, 2.0**7):
+        losses, made = Losses(), Scaled(scale)
+        fit([made, Finetune(head_epochs=None), losses], 1, optimizer=optimizer)
+        seen.append(losses.seen)
+    assert min(seen[0]) < seen[0][0] - 0.01
+    assert seen[1] == pytest.approx(seen[0], rel=1e-3) and seen[2] == pytest.approx(seen[0], rel=1e-3)
+
+
+class Scaled(Callback):
+    """Makes features larger or smaller by a factor, and starts the head at zero."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        reset_head(pl_module.network)  # type: ignore[arg-type]
+        pl_module.network.features.register_forward_hook(lambda module, given, out: out * self.factor)  # type: ignore[union-attr, operator]
+
+
+def test_new_heads_start_at_zero_and_loaded_ones_do_not(tmp_path: Path) -> None:
+    network = build_network(CNN, 10, 1, 8)
+    torch.save(network.state_dict(), tmp_path / "ten.pth")
+    given = CNN | {"weights": str(tmp_path / "ten.pth")}
+    assert torch.equal(build_network(given, 10, 1, 8).head.weight, network.head.weight)  # type: ignore[arg-type, union-attr]
+    other = build_network(given, 7, 1, 8)
+    assert not other.head.weight.any() and not other.head.bias.any()  # type: ignore[union-attr, operator]
+    assert torch.equal(other.features[0].weight, network.features[0].weight)  # type: ignore[index, union-attr]
+    assert build_network(CNN, 7, 1, 8).head.weight.any()  # type: ignore[union-attr, operator]
 
 
 @pytest.mark.slow

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import imgcls
 from hydra.core.global_hydra import GlobalHydra
+from pages import HOSTILE, elements
 from PIL import Image
 from test_conf import composed
 
@@ -22,7 +24,7 @@ from imgcls import config as configs
 from imgcls.__main__ import main
 from imgcls.data import index
 from imgcls.data.imagefolder import ImageFolder
-from imgcls.data.scan import look, near_pairs
+from imgcls.data.scan import look, near_duplicates, near_pairs, to_compare
 from imgcls.errors import UserError
 from imgcls.eval import data_config
 from imgcls.inspect import Settings
@@ -201,6 +203,57 @@ def test_no_permission(clean: Path) -> None:
                 os.seteuid(0)
 
 
+def test_copies_of_any_shape(run: Run, folder: Path) -> None:
+    """A picture 200 times as wide as it is high is drawn, and one that is 200 times as high."""
+    noise = np.random.default_rng(0).integers(0, 256, (2, 400, 3), dtype=np.uint8)
+    for name, pixels in (("wide", noise), ("high", noise.transpose(1, 0, 2))):
+        for i in range(2):
+            Image.fromarray(pixels).save(folder / "cat" / f"{name}{i}.png")
+    found, _, _ = run(f"data.root={folder}", *SMALL)
+    assert groups(found, "duplicates") == [("cat/high0.png", "cat/high1.png"), ("cat/wide0.png", "cat/wide1.png")]
+
+
+def test_the_bits_of_deep_pictures(run: Run, tmp_path: Path) -> None:
+    """The words that are printed bring 12 bits in files of 16 and of 32 to their whole range."""
+    ramp = np.linspace(0, 4095, 1024).reshape(32, 32)
+    for kind, dtype in (("u", np.uint16), ("i", np.int32)):
+        for i in range(30):
+            path = tmp_path / kind / f"{'ab'[i % 2]}" / f"{i}.tiff"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.roll(ramp, 7 * i).astype(dtype)).save(path)
+    found, printed, _ = run(f"data.root={tmp_path}/u", *SMALL)
+    words = "30 of 16-bit integers use 12 of 16 bits: up to 4095, where 65535 is white"
+    assert f"depth            {words}" in printed and f"{words}; set data.bits=12 and inspect again" in printed
+    assert found["mean"][0] < 0.04
+    found, printed, folder = run(f"data.root={tmp_path}/i", *SMALL)
+    assert len(found["unreadable"]) == 30 and "set data.bits=12 and inspect again" in printed
+    assert listed(folder / "exclude.txt") == set()
+    for kind in ("u", "i"):
+        found, printed, _ = run(f"data.root={tmp_path}/{kind}", *SMALL, "data.bits=12", "near=null")
+        assert found["mean"][0] == pytest.approx(0.5, abs=0.01) and "set data.bits" not in printed
+        assert not found["unreadable"]
+
+
+def test_folders_beside_the_splits(run: Run, clean: Path) -> None:
+    (clean / "train").rename(clean / "Training")
+    photo(clean / "extra" / "cat" / "0.jpg", seed=5)
+    found, printed, _ = run(f"data.root={clean}", *SMALL)
+    assert found["splits"] == {"train": 24, "val": 12, "test": 12} and found["left_out"] == ["extra"]
+    assert "folders beside the splits, which are not read (1)\n  extra" in printed
+
+
+def test_many_pictures_of_one_hash() -> None:
+    """Their number, not its square, says how long they take; those that are alike are one group."""
+    count = 20_000
+    shades = np.random.default_rng(0).integers(0, 256, (count, 1), dtype=np.uint8).repeat(192, 1)
+    shades[: count // 2] = 7
+    shades[:, 0] += np.arange(count, dtype=np.uint8) % 3
+    table = pd.DataFrame({"digest": range(count), "hash": 0, "thumb": [row.tobytes() for row in shades]})
+    compared = to_compare(table["hash"].to_numpy(np.uint64), shades.mean(1), 6)
+    assert len(compared) < 40 * count
+    assert max(len(group) for group in near_duplicates(table, 6)) > count // 2
+
+
 @pytest.mark.parametrize("distance", [0, 3, 6])
 def test_pairs_are_those_of_all_comparisons(distance: int) -> None:
     generator = np.random.default_rng(distance)
@@ -214,6 +267,8 @@ def test_pairs_are_those_of_all_comparisons(distance: int) -> None:
     expected = np.argwhere(np.triu(differing <= distance, 1))
     assert len(expected) > 10
     assert near_pairs(hashes, distance).tolist() == expected.tolist()
+    pairs = np.sort(to_compare(hashes, generator.random(300), distance), 1)
+    assert np.unique(pairs, axis=0).tolist() == expected.tolist()
 
 
 def test_an_image_is_its_own_near_duplicate_only(tmp_path: Path) -> None:
@@ -250,13 +305,21 @@ def test_imagenet(run: Run, tmp_path: Path) -> None:
 
 def test_names_that_are_hard_to_write(run: Run, folder: Path) -> None:
     photo(folder / "#odd" / "0.jpg", seed=0)
-    names = ["#odd/1.jpg", "cat/new\nline.jpg", "cat/a\t# b.jpg", "cat/猫 <b>.jpg", os.fsdecode(b"cat/\xff.jpg")]
+    names = [
+        "#odd/1.jpg",
+        "cat/new\nline.jpg",
+        "cat/a\t# b.jpg",
+        "cat/猫 <b>.jpg",
+        f"cat/{HOSTILE}.jpg",
+        os.fsdecode(b"cat/\xff.jpg"),
+    ]
     for name in names:
         (folder / name).touch()
     found, _, place = run(f"data.root={folder}", *SMALL)
     assert sorted(item["file"] for item in found["unreadable"]) == sorted(names)
     page = (place / "index.html").read_text()
     assert "猫 &lt;b&gt;.jpg" in page and "<b>" not in page
+    assert not any(key == "onerror" for _, attributes in elements(page) for key, _ in attributes)
     shutil.copy(place / "exclude.txt", "list")
     left = run(f"data.root={folder}", "data.exclude=list", *SMALL)[0]["unreadable"]
     assert {item["file"] for item in left} == {"cat/new\nline.jpg", "cat/a\t# b.jpg"}
@@ -322,8 +385,12 @@ def test_an_entry_that_matches_nothing(clean: Path, entry: str) -> None:
 
 
 def test_a_class_that_is_left_empty(clean: Path) -> None:
-    with pytest.raises(UserError, match="val/fox holds no image that is not excluded"):
-        loaded(clean, "".join(f"val/fox/{i}.jpg\n" for i in range(4)))
+    with pytest.raises(UserError, match="train/fox holds no image that is not excluded"):
+        loaded(clean, "".join(f"train/fox/{i}.jpg\n" for i in range(8)))
+    assert loaded(clean, "".join(f"val/fox/{i}.jpg\n" for i in range(4))).sets["val"].targets.unique().tolist() == [
+        0,
+        1,
+    ]
 
 
 def test_the_index_stays_valid(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,16 @@
-"""Focal loss beside torch's cross-entropy and beside its formula."""
+"""Losses beside torch's cross-entropy, timm's binary cross-entropy and their formulas."""
+
+from typing import Any
 
 import pytest
+import timm.loss
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imgcls.losses import FocalLoss
+from imgcls import config as configs
+from imgcls.errors import UserError
+from imgcls.losses import BinaryCrossEntropy, CrossEntropyLoss, FocalLoss
 
 
 def batch(seed: int = 0, classes: int = 5) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -81,3 +86,30 @@ def test_weights_move_with_the_module() -> None:
     loss = FocalLoss(weight=torch.ones(3)).to(torch.float64)
     assert loss.weight is not None
     assert loss.weight.dtype == torch.float64
+
+
+@pytest.mark.parametrize("options", [{}, {"sum_classes": True}, {"target_threshold": 0.2}, {"smoothing": 0.0}])
+def test_binary_as_timm(options: dict[str, Any]) -> None:
+    logits, targets, _, weight = batch()
+    ours = {("label_smoothing" if key == "smoothing" else key): value for key, value in options.items()}
+    expected = timm.loss.BinaryCrossEntropy(weight=weight, **options)(logits, targets)
+    torch.testing.assert_close(BinaryCrossEntropy(weight=weight, **ours)(logits, targets), expected)
+
+
+@pytest.mark.parametrize("loss", [BinaryCrossEntropy(0.1), FocalLoss(2.0, 0.1), CrossEntropyLoss(0.1)])
+def test_smoothing_is_the_same_for_classes_and_for_shares(loss: nn.Module) -> None:
+    logits, targets, _, _ = batch()
+    torch.testing.assert_close(loss(logits, F.one_hot(targets, 5).double()), loss(logits, targets))
+
+
+@pytest.mark.parametrize("name", ["CrossEntropyLoss", "BinaryCrossEntropy", "FocalLoss"])
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0, 1.5])
+def test_bound_of_smoothing(name: str, smoothing: float) -> None:
+    node = {"_target_": f"imgcls.losses.{name}", "label_smoothing": smoothing}
+    with pytest.raises(UserError, match=r"loss\.label_smoothing="):
+        configs.build(node, "loss")
+
+
+def test_bound_of_gamma() -> None:
+    with pytest.raises(UserError, match=r"loss\.gamma=-1"):
+        configs.build({"_target_": "imgcls.losses.FocalLoss", "gamma": -1}, "loss")

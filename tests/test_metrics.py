@@ -12,6 +12,7 @@ from torchmetrics import classification as torchmetrics
 
 from imgcls.classifier import ImageClassifier
 from imgcls.data.base import Batch
+from imgcls.figures import reliability
 from imgcls.metrics import Evaluation, MeanLoss, Predictions, metric_names
 
 
@@ -71,6 +72,15 @@ def test_calibration_by_hand() -> None:
     logits = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.7, 0.3], [0.4, 0.6]]).log()
     values = measured([(logits, torch.tensor([0, 1, 0, 1]))], 2)
     assert values["calibration_error"] == pytest.approx((2 * abs(0.5 - 0.9) + 0.3 + 0.4) / 4, abs=1e-5)
+
+
+def test_a_confidence_of_one_lies_in_the_last_range() -> None:
+    """The error is what the reliability diagram shows: the gaps of its ranges, weighted by their shares."""
+    confidences, right = torch.tensor([1.0, 1.0, 0.95, 0.97]), torch.tensor([True, False, True, True])
+    logits = torch.stack([confidences, 1 - confidences], 1).log()
+    drawn = reliability(logits.softmax(1)[:, 0].numpy(), right.numpy())
+    expected = (drawn["share"] * (drawn["accuracy"] - drawn["confidence"]).abs()).sum()
+    assert measured([(logits, (~right).long())], 2)["calibration_error"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_calibration_of_small_logits() -> None:

@@ -1,8 +1,10 @@
 """The notebooks run from top to bottom as they are, with tiny settings."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from conftest import ROOT
 from nbclient import NotebookClient
@@ -56,6 +58,16 @@ def test_they_run() -> None:
     assert "1 runs: {'finished': 1}" in said and "there is no W&B key here" in said
     assert pictures(outputs) == 4 + 5 + 2
     check(outputs)
+
+
+def test_images_that_can_not_be_read_are_left_out(here: Callable[..., None], folder: Path) -> None:
+    settings = ("data=imagefolder", f"data.root={folder}", "data.image_size=16", "data.num_workers=0", "logger=csv")
+    skip = ("data.on_error=skip", "data.max_errors=0.5", "data.test_fraction=0.4", "trainer.max_epochs=1")
+    here("train", *settings, *skip, "trainer.accelerator=cpu", "hydra.run.dir=run")
+    tested = list(pd.read_csv("run/test/predictions.csv")["name"])
+    Path(tested[0]).write_bytes(b"")
+    said = text(executed(sources("look_into_a_run", "run = 'run'")[:9]))
+    assert f"of {len(tested) - 1} are wrong" in said and "f1" in said
 
 
 @pytest.mark.slow

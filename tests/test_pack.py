@@ -29,9 +29,9 @@ from imgcls.pack import Settings, pack
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
 
 
-def packed(root: Path, out: Path | str = "out", channels: Any = 3, **settings: Any) -> Path:
+def packed(root: Path, out: Path | str = "out", channels: Any = 3, image_size: int = 24, **settings: Any) -> Path:
     """Packs a folder in this process."""
-    data = ImageFolder(root=str(root), image_size=24, channels=channels, mean=[0.5], std=[0.2], num_workers=0)
+    data = ImageFolder(root=str(root), image_size=image_size, channels=channels, mean=[0.5], std=[0.2], num_workers=0)
     defaults: dict[str, Any] = {"format": "pixels", "size": None, "quality": 95, "on_error": "refuse"}
     pack(data, Path(out), Settings(str(out), **(defaults | settings)))
     return Path(out)
@@ -83,7 +83,7 @@ def test_the_manifest(folder: Path) -> None:
     out = packed(folder, size=16, format="jpeg", quality=80)
     manifest = manifest_of(out)
     assert [manifest[key] for key in ("version", "format", "size", "quality")] == [1, "jpeg", 16, 80]
-    assert manifest["spec"]["class_names"] == ["cat", "dog", "fox"] and manifest["spec"]["image_size"] == 24
+    assert manifest["spec"]["class_names"] == ["cat", "dog", "fox"] and manifest["spec"]["image_size"] == 16
     assert manifest["splits"] == {
         "train": {"images": 36, "shape": [16, 20, 3], "classes": {"cat": 12, "dog": 12, "fox": 12}}
     }

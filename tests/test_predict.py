@@ -161,15 +161,15 @@ def test_broken_files(checkpoint: Path, tmp_path: Path, total: int, broken: int)
     )
     assert done.returncode == 1
     assert done.stderr == (
-        f"imgcls predict: {broken} of {total:,} could not be read; see out/unreadable.csv; the others are done\n"
+        f"imgcls predict: {broken} of {total:,} could not be read; see out/p.csv.unreadable.csv; the others are done\n"
     )
     assert (
         f"{total - broken:,} images" in done.stdout
         and "images/s" in done.stdout
         and "predictions: out/p.csv" in done.stdout
     )
-    assert sorted(os.listdir("out")) == ["p.csv", "unreadable.csv"]
-    refused = rows("out/unreadable.csv")
+    assert sorted(os.listdir("out")) == ["p.csv", "p.csv.unreadable.csv"]
+    refused = rows("out/p.csv.unreadable.csv")
     assert [str(tmp_path / row["path"]) for row in refused] == bad
     assert {row["reason"] for row in refused} >= {"the file is empty", "no image format that is known"}
     names = [row["path"] for row in rows("out/p.csv")]
@@ -288,18 +288,17 @@ def test_mistakes_are_one_line(
     assert Path("there.csv").read_text() == "mine"
 
 
-def test_overwriting(checkpoint: Path, folder: Path, run: Callable[..., None]) -> None:
-    Path("p.csv").write_text("old")
-    Path("unreadable.csv").write_text("of the old one")
-    run(
-        "predict",
-        f"checkpoint={checkpoint}",
-        f"source={folder}/cat/00.jpg",
-        "out=p.csv",
-        "overwrite=true",
-        "num_workers=0",
-    )
-    assert len(rows("p.csv")) == 1 and not Path("unreadable.csv").exists()
+def test_overwriting_leaves_other_outputs_alone(
+    checkpoint: Path, folder: Path, run: Callable[..., None], said: Callable[..., str]
+) -> None:
+    """Each output has a list of unreadable files of its own, so that several fit into one folder."""
+    (folder / "cat" / "bad.jpg").touch()
+    common = (f"checkpoint={checkpoint}", "num_workers=0")
+    assert "see p.csv.unreadable.csv" in said("predict", *common, f"source={folder}/cat", "out=p.csv")
+    assert "see p.jsonl.unreadable.csv" in said("predict", *common, f"source={folder}/cat", "out=p.jsonl")
+    run("predict", *common, f"source={folder}/cat/00.jpg", "out=p.csv", "overwrite=true")
+    assert len(rows("p.csv")) == 1 and not Path("p.csv.unreadable.csv").exists()
+    assert len(rows("p.jsonl.unreadable.csv")) == 1
 
 
 def test_nothing_is_left_of_an_interrupted_run(
@@ -318,7 +317,7 @@ def test_configs_compose() -> None:
     for root, module in (("predict", predict), ("export", export)):
         config = composed("checkpoint=x", "out=x", *(["source=x"] if root == "predict" else []), root=root)
         own = set(module.Settings.__annotations__)
-        assert set(config) - own == ({"checkpoint", "source", "trainer"} if root == "predict" else {"checkpoint"})
+        assert set(config) - own == {"checkpoint", "trust"} | ({"source", "trainer"} if root == "predict" else set())
         configs.typed({k: v for k, v in config.items() if k in own}, module.Settings, "")
 
 

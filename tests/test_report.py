@@ -17,6 +17,7 @@ import pytest
 import torch
 from conftest import imgcls
 from hydra.core.global_hydra import GlobalHydra
+from pages import HOSTILE, elements
 from PIL import Image
 from timm.models.swin_transformer import SwinTransformer as TimmSwin
 from timm.models.vision_transformer import VisionTransformer as TimmViT
@@ -27,8 +28,8 @@ from torchvision.models.vision_transformer import VisionTransformer
 from imgcls import report as reports
 from imgcls.__main__ import main
 from imgcls.calibration import fit_temperature
-from imgcls.checkpoint import add_to_checkpoint, load_checkpoint
-from imgcls.classifier import ImageClassifier
+from imgcls.checkpoint import add_to_checkpoint
+from imgcls.classifier import ImageClassifier, load_checkpoint
 from imgcls.data.base import Batch
 from imgcls.data.memory import MemoryImages
 from imgcls.errors import UserError
@@ -80,11 +81,13 @@ def test_temperature_is_in_the_logits_and_not_in_training(tmp_path: Path) -> Non
     assert load_checkpoint(path)[0].temperature == 1.0
     add_to_checkpoint(path, temperature=2.0)
     assert [p.name for p in tmp_path.glob("best*")] == ["best.ckpt"]
-    for loaded in (load_checkpoint(path)[0], ImageClassifier.load_from_checkpoint(path).eval()):
+    for loaded in (load_checkpoint(path)[0], ImageClassifier.load_from_checkpoint(path)):
         assert torch.equal(loaded(images), before / 2)
-        assert torch.equal(loaded.training_step(batch, 0), loss)
-        loaded.on_fit_start()
-        assert loaded.temperature == 1.0
+    classifier.on_load_checkpoint({"temperature": 2.0})  # as at a resume
+    assert torch.equal(classifier(images), before / 2)
+    assert torch.equal(classifier.training_step(batch, 0), loss)
+    classifier.on_fit_start()
+    assert classifier.temperature == 1.0
 
 
 # Tables
@@ -234,15 +237,21 @@ def test_everything_is_drawn(classes: int, channels: int, size: int, wrong: floa
 
 
 def test_names_are_text_in_the_page(tmp_path: Path) -> None:
-    classifier, dataset, report = known(3, 30, 1, 8, 0.5)
-    for column in ("target", "prediction"):
-        report.predictions[column] = report.predictions[column].replace("class 0", "<b>$x_1$")
-    report.pairs["true"] = "<i>pair</i>"
-    report.per_class["class"] = "<u>class</u>"
-    classifier.spec = type(classifier.spec)(("<b>$x_1$", "class 1", "class 2"), 1, 8, (0.5,), (0.5,))
-    text = write(classifier, dataset, report, tmp_path)
-    assert not any(tag in text for tag in ("<b>$", "<i>", "<u>"))
-    assert "&lt;b&gt;$x_1$" in text and "&lt;i&gt;pair" in text and "&lt;u&gt;class" in text
+    """Of classes, pairs, metrics and pictures: the page has the same elements whatever they are called."""
+    pages = {}
+    for name in ("plain", f"{HOSTILE}$x_1${{{{ 7*7 }}}}"):
+        classifier, dataset, report = known(3, 30, 1, 8, 0.5)
+        for column in ("target", "prediction"):
+            report.predictions[column] = report.predictions[column].replace("class 0", name)
+        report.predictions["name"] = report.pairs["true"] = report.per_class["class"] = name
+        report.metrics[f"test/{name}"] = 1.0
+        classifier.spec = type(classifier.spec)((name, "class 1", "class 2"), 1, 8, (0.5,), (0.5,))
+        pages[name] = write(classifier, dataset, report, tmp_path)
+    plain, hostile = map(elements, pages.values())
+    assert [tag for tag, _ in plain] == [tag for tag, _ in hostile] and "&lt;img src=x" in pages[name]
+    assert {key for _, attributes in hostile for key, _ in attributes} == {
+        "lang", "charset", "name", "content", "class", "src", "alt", "style",
+    }  # fmt: skip
 
 
 def test_a_failed_picture_is_one_line(tmp_path: Path, caplog: Any, monkeypatch: pytest.MonkeyPatch) -> None:

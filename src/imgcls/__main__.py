@@ -5,6 +5,7 @@ import gc
 import importlib
 import logging
 import os
+import select
 import sys
 import types
 from typing import Any
@@ -41,6 +42,26 @@ def usage() -> str:
 
 def main() -> None:
     """Runs the verb named on the command line. Exit status: 0 done, 1 a mistake of the user's or a failure."""
+    try:
+        try:
+            _main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _unread(sys.stdout.fileno()):
+            raise  # of another pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still in the buffer
+        sys.exit(141)  # as the shell says of a program that SIGPIPE has ended
+
+
+def _unread(pipe: int) -> bool:
+    """Returns whether what reads from this pipe, such as `head`, has ended."""
+    watch = select.poll()
+    watch.register(pipe, select.POLLOUT)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in watch.poll(0))
+
+
+def _main() -> None:
     arguments = sys.argv[1:]
     if arguments[:1] == ["-sc"]:
         return _complete(arguments)
@@ -89,7 +110,6 @@ def postpone() -> None:
 
 
 def _run(verb: str, arguments: list[str]) -> None:
-    sys.argv = [sys.argv[0], *arguments]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here as they are; this file says them
     gc.set_threshold(50_000, 20, 100)  # looking for garbage in what is imported takes a tenth of the start
     postpone()
@@ -98,18 +118,19 @@ def _run(verb: str, arguments: list[str]) -> None:
         SIGNALS.install(*WARNINGS)  # which would end the process while all is imported
     from hydra.errors import ConfigCompositionException, OverrideParseException
 
-    from imgcls import config
+    from imgcls import messages, paths
 
+    sys.argv = [sys.argv[0], *paths.quoted(arguments)]
     module = importlib.import_module(f"imgcls.{verb}")
     try:
-        config.check_groups(arguments)
+        messages.check_groups(arguments)
         if verb == "train":
             sys.argv = importlib.import_module("imgcls.resume").hydra_arguments(sys.argv)
         module.main()
     except UserError as error:
         sys.exit(f"imgcls {verb}: {one_line(error)}")
     except (ConfigCompositionException, OverrideParseException) as error:
-        sys.exit(f"imgcls {verb}: {config.explain(error)}")
+        sys.exit(f"imgcls {verb}: {messages.explain(error)}")
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise

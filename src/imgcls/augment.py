@@ -4,10 +4,12 @@ Every draw differs for each sample. torchvision's own transforms draw once for a
 used in the workers alone; flips, crops of small images, mixing and erasing are written for batches here.
 """
 
+import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
@@ -17,6 +19,19 @@ from imgcls.config import build
 from imgcls.data.spec import DataSpec
 from imgcls.errors import UserError
 
+
+def rising(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError("expected the smaller number first")
+    return pair
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+Shares = Annotated[
+    tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]], AfterValidator(rising)
+]
+Ratios = Annotated[tuple[Positive, Positive], AfterValidator(rising)]
 SMALL = 64  # up to this image size, "auto" crops from a padded image instead of resizing
 
 
@@ -26,8 +41,8 @@ class Mix:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
-    alpha: float = 1.0
-    probability: float = 0.0
+    alpha: Positive = 1.0
+    probability: Share = 0.0
 
 
 @dataclass(frozen=True)
@@ -47,23 +62,19 @@ class Augment:
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
     crop: Literal["none", "padded", "resized", "auto"] = "none"
-    padding: float = 0.125
-    scale: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float | None = 0.0
+    padding: Share = 0.125
+    scale: Shares = (0.08, 1.0)
+    ratio: Ratios = (3 / 4, 4 / 3)
+    flip: Share | None = 0.0
     policy: dict[str, Any] | None = None
-    erase: float = 0.0
+    erase: Share = 0.0
     mixup: Mix = field(default_factory=Mix)
     cutmix: Mix = field(default_factory=Mix)
 
     def __post_init__(self) -> None:
-        shares = {"flip": self.flip or 0.0, "erase": self.erase, "padding": self.padding}
-        shares |= {"mixup.probability + cutmix.probability": self.mixup.probability + self.cutmix.probability}
-        for name, share in shares.items():
-            if not 0 <= share <= 1:
-                raise UserError(f"augment.{name}={share}: expected a number from 0 to 1")
-        if min(self.mixup.alpha, self.cutmix.alpha) <= 0:
-            raise UserError("augment.mixup.alpha and augment.cutmix.alpha: expected a number above 0")
+        mixed = self.mixup.probability + self.cutmix.probability
+        if mixed > 1:
+            raise UserError(f"augment.mixup.probability + cutmix.probability={mixed}: expected a number from 0 to 1")
 
     def crop_of(self, spec: DataSpec) -> str:
         """Returns the kind of crop for this data, "auto" decided."""
@@ -102,7 +113,7 @@ class BatchAugment(nn.Module):
         rows = torch.arange(height, device=device).expand(n, height)
         columns = torch.arange(width, device=device).expand(n, width)
         if self.flip:
-            mirrored = torch.rand(n, 1, device=device) < self.flip
+            mirrored = drawn(images, n, 1) < self.flip
             columns = torch.where(mirrored, width - 1 - columns, columns)
         if pad:
             images = F.pad(images, (pad, pad, pad, pad))
@@ -116,26 +127,48 @@ class BatchAugment(nn.Module):
         """Erases and mixes normalised `images (N, C, H, W)`; mixed targets are shares `(N, K)`."""
         augment = self.augment
         if augment.erase:
-            area = torch.empty(len(images), device=images.device).uniform_(0.02, 0.33)  # the paper's range
-            images = images.masked_fill(rectangles(images, area) & chosen(images, augment.erase), 0.0)
+            images = images.masked_fill(patches(images) & chosen(images, augment.erase), 0.0)
         mixup, cutmix = augment.mixup, augment.cutmix
         if not mixup.probability and not cutmix.probability:
             return images, targets
-        draw = torch.rand(len(images), 1, 1, 1, device=images.device)
+        draw = drawn(images, len(images), 1, 1, 1)
         outside = ~rectangles(images, 1 - _beta(images, cutmix.alpha))
         share = _beta(images, mixup.alpha)[:, None, None, None]
         share = torch.where(draw < cutmix.probability + mixup.probability, share, 1.0)
-        weight = torch.where(draw < cutmix.probability, outside, share).to(images.dtype)  # of the own image, by pixel
+        weight = torch.where(draw < cutmix.probability, outside, share)  # of the own image, by pixel
         other = torch.randperm(len(images), device=images.device)
+        share, weight = weight.mean((1, 2, 3)).unsqueeze(1), weight.to(images.dtype)
         images = images * weight + images[other] * (1 - weight)
-        hot = F.one_hot(targets, self.num_classes).to(images.dtype)
-        share = weight.mean((1, 2, 3)).unsqueeze(1)
+        hot = F.one_hot(targets, self.num_classes).float()
         return images, hot * share + hot[other] * (1 - share)
 
 
 def chosen(images: Tensor, probability: float) -> Tensor:
     """Returns a mask `(N, 1, 1, 1)` that holds for each sample with this probability."""
-    return torch.rand(len(images), 1, 1, 1, device=images.device) < probability
+    return drawn(images, len(images), 1, 1, 1) < probability
+
+
+def drawn(images: Tensor, *shape: int) -> Tensor:
+    """Returns numbers from 0 to 1 in float32 also where the network is in half precision, in which they would be few."""
+    return torch.rand(shape, device=images.device, dtype=torch.float32)
+
+
+def patches(images: Tensor) -> Tensor:
+    """Returns a mask `(N, 1, H, W)` with a rectangle inside each image, as torchvision's RandomErasing draws that of
+    Zhong et al. 2017: 0.02 to 0.33 of the area, and height to width from 0.3 to 3.3, uniform in its logarithm."""
+    n, _, height, width = images.shape
+    area = height * width * (0.02 + 0.31 * drawn(images, n, 1))
+    ratio = torch.exp(math.log(0.3) + math.log(3.3 / 0.3) * drawn(images, n, 1))
+
+    def inside(length: int, side: Tensor) -> Tensor:
+        side = side.round().clamp(max=length)
+        start = (drawn(images, n, 1) * (length - side + 1)).floor()
+        place = torch.arange(length, device=images.device)
+        return (place >= start) & (place < start + side)
+
+    return (
+        inside(height, (area * ratio).sqrt())[:, None, :, None] & inside(width, (area / ratio).sqrt())[:, None, None, :]
+    )
 
 
 def rectangles(images: Tensor, area: Tensor) -> Tensor:
@@ -147,15 +180,15 @@ def rectangles(images: Tensor, area: Tensor) -> Tensor:
     side = area.sqrt()
 
     def inside(length: int) -> Tensor:
-        centre = torch.rand(n, 1, device=images.device) * length
-        place = torch.arange(length, device=images.device) + 0.5
+        centre = drawn(images, n, 1) * length
+        place = torch.arange(0.5, length, device=images.device, dtype=torch.float32)
         return (place - centre).abs() <= side[:, None] * length / 2
 
     return inside(height)[:, None, :, None] & inside(width)[:, None, None, :]
 
 
 def _beta(images: Tensor, alpha: float) -> Tensor:
-    concentration = torch.full((len(images),), alpha, device=images.device)
+    concentration = torch.full((len(images),), alpha, device=images.device, dtype=torch.float32)
     return torch.distributions.Beta(concentration, concentration, validate_args=False).sample()
 
 

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -42,7 +43,12 @@ class Turns:
 def main(config: dict[str, Any], run_dir: Path) -> float:
     """Measures one config; returns the ratio of the training to the floor."""
     turns = configs.typed(config.pop("bench"), Turns, "bench")
-    path = config.pop("json")
+    path = configs.typed(config.pop("json"), Path | None, "json")
+    if path:
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise UserError(f"json={path}: expected a file, new or there already, that can be written")
     settings = checked(config)
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler's own notes; read when torch is imported
     from imgcls.distributed import single_job
@@ -57,8 +63,7 @@ def main(config: dict[str, Any], run_dir: Path) -> float:
         files = sorted(run_dir.parent.glob("*/bench.json"), key=lambda f: int(f.parent.name.partition("_")[0]))
         rows = [json.loads(file.read_text()) for file in files]
     if path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(json.dumps(rows if len(rows) > 1 else figures, indent=2) + "\n")
+        path.write_text(json.dumps(rows if len(rows) > 1 else figures, indent=2) + "\n")
     show(rows)
     print(f"figures: {shown(run_dir / 'bench.json')}")
     return float(figures["ratio"])

@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from imgcls.backbones.build import load_tensors, unloadable
-from imgcls.classifier import ImageClassifier
 from imgcls.errors import UserError
 from imgcls.run import shown
 
@@ -23,6 +22,8 @@ from imgcls.run import shown
 def find_checkpoint(given: str) -> Path:
     """Returns the checkpoint that a path means: the file itself, or the best one of a run directory."""
     path = Path(given).expanduser()
+    if "://" in given:
+        raise UserError(f"checkpoint={given}: addresses are not read; fetch the file first")
     if path.is_dir():
         for folder in (path / "checkpoints", path):
             if (folder / "best.ckpt").is_file():
@@ -44,33 +45,17 @@ def best_of_many(last: Path) -> Path:
     return next((last.with_name(name) for name in names if name and last.with_name(name).is_file()), last)
 
 
-def load_checkpoint(path: Path) -> tuple[ImageClassifier, dict[str, Any]]:
-    """Returns the classifier of a checkpoint, in evaluation mode on the CPU, and the config of its run.
+def load_content(path: Path) -> dict[str, Any]:
+    """Returns what a checkpoint holds, without running what it may carry.
 
     Raises:
-        UserError: the file is damaged, carries code (which is not run), or is no checkpoint of an ImageClassifier.
+        UserError: the file is damaged, carries code (which is not run), or was not written by a training of ours.
     """
-    content = load_content(path)
-    try:
-        classifier = ImageClassifier(**content["hyper_parameters"])
-        classifier.load_state_dict(content["state_dict"])
-    except (RuntimeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"checkpoint={path}: its weights are of another network than its settings say ({reason})"
-        ) from error
-    classifier.on_load_checkpoint(content)
-    nn.Module.eval(classifier)
-    return classifier, content["config"]
-
-
-def load_content(path: Path) -> dict[str, Any]:
-    """Returns what a checkpoint holds, without running what it may carry; raises UserError as `load_checkpoint`."""
     try:
         content = load_tensors(path)
     except Exception as error:  # many types, one for each way of being damaged
         raise UserError(f"checkpoint={path}: {unloadable(path, error)}") from error
-    if not isinstance(content, dict) or not {"state_dict", "hyper_parameters", "config"} <= content.keys():
+    if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= content.keys():
         raise UserError(
             f"checkpoint={path}: it was not written by imgcls train; for a state dict use backbone.weights={path}"
         )
@@ -165,7 +150,7 @@ def damage(path: Path) -> str | None:
     except Exception:  # code, or no checkpoint at all: said where it is loaded
         return None
     names = [name for state in states for name in not_finite(state) if name not in content.get("infinite", ())]
-    return f"{len(names)} of its tensors are not finite, such as {names[0]}" if names else None
+    return f"tensors with NaN or infinity: {len(names)}, such as {names[0]}" if names else None
 
 
 def not_finite(state: Mapping[str, Tensor]) -> list[str]:

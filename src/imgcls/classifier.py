@@ -1,30 +1,31 @@
 """ImageClassifier: one network, its loss, its optimizer, and what is measured of it."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn import functional as F
-from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
 from imgcls import config as configs
 from imgcls.augment import Augment, BatchAugment
-from imgcls.backbones.build import build_network
-from imgcls.data.base import Batch, ImageDataModule
+from imgcls.backbones.build import FIRST_WEIGHTS, build_network, rebuild_network
+from imgcls.checkpoint import find_checkpoint, load_content
+from imgcls.data.base import Batch
 from imgcls.data.spec import DataSpec
 from imgcls.errors import UserError
 from imgcls.keyed import key_seed
 from imgcls.metrics import Evaluation, MeanLoss, Predictions, metric_names
 from imgcls.optimizers import build_optimizer
-from imgcls.schedulers import Steps
+from imgcls.steps import StepByStep
 
 
-class ImageClassifier(LightningModule):
+class ImageClassifier(StepByStep):
     """Trains and evaluates a network on batches of uint8 images.
 
     All arguments are plain Python, so that a checkpoint needs nothing beside itself:
@@ -34,20 +35,22 @@ class ImageClassifier(LightningModule):
         spec: the fields of the data's `DataSpec`.
         backbone: conf/backbone: `_target_` and its arguments.
         loss, optimizer, scheduler: conf/loss, conf/optimizer, conf/scheduler; a network that is only
-            evaluated needs no optimizer and no scheduler.
+            evaluated needs none of them.
         augment: conf/augment; its part for the batch is applied here.
-        class_weights: of each class in the training loss; evaluation counts samples alike.
+        class_weights: of each class in the training loss. Evaluation measures the plain negative log-likelihood, the
+            mean over samples, whatever the training loss is.
         seed: of all that is drawn in training.
         channels_last: memory layout of network and images; faster wherever convolutions have kernels for it.
         fused: take fused optimizer steps where there are any.
         compile: compile the network with torch.compile.
+        network: the backbone, where it is built already; it is no part of the settings.
     """
 
     def __init__(
         self,
         spec: dict[str, Any],
         backbone: dict[str, Any],
-        loss: dict[str, Any],
+        loss: dict[str, Any] | None = None,
         optimizer: dict[str, Any] | None = None,
         scheduler: dict[str, Any] | None = None,
         augment: dict[str, Any] | None = None,
@@ -56,27 +59,28 @@ class ImageClassifier(LightningModule):
         channels_last: bool = True,
         fused: bool = True,
         compile: bool = False,
+        network: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(logger=False)
+        self.save_hyperparameters(logger=False, ignore=["network"])
         # What a checkpoint is loaded into needs no first weights: neither a download nor the user's file.
-        self.hparams["backbone"] = {k: v for k, v in backbone.items() if k not in ("pretrained", "weights")}
+        self.hparams["backbone"] = {k: v for k, v in backbone.items() if k not in FIRST_WEIGHTS}
         self.spec = DataSpec(**spec)
         classes = self.spec.num_classes
         shape = (classes, self.spec.channels, self.spec.image_size)
-        self.network = build_network(backbone, *shape, self.spec.class_names)
+        self.network = network or build_network(backbone, *shape, self.spec.class_names)
         if channels_last:
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if compile:
             self.network.compile()
-        if class_weights is not None and len(class_weights) != classes:
-            raise UserError(
-                f"class_weights has {len(class_weights)} numbers; expected one for each of {classes} classes"
-            )
+        if class_weights is not None and (
+            len(class_weights) != classes or min(class_weights) < 0 or not any(class_weights)
+        ):
+            raise UserError(f"class_weights={class_weights}: expected {classes} numbers of 0 or more, not all 0")
         weight = None if class_weights is None else torch.tensor(class_weights)
-        self.loss: nn.Module = configs.build(loss, "loss", nn.Module, **({} if weight is None else {"weight": weight}))
-        # Without class weights a mean over samples is the same for every batch size and number of processes.
-        self.evaluation_loss: nn.Module = configs.build(loss, "loss", nn.Module)
+        if loss is not None:
+            given: dict[str, Any] = {} if weight is None else {"weight": weight}
+            self.loss: nn.Module = configs.build(loss, "loss", nn.Module, **given)
         self.augment = BatchAugment(configs.typed(augment or {}, Augment, "augment"), self.spec)
         std = torch.tensor(self.spec.std).view(-1, 1, 1)
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
@@ -90,8 +94,56 @@ class ImageClassifier(LightningModule):
         self.temperature = 1.0  # that a checkpoint brings (imgcls.calibration); training never sees it
         self.distil: Callable[[ImageClassifier, Tensor, Tensor, Tensor], Tensor] | None = None  # imgcls.distillation
         self.rate_scales: dict[str, float] | None = None  # shares of the learning rate, by parameter (imgcls.finetune)
+        self.features_into = ""  # the part of the network that takes features in place of images (imgcls.finetune)
         self.train_size: int | None = None  # of training images, where it is not the data's
         self.skipped: list[list[int]] = []  # batches [epoch, index] that teach nothing: their loss was not finite
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # Lightning's own runs code that comes from an address
+        cls, checkpoint_path: str | Path, map_location: torch.device | str = "cpu", *, trust: Sequence[str] = ()
+    ) -> Self:
+        """Returns the classifier of a checkpoint, for evaluation: it has no loss, optimizer or augmentation.
+
+        Args:
+            checkpoint_path: a file, or a run directory: its best checkpoint.
+            map_location: the device.
+            trust: packages, all of whose code may run, that a network from outside of this package is defined in.
+
+        Raises:
+            UserError: an address, or a file that is missing, damaged, carries code, or names a network that isn't
+                allowed (imgcls.allowed). Nothing that the file names was run then.
+        """
+        path = find_checkpoint(str(checkpoint_path))
+        return cls.restored(load_content(path), path, trust).to(map_location)
+
+    @classmethod
+    def restored(cls, content: Mapping[str, Any], path: Path, trust: Sequence[str] = ()) -> Self:
+        """Returns the classifier of a checkpoint's content, in evaluation mode on the CPU; raises UserError as above."""
+        parameters = content["hyper_parameters"]
+        try:
+            spec: DataSpec = configs.typed(dict(parameters["spec"]), DataSpec, "spec")
+            network = rebuild_network(parameters["backbone"], spec, trust)
+            last = bool(parameters.get("channels_last", True))
+            classifier = cls(asdict(spec), dict(parameters["backbone"]), channels_last=last, network=network)
+            state = content["state_dict"]  # also of what training alone has, such as class weights
+            own = {k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")}
+            network.load_state_dict(own)
+            classifier.on_load_checkpoint(dict(content))
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise UserError(
+                f"checkpoint={path}: its weights are of another network than its settings say ({reason})"
+            ) from error
+        nn.Module.eval(classifier)
+        return classifier
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Casts the network and its input alone, where Lightning casts all in the precisions bf16-true and 16-true: sums
+        and weights in half precision would be wrong. All goes to the device."""
+        super()._apply(fn, recurse=False)
+        for name, child in self.named_children():
+            child._apply(fn if name == "network" else lambda tensor: tensor.to(fn(tensor).device))
+        return self
 
     def normalise(self, images: Tensor, size: int | None = None) -> Tensor:
         """Returns `images (N, C, H, W) uint8` as floats with the data's mean 0 and deviation 1, at its size or another."""
@@ -110,7 +162,7 @@ class ImageClassifier(LightningModule):
     def raw_logits(self, images: Tensor) -> Tensor:
         """Returns the network's own logits `(N, K) float32`."""
         if images.is_floating_point():  # features, computed once (imgcls.finetune)
-            return self.network.get_submodule(self.head_name)(images).float()  # type: ignore[no-any-return]
+            return self.network.get_submodule(self.features_into)(images).float()  # type: ignore[no-any-return]
         return self.network(self.normalise(images)).float()  # type: ignore[no-any-return]
 
     @property
@@ -182,7 +234,7 @@ class ImageClassifier(LightningModule):
                 return
         logits, scaled = raw / self.temperature, split == "test" and self.temperature != 1
         for name, values in ((split, logits), *([("unscaled", raw)] if scaled else [])):
-            getattr(self, f"{name}_loss").update(self.evaluation_loss(values, targets), len(targets))
+            getattr(self, f"{name}_loss").update(F.cross_entropy(values, targets), len(targets))
             getattr(self, f"{name}_metrics").update(values, targets)
         if split == "test":
             self.predictions.update(logits, targets, indices, raw if scaled else None)
@@ -237,32 +289,10 @@ class ImageClassifier(LightningModule):
                 entry["frequency"] = self.trainer.check_val_every_n_epoch or 1
         return [optimizer], schedule
 
-    def fused_steps(self) -> bool:
-        """Whether the optimizer may take fused steps."""
-        scaled = self.trainer.precision in ("16-mixed", "16")  # the gradient scaler unscales before a plain step
-        sharded = isinstance(self.trainer.strategy, ModelParallelStrategy)
-        return bool(self.hparams["fused"]) and not scaled and not sharded
 
-    @staticmethod
-    def steps(trainer: Trainer, data: ImageDataModule) -> Steps:
-        """Counts optimizer steps from settings. Lightning's own estimate sets the loaders up too early for an
-        exact resume."""
-        batches, limit = data.batches_per_epoch(trainer.world_size), trainer.limit_train_batches
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        per_epoch = max(-(-batches // trainer.accumulate_grad_batches), 1)
-        ends = [trainer.max_steps] if trainer.max_steps >= 0 else []
-        if trainer.max_epochs is not None and trainer.max_epochs >= 0:
-            ends.append(per_epoch * trainer.max_epochs)
-        return Steps(per_epoch, min(ends) if ends else None)
-
-    def configure_gradient_clipping(
-        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        if not gradient_clip_val:
-            return
-        if self.trainer.precision in ("16-mixed", "16"):
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_algorithm == "value":  # Lightning refuses to clip for a fused step, with no need in bf16
-            nn.utils.clip_grad_value_(self.network.parameters(), gradient_clip_val)
-        else:
-            nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
+def load_checkpoint(path: Path, trust: Sequence[str] = ()) -> tuple[ImageClassifier, dict[str, Any]]:
+    """Returns the classifier of a checkpoint and the config of its run; raises UserError as `load_from_checkpoint`."""
+    content = load_content(path)
+    if not isinstance(content.get("config"), dict):
+        raise UserError(f"checkpoint={path}: it was not written by imgcls train, and has no config of a run")
+    return ImageClassifier.restored(content, path, trust), content["config"]

@@ -1,5 +1,6 @@
 """What all verbs share: Hydra composes the config, and a user's mistake ends in one line."""
 
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -7,38 +8,72 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS
+from omegaconf import DictConfig, OmegaConf, read_write
 
 from imgcls import config
 from imgcls.errors import UserError, one_line
-from imgcls.run import quote_arguments
+from imgcls.messages import PARTS, check_keys, take_unchosen
+from imgcls.paths import CONF, expanded
+from imgcls.stopping import rank
 
-_packaged = Path(__file__).parent / "conf"  # in a wheel; a checkout has it at its top
-CONF = _packaged if _packaged.is_dir() else Path(__file__).parents[2] / "conf"
+log = logging.getLogger(__name__)
 
 
-def verb(name: str, *quoted: str) -> Callable[[Callable[[dict[str, Any], Path], Any]], Callable[[], None]]:
-    """Turns `run(config, run_dir)` into the verb's entry point. `config` is plain dicts, all resolved.
-
-    The values of the keys in `quoted`, such as paths, need no quotes of Hydra's grammar on the command line.
-    """
+def verb(name: str) -> Callable[[Callable[[dict[str, Any], Path], Any]], Callable[[], None]]:
+    """Turns `run(config, run_dir)` into the verb's entry point. `config` is plain dicts, all resolved."""
 
     def decorate(run: Callable[[dict[str, Any], Path], Any]) -> Callable[[], None]:
         def task(cfg: DictConfig) -> Any:
+            hydra_config = HydraConfig.get()
             try:
-                return run(config.plain(cfg), Path(HydraConfig.get().runtime.output_dir))
+                plain = config.plain(cfg)
+                for line in take_unchosen(plain, hydra_config.overrides.task):
+                    log.log(logging.DEBUG if rank() else logging.WARNING, line)
+                return run(plain, Path(hydra_config.runtime.output_dir))
             except UserError as error:
-                if HydraConfig.get().mode == RunMode.MULTIRUN:
-                    raise  # the sweeper decides what a failed job means
+                if hydra_config.mode == RunMode.MULTIRUN:
+                    raise  # the sweeper decides what it means; Hydra puts the traceback into run.log
+                log.debug("%s", one_line(error), exc_info=True)  # into run.log alone
                 sys.exit(f"imgcls {name}: {one_line(error)}")
 
-        entry = hydra.main(config_path=str(CONF), config_name=name)(task)
-
-        def main() -> None:
-            quote_arguments(*quoted)
-            entry()
-
+        # What Hydra itself builds (launchers, sweepers, hooks) is named by files that the user trusts.
+        trusted = UNSAFE_DISABLE_EXECUTION_CHECKS
+        main: Callable[[], None] = hydra.main(str(CONF), name, execution_whitelist=trusted)(task)
         return main
 
     return decorate
+
+
+class BeforeRun(Callback):
+    """Hydra's hook between config and run directory: what is wrong by then leaves no directory."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        HydraConfig.instance().set_config(config)  # as Hydra does next: the directory is named by it
+        parts = {group: OmegaConf.to_container(config[group]) for group in PARTS if config.get(group)}
+        self.begin(config, "run", parts)
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        self.begin(config, "sweep", {})  # of the parts, some may be swept: each job looks at its own
+
+    @staticmethod
+    def begin(config: DictConfig, mode: str, parts: dict[str, Any]) -> None:
+        """Checks the names, and makes the directory. Of what a hook raises, Hydra passes on an exit alone."""
+        folder = Path(expanded(config.hydra[mode].dir))
+        given = any(override.startswith("hydra.sweep.dir=") for override in config.hydra.overrides.hydra)
+        try:
+            check_keys(config)
+            take_unchosen(parts, config.hydra.overrides.task)
+            with read_write(config.hydra), read_write(config.hydra[mode]):
+                config.hydra[mode].dir = str(folder)
+            if mode == "run" or given:  # else imgcls.sweep may take another
+                folder.mkdir(parents=True, exist_ok=True)
+        except UserError as error:
+            sys.exit(f"{config.hydra.help.app_name}: {one_line(error)}")
+        except OSError as error:
+            sys.exit(
+                f"{config.hydra.help.app_name}: hydra.{mode}.dir={folder}: the folder can't be made "
+                f"({error.strerror}); give another, or make room or allow it"
+            )

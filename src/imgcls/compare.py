@@ -16,7 +16,6 @@ from imgcls.run import shown
 if TYPE_CHECKING:
     import pandas as pd
 
-LEAST_RUNS = 8  # to say which hyper-parameter matters
 OPERATORS = {"!=": operator.ne, "<=": operator.le, ">=": operator.ge, "=": operator.eq, "<": operator.lt, ">": operator.gt}  # fmt: skip
 
 
@@ -32,7 +31,7 @@ class Settings:
     baseline: str | None
 
 
-@verb("compare", "runs", "where", "baseline")
+@verb("compare")
 def main(config: dict[str, Any], run_dir: Path) -> None:
     """Compares runs, and names those that are damaged or did not finish."""
     settings = configs.typed(config, Settings, "")
@@ -47,18 +46,21 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
     by = column(table, (settings.sort or target).removeprefix("-"))
     table = ordered(table, by, bool(settings.sort) and settings.sort.startswith("-"))
     differing = sorted(differing_config(table), key=lambda name: name != by)  # it is the last to find no room
-    groups, pair = None, {}
+    groups, pair, notes = None, {}, list[str]()
     if settings.group:
         over = column(table, settings.group)
-        groups = grouped(table, over, [name for name in differing if name != over], target, settings.baseline)
+        keys = [name for name in differing if name != over]
+        counted, notes = once_each(table, [*keys, over], target)
+        groups = grouped(counted, over, keys, target, settings.baseline)
     if len(table) == 2:
         with contextlib.suppress(runs.Damaged):  # which is named
             pair = runs.differences(*map(Path, table["path"]))
-    table.to_csv(run_dir / "runs.csv", index=False, errors="surrogateescape")
+    table.to_csv(run_dir / "runs.csv", index=False, errors="backslashreplace")
     if groups is not None:
-        groups.to_csv(run_dir / "groups.csv", index=False, errors="surrogateescape")
-    compare_page.show(table, differing, target, groups, pair)
-    compare_page.write_page(table, differing, target, groups, pair, run_dir / "index.html")
+        groups.to_csv(run_dir / "groups.csv", index=False, errors="backslashreplace")
+    found = compare_page.Comparison(table, differing, target, groups, pair, notes)
+    compare_page.show(found)
+    compare_page.write_page(found, run_dir / "index.html")
     print(f"page: {shown(run_dir / 'index.html')}\ntable: {shown(run_dir / 'runs.csv')}")
 
 
@@ -117,7 +119,11 @@ def written(value: Any) -> str:
 def ordered(table: "pd.DataFrame", by: str, reverse: bool = False) -> "pd.DataFrame":
     """Returns the runs by a column: metrics best first, other values from small to large, or the reverse."""
     upwards = "/" not in by or direction(by) == "min"
-    return table.sort_values(by, ascending=upwards != reverse, kind="stable", ignore_index=True)
+
+    def comparable(values: "pd.Series[Any]") -> "pd.Series[Any]":
+        return values if values.dtype != object else values.astype(str).where(values.notna())  # numbers among words
+
+    return table.sort_values(by, ascending=upwards != reverse, kind="stable", ignore_index=True, key=comparable)
 
 
 def differing_config(table: "pd.DataFrame") -> list[str]:
@@ -144,6 +150,24 @@ def differing_config(table: "pd.DataFrame") -> list[str]:
     return given + [name for name in found if name not in given and not implied(name)]
 
 
+def finished(table: "pd.DataFrame", target: str) -> "pd.DataFrame":
+    return table[(table["status"] == "finished") & table[target].notna()]
+
+
+def once_each(table: "pd.DataFrame", names: list[str], target: str) -> "tuple[pd.DataFrame, list[str]]":
+    """Returns the finished runs with the newest alone of those that are the same by these names, a seed among them:
+    a repeat is no new sample, and would make the spread smaller. Also returns a line that says so."""
+    done = finished(table, target)
+    ages = done["path"].map(lambda path: Path(path, "config.yaml").stat().st_mtime)
+    newest = done.loc[ages.sort_values(kind="stable").index].drop_duplicates(names, keep="last")
+    kept = done.loc[done.index.isin(newest.index)]
+    left = done["name"].drop(kept.index)
+    if not len(left):
+        return kept, []
+    named = ", ".join(left.head(5)) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
+    return kept, [f"repeats: of runs with the same {names[-1]} and config the newest counts, not {named}"]
+
+
 def grouped(table: "pd.DataFrame", over: str, keys: list[str], target: str, baseline: str | None) -> "pd.DataFrame":
     """Returns mean and sample standard deviation over seeds or folds of the finished runs of each config.
 
@@ -152,7 +176,7 @@ def grouped(table: "pd.DataFrame", over: str, keys: list[str], target: str, base
     """
     import pandas as pd
 
-    done = table[(table["status"] == "finished") & table[target].notna()]
+    done = finished(table, target)
     if not len(done):
         raise UserError(f"group={over}: no run has finished, so there is no mean of {target}")
     keys = keys or ["data"]
@@ -191,47 +215,3 @@ def paired_test(values: "pd.Series[float]", baseline: "pd.Series[float]") -> dic
             low, high = test.confidence_interval(0.95)
             out |= {"95%": (high - low) / 2, "p (t)": test.pvalue, "p (Wilcoxon)": stats.wilcoxon(differences).pvalue}
     return out
-
-
-def importances(table: "pd.DataFrame", names: list[str], target: str) -> tuple[dict[str, float], str]:
-    """Returns each hyper-parameter's share in what makes `target` differ between the finished runs, by fANOVA
-    (Hutter et al. 2014) as Optuna has it; or none, and why not."""
-    import warnings
-
-    import pandas as pd
-
-    done = table[(table["status"] == "finished") & table[target].notna()]
-    if len(done) < LEAST_RUNS:
-        return {}, f"{len(done)} finished runs are too few; at least {LEAST_RUNS} are needed"
-    try:
-        import optuna
-    except ModuleNotFoundError:
-        return {}, "it needs Optuna: pip install 'imgcls[sweep]'"
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    params: dict[str, Any] = {}
-    kinds: dict[str, Any] = {}
-    for name in (n for n in names if done[n].nunique(dropna=False) > 1):
-        values = done[name]
-        if pd.api.types.is_numeric_dtype(values) and values.dtype != bool and values.notna().all():
-            low, high = float(values.min()), float(values.max())
-            kinds[name] = optuna.distributions.FloatDistribution(low, high, log=low > 0 and high / low > 10)
-            params[name] = values.astype(float).tolist()
-        else:
-            params[name] = values.map(written).tolist()
-            kinds[name] = optuna.distributions.CategoricalDistribution(sorted(set(params[name])))
-    if not kinds:
-        return {}, "no value of the config differs"
-    study = optuna.create_study(direction="minimize" if direction(target) == "min" else "maximize")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the evaluator is called experimental
-        for place, value in enumerate(done[target]):
-            chosen = {name: given[place] for name, given in params.items()}
-            study.add_trial(optuna.trial.create_trial(params=chosen, distributions=kinds, value=float(value)))
-        evaluator = optuna.importance.FanovaImportanceEvaluator(
-            n_trees=32, max_depth=8, seed=0
-        )  # seconds for 1,000 runs
-        try:
-            shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
-            return {name: float(share) for name, share in shares.items()}, ""
-        except (ValueError, RuntimeError) as error:
-            return {}, " ".join(str(error).split())

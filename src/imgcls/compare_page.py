@@ -1,9 +1,8 @@
 """What compare shows: a table on the terminal, and a page that needs nothing beside itself (compare.html)."""
 
-import json
-import re
+import math
 from collections.abc import Iterable
-from html import escape
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,11 @@ import pandas as pd
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from imgcls.best import direction
-from imgcls.compare import importances
+from imgcls.importance import importances
+from imgcls.page import Grid, plain, render
 from imgcls.runs import COSTS, METRICS, Damaged, curves
 
 MOST_ROWS = 40  # on the terminal
@@ -21,12 +22,24 @@ MOST_POINTS = 200_000  # of all curves in the page
 Differences = dict[str, list[tuple[str, Any, Any]]]
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """What is shown: the runs, which config values differ, the metric, and of groups and two runs what was asked for."""
+
+    table: pd.DataFrame
+    differing: list[str]
+    target: str
+    groups: pd.DataFrame | None
+    pair: Differences
+    notes: list[str]
+
+
 def figure(name: str, value: Any) -> str:
     """Returns a value as a person reads it."""
-    if value is None or value != value or value is pd.NA:
+    if value is None or value is pd.NA or value != value:
         return ""
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return str(value)
+    if not isinstance(value, int | float) or isinstance(value, bool) or math.isinf(value):
+        return plain(str(value))
     if name.startswith("seconds"):
         return f"{value:.1f} s" if value < 100 else f"{value // 3600:.0f}:{value // 60 % 60:02.0f}:{value % 60:02.0f}"
     if name in ("parameters", "images_per_second"):
@@ -48,27 +61,27 @@ def beside(target: str) -> tuple[str, str]:
     return target.replace("best/", "last/", 1), f"test/{target.rpartition('/')[2]}"
 
 
-def show(
-    table: pd.DataFrame, differing: list[str], target: str, groups: pd.DataFrame | None, pair: Differences
-) -> None:
+def show(found: Comparison) -> None:
     """Prints the runs, what is wrong with some, the groups, and how two runs differ."""
-    console = Console(highlight=False, soft_wrap=True)
-    columns = ["name", *differing, *(n for n in dict.fromkeys((target, *beside(target), *COSTS)) if n in table)]
-    console.print(f"{counted(table)}, {target}", style="bold")
-    printed = table.head(MOST_ROWS)[columns]
+    console, table, target = Console(highlight=False, soft_wrap=True, markup=False), found.table, found.target
+    measured = [n for n in dict.fromkeys((target, *beside(target), *COSTS)) if n in table]
+    console.print(plain(f"{counted(table)}, {target}"), style="bold")
+    printed = table.head(MOST_ROWS)[["name", *found.differing, *measured]]
     printed = printed.assign(name=printed["name"].map(with_its_number))
-    fit(console, printed, [*differing, "parameters", "images_per_second"], "runs.csv")
+    fit(console, printed, [*found.differing, "parameters", "images_per_second"], "runs.csv")
     if len(table) > MOST_ROWS:
         console.print(f"{len(table) - MOST_ROWS:,} more runs: in runs.csv and on the page")
     wrong = troubles(table)
     for name, kind, reason in wrong[:10]:
-        console.print(f"{kind}: {name}: {reason}", markup=False)
+        console.print(plain(f"{kind}: {name}" + (f": {reason}" if reason else "")))
     if len(wrong) > 10:
         console.print(f"{len(wrong) - 10:,} more did not finish or are damaged: where=status!=finished names them")
-    if groups is not None:
+    for note in found.notes:
+        console.print(plain(note))
+    if found.groups is not None:
         console.print("\nmean ± standard deviation", style="bold")
-        fit(console, spread(groups), [beside(target)[1], "p (Wilcoxon)", "pairs", "seconds"], "groups.csv")
-    for title, rows in pair.items():
+        fit(console, spread(found.groups), [beside(target)[1], "p (Wilcoxon)", "pairs", "seconds"], "groups.csv")
+    for title, rows in found.pair.items():
         console.print(f"\n{title}: {'differs' if rows else 'the same'}", style="bold")
         if rows:
             console.print(terminal_table(side_by_side(rows, table), wrap=True), soft_wrap=False)
@@ -91,7 +104,7 @@ def fit(console: Console, frame: pd.DataFrame, first_to_go: list[str], file: str
         left.append(first_to_go.pop())
     console.print(grid, soft_wrap=False)
     if left:
-        console.print(f"no room for {', '.join(left)}: in {file} and on the page")
+        console.print(plain(f"no room for {', '.join(left)}: in {file} and on the page"))
 
 
 def terminal_table(frame: pd.DataFrame, wrap: bool = False) -> Table:
@@ -99,10 +112,10 @@ def terminal_table(frame: pd.DataFrame, wrap: bool = False) -> Table:
     for name, word in labels(frame.columns).items():
         number = pd.api.types.is_numeric_dtype(frame[name])
         short = name if wrap else name.partition("/")[0] if name.startswith(METRICS) else word
-        grid.add_column(short, justify="right" if number else "left", no_wrap=not wrap,
+        grid.add_column(Text(plain(short)), justify="right" if number else "left", no_wrap=not wrap,
                         overflow="fold" if wrap else "ellipsis", max_width=22 if name == "name" else None)  # fmt: skip
     for row in frame.itertuples(index=False):
-        grid.add_row(*(figure(name, value) for name, value in zip(frame.columns, row, strict=True)))
+        grid.add_row(*(Text(figure(name, value)) for name, value in zip(frame.columns, row, strict=True)))
     return grid
 
 
@@ -137,31 +150,27 @@ def plus_minus(name: str, value: float, spread: float) -> str:
     return figure(name, value) + (f" ± {figure(name, spread)}" if spread == spread else "")
 
 
-def write_page(table: pd.DataFrame, differing: list[str], target: str, groups: pd.DataFrame | None, pair: Differences, path: Path) -> None:  # fmt: skip
+def write_page(found: Comparison, path: Path) -> None:
     """Writes the page: all of the data and of the script in one file."""
-    shares, why = importances(table, differing, target)
-    bars = [f"<span>{escape(n)}</span><i style='width:{s:.1%}'></i><span>{s:.1%}</span>" for n, s in shares.items()]
+    table, target, groups = found.table, found.target, found.groups
+    shares, why = importances(table, found.differing, target)
     place: Any = table[target].idxmin() if direction(target) == "min" else table[target].idxmax()
-    first = table.loc[place]
-    head = [f"<p>{escape(target)} is {figure(target, first[target])} in {escape(first['name'])}</p>"]
-    wrong = [f"<p class='wrong'>{escape(kind)}: {escape(n)}: {escape(why)}</p>" for n, kind, why in troubles(table)]
-    head += wrong if len(wrong) < 6 else [f"<details><summary class='wrong'>{len(wrong)} runs did not finish or are damaged</summary>{''.join(wrong)}</details>"]  # fmt: skip
-    tables = []
-    if groups is not None:
-        named = spread(groups).rename(columns=lambda name: {"seconds": "time"}.get(name, name))
-        tables.append(("Groups", named.to_html(index=False, border=0, na_rep="", float_format="{:.3g}".format)))
-    for title, rows in pair.items():
-        text = side_by_side(rows, table).to_html(index=False, border=0, classes="plain") if rows else "<p>The same.</p>"
-        tables.append((f"Difference: {title}", text))
-    parts = {
-        "title": f"Comparison of {counted(table)}", "head": "".join(head), "target": escape(target),
-        "importance": f"<div class='share'>{''.join(bars)}</div><p>fANOVA over the finished runs</p>" if bars else f"<p>Not said: {escape(why)}.</p>",
-        "tables": "".join(f"<section><h2>{escape(title)}</h2><div class='scroll'>{text}</div></section>" for title, text in tables),
-        "data": json.dumps(page_data(table, differing, target)).replace("<", "\\u003c"),
-    }  # fmt: skip
-    text = Path(__file__).with_name("compare.html").read_text(encoding="utf-8")
-    text = re.sub(r"@(\w+)@", lambda found: parts[found[1]], text)
-    path.write_text(text, encoding="utf-8", errors="replace")
+    best = table.loc[place]
+    pair = {title: rows and grid(side_by_side(rows, table)) for title, rows in found.pair.items()}
+    render(
+        "compare.html", path, title=f"Comparison of {counted(table)}", target=target,
+        best={"value": figure(target, best[target]), "name": best["name"]},
+        notes=found.notes, troubles=troubles(table), shares=shares, why=why, differences=pair,
+        groups=None if groups is None else grid(spread(groups).rename(columns={"seconds": "time"})),
+        data=page_data(table, found.differing, target),
+    )  # fmt: skip
+
+
+def grid(frame: pd.DataFrame) -> Grid:
+    """Returns a table for the page; of groups, words are what comes before their number of runs."""
+    names = [str(name) for name in frame.columns]
+    rows = [[figure(name, v) for name, v in zip(names, row, strict=True)] for row in frame.itertuples(index=False)]
+    return Grid(names, rows, names.index("runs") if "runs" in names else len(names))
 
 
 def page_data(table: pd.DataFrame, differing: list[str], target: str) -> dict[str, Any]:
@@ -181,7 +190,7 @@ def page_data(table: pd.DataFrame, differing: list[str], target: str) -> dict[st
     shown = table[[column["name"] for column in columns]]
     texts = [c["name"] for c in columns if not c["number"]]
     shown = shown.assign(**{n: shown[n].map(lambda v: None if v is None or v != v else str(v)) for n in texts})
-    rows = shown.astype(object).where(shown.notna(), None).to_numpy().tolist()
+    rows = [[in_json(value) for value in row] for row in shown.astype(object).to_numpy().tolist()]
     return {"columns": columns, "rows": rows, "target": target, "curve": target.partition("/")[2],
             "curves": [curve(path, len(table)) for path in table["path"]]}  # fmt: skip
 
@@ -194,4 +203,11 @@ def curve(path: str, runs: int) -> dict[str, list[float | None]] | None:
         return None
     step = 1 + len(logged) * logged.shape[1] * runs // MOST_POINTS
     kept = logged.iloc[sorted({*range(0, len(logged), step), len(logged) - 1})]
-    return {name: [None if v != v else float(f"{v:.5g}") for v in kept[name].tolist()] for name in kept.columns}
+    return {name: [float(f"{v:.5g}") if math.isfinite(v) else None for v in kept[name]] for name in kept.columns}
+
+
+def in_json(value: Any) -> Any:
+    """Returns a value for the page's script: JSON has no infinity, which is a word there, and no missing number."""
+    if value is None or value is pd.NA or value != value:
+        return None
+    return str(value) if isinstance(value, float) and math.isinf(value) else value

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from imgcls.errors import UserError, nearest
+from imgcls.paths import expand
 
 
 def locate(target: str, where: str = "_target_") -> Callable[..., Any]:
@@ -111,13 +112,14 @@ def _name(hint: Any) -> str:
     return getattr(hint, "__name__", str(hint)) if origin is None else str(hint).replace("typing.", "")
 
 
-def arguments(node: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Returns the keyword arguments of a node, checked against the signature of its `_target_`.
+def arguments(node: Mapping[str, Any], where: str, target: Callable[..., Any] | None = None) -> dict[str, Any]:
+    """Returns the keyword arguments of a node, checked against the signature of its `_target_` (found already, or
+    located here).
 
     Raises:
         UserError: a key that is no parameter of the target, or a value of a wrong type.
     """
-    named, open_ended = _parameters(locate(node["_target_"], f"{where}._target_"))
+    named, open_ended = _parameters(target or locate(node["_target_"], f"{where}._target_"))
     checked = {}
     for key, value in node.items():
         if key == "_target_":
@@ -143,32 +145,47 @@ def check(config: Mapping[str, Any], where: str = "") -> None:
             arguments(node, place)
 
 
-def build(node: Mapping[str, Any], where: str, kind: type | None = None, **given: Any) -> Any:
+def build(
+    node: Mapping[str, Any],
+    where: str,
+    kind: type | None = None,
+    target: Callable[..., Any] | None = None,
+    **given: Any,
+) -> Any:
     """Calls what a node's `_target_` names with the node's other keys and `given`.
 
-    With a `kind`, it must be a class of that kind: what a checkpoint asks for could be any function.
+    A node that comes from a checkpoint could name anything: for it the caller looks `target` up in the allow-list
+    (imgcls.allowed) and gives it here. With a `kind`, the target must be a class of that kind.
 
     Raises:
-        UserError: a key or a value does not fit, or the target itself says so.
+        UserError: a key or a value does not fit, or the target raised anything: the cause has its traceback.
     """
-    target = locate(node["_target_"], f"{where}._target_")
+    target = target or locate(node["_target_"], f"{where}._target_")
     if kind is not None and not (inspect.isclass(target) and issubclass(target, kind)):
         raise UserError(
             f"{where}._target_={node['_target_']}: expected a class of the kind {kind.__name__}; it was not called"
         )
-    keywords = arguments(node, where)
+    keywords = arguments(node, where, target)
     try:
         inspect.signature(target).bind(**keywords, **given)
     except TypeError as error:
         raise UserError(f"{where}: {node['_target_']} can't be called so: {error}") from error
     try:
         return target(**keywords, **given)
-    except ValueError as error:  # what the target itself says of a value
-        raise UserError(f"{where}: {' '.join(str(error).split())}") from error
+    except UserError:
+        raise
+    except Exception as error:
+        said = " ".join(str(error).split())
+        if (
+            isinstance(error, ValueError) or type(error).__module__ != "builtins"
+        ):  # what the target itself says of a value
+            raise UserError(f"{where}: {said}") from error
+        place = f"{where}._target_={node['_target_']}"  # which may be code that is being written
+        raise UserError(f"{place}: {type(error).__name__}: {said}; the traceback is in run.log") from error
 
 
 def plain(config: Any) -> dict[str, Any]:
-    """Returns a composed config as plain dicts and lists with all interpolations resolved.
+    """Returns a composed config as plain dicts and lists, all interpolations resolved, `~` in paths expanded.
 
     Raises:
         UserError: a value that must be given is missing, or an interpolation leads nowhere.
@@ -186,7 +203,7 @@ def plain(config: Any) -> dict[str, Any]:
         raise UserError("the config has an interpolation that leads back to itself") from error
     assert isinstance(resolved, dict)
     refuse_not_finite(resolved, "")
-    return typing.cast(dict[str, Any], resolved)
+    return expand(typing.cast(dict[str, Any], resolved))
 
 
 def refuse_not_finite(value: Any, where: str) -> None:
@@ -197,39 +214,3 @@ def refuse_not_finite(value: Any, where: str) -> None:
             refuse_not_finite(item, f"{where}.{key}".lstrip("."))
     elif isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{where}={value}: expected a finite number")
-
-
-NONE = {"callbacks": "[]", "logger": "[]", "scheduler": "constant", "augment": "none", "finetune": "none"}
-
-
-def check_groups(arguments: list[str]) -> None:
-    """Raises UserError for `group=null` on a command line: Hydra takes it for a fault of its own."""
-    from imgcls.command import CONF
-
-    for group, _, choice in (argument.partition("=") for argument in arguments):
-        if "null" in choice.split(",") and group and (CONF / group).is_dir():
-            choices = [path.stem for path in (CONF / group).glob("*.yaml")]
-            instead = f"write {group}={NONE[group]}" if group in NONE else f"leave it out, or {nearest('', choices)}"
-            raise UserError(f"{group}={choice}: null is no choice; {instead}")
-
-
-def explain(error: Exception) -> str:
-    """Returns what Hydra says of a command line that it can't compose, in one line and with the nearest right word."""
-    from hydra.errors import MissingConfigException, OverrideParseException
-    from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
-
-    if isinstance(error, OverrideParseException):
-        return f"{error.override}: {' '.join(error.message.split())}"
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        from imgcls.command import CONF
-
-        group, _, choice = error.missing_cfg_file.rpartition("/")
-        options = error.options or [path.stem for path in (CONF / group).glob("*.yaml")]
-        return f"{group}={choice}: there is no such choice; {nearest(choice, options, most=40)}"
-    cause = error.__cause__
-    if isinstance(cause, ConfigKeyError | AttributeError) and isinstance(cause, OmegaConfBaseException):
-        known = [str(key) for key in cause.parent_node] if cause.parent_node is not None else []  # type: ignore[attr-defined]
-        return f"{cause.full_key}: there is no such key; {nearest(str(cause.key), known)}"
-    if isinstance(cause, OmegaConfBaseException):
-        return f"{cause.full_key}: {str(cause).splitlines()[0]}"
-    return " ".join(str(error).split())

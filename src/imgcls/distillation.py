@@ -1,13 +1,15 @@
 """Distillation (Hinton et al. 2015): a student learns from a teacher's logits beside the targets."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from imgcls.checkpoint import find_checkpoint, load_checkpoint
 from imgcls.classifier import ImageClassifier
 from imgcls.errors import UserError
 
@@ -21,14 +23,17 @@ class Distillation(Callback):
         teacher: a checkpoint or run directory of imgcls, with the same classes.
         temperature: T, which softens both distributions.
         weight: share of the teacher's part.
+        trust: packages that a teacher's network may come from, beside ours.
     """
 
-    def __init__(self, teacher: str, temperature: float = 4.0, weight: float = 0.9) -> None:
-        if temperature <= 0 or not 0 <= weight <= 1:
-            raise UserError(
-                f"Distillation: temperature={temperature}, weight={weight}: expected a number above 0, and a share"
-            )
-        self.teacher: ImageClassifier = load_checkpoint(find_checkpoint(teacher))[0].eval().requires_grad_(False)
+    def __init__(
+        self,
+        teacher: str,
+        temperature: Annotated[float, Field(gt=0)] = 4.0,
+        weight: Annotated[float, Field(ge=0, le=1)] = 0.9,
+        trust: Sequence[str] = (),
+    ) -> None:
+        self.teacher = ImageClassifier.load_from_checkpoint(teacher, trust=trust).requires_grad_(False)
         self.temperature, self.weight, self.name = temperature, weight, Path(teacher)
 
     def on_fit_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:  # type: ignore[override]

@@ -1,27 +1,32 @@
 """imgcls eval: the test of a checkpoint, on its own data or on other data with the same classes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from imgcls import config as configs
+from imgcls.allowed import allowed
 from imgcls.command import verb
 from imgcls.errors import UserError, nearest
 from imgcls.run import shown
 
 
-@verb("eval", "checkpoint")
+@verb("eval")
 def main(config: dict[str, Any], run_dir: Path) -> float:
     """Tests a checkpoint and writes a report; returns its top1."""
-    from imgcls.checkpoint import find_checkpoint, load_checkpoint
+    from imgcls.checkpoint import find_checkpoint
+    from imgcls.classifier import load_checkpoint
     from imgcls.report import print_summary
     from imgcls.training import build_data, build_trainer, prepare, run_test
 
     path = find_checkpoint(str(config["checkpoint"]))
-    classifier, trained = load_checkpoint(path)
+    classifier, trained = load_checkpoint(path, trusted(config))
     prepare(trained["seed"])
     trainer_config = {**EVALUATION, **given(trained["trainer"], CARRIED), **given(config["trainer"])}
     if config["split"] not in ("test", "val", "train", "all"):
         raise UserError(f"split={config['split']}: expected test, val, train or all")
-    data = build_data(data_config(trained, config["data"], classifier.spec), None, trained["seed"], config["split"])
+    wanted = data_config(trained, config["data"], classifier.spec, trusted(config))
+    data = build_data(wanted, None, trained["seed"], config["split"])
     to_classes_of(classifier, data)
     trainer = build_trainer(trainer_config, [], [], run_dir)
     report = run_test(trainer, classifier, data, run_dir)
@@ -33,9 +38,14 @@ def main(config: dict[str, Any], run_dir: Path) -> float:
 
 CARRIED = ("accelerator", "precision", "benchmark", "deterministic", "limit_test_batches")
 EVALUATION = {
-    "_target_": "lightning.pytorch.Trainer", "devices": 1, "inference_mode": True,
+    "_target_": "lightning.pytorch.Trainer", "devices": 1, "precision": "auto", "inference_mode": True,
     "enable_progress_bar": False, "enable_model_summary": False,
 }  # fmt: skip
+
+
+def trusted(config: dict[str, Any]) -> list[str]:
+    """Returns the packages whose code a checkpoint may run, beside ours: the key `trust`."""
+    return configs.typed(config["trust"], list[str], "trust")  # type: ignore[no-any-return]
 
 
 def given(config: dict[str, Any] | None, keys: tuple[str, ...] | None = None) -> dict[str, Any]:
@@ -43,12 +53,21 @@ def given(config: dict[str, Any] | None, keys: tuple[str, ...] | None = None) ->
     return {k: v for k, v in (config or {}).items() if v is not None and (keys is None or k in keys)}
 
 
-def data_config(trained: dict[str, Any], wanted: dict[str, Any], spec: Any) -> dict[str, Any]:
+def data_config(
+    trained: dict[str, Any], wanted: dict[str, Any], spec: Any, trust: Sequence[str] = ()
+) -> dict[str, Any]:
     """Returns the config of the data to test on: another set, or the run's own with what differs.
 
     Images are prepared as the network expects them, whichever set they are of.
+
+    Raises:
+        UserError: the checkpoint names a class for its data that is not on the allow-list.
     """
-    config = given(wanted) if "_target_" in wanted else {**trained["data"], **given(wanted)}
+    if "_target_" in wanted:  # the user's own choice
+        config = given(wanted)
+    else:
+        allowed(trained["data"].get("_target_"), "data", trust)
+        config = {**trained["data"], **given(wanted)}
     if given(wanted, ("root",)) and not given(wanted, ("exclude",)):
         config.pop("exclude", None)  # a list of files of the root that the network was trained on
     for key in ("root", "exclude"):  # relative to where the training was started

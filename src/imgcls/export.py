@@ -7,7 +7,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,7 +16,7 @@ from pydantic import Field
 from imgcls import config as configs
 from imgcls.command import verb
 from imgcls.errors import UserError
-from imgcls.eval import data_config
+from imgcls.eval import data_config, trusted
 from imgcls.predict import appearing, check_out
 from imgcls.run import shown
 
@@ -41,7 +41,7 @@ class Settings:
     tolerance: Annotated[float, Field(gt=0)]
 
 
-@verb("export", "checkpoint", "images", "out")
+@verb("export")
 def main(config: dict[str, Any], run_dir: Path) -> float:
     """Writes the file and its weights if they agree with the checkpoint; returns the largest difference of a logit.
 
@@ -49,23 +49,23 @@ def main(config: dict[str, Any], run_dir: Path) -> float:
     """
     settings = configs.typed({k: v for k, v in config.items() if k in Settings.__annotations__}, Settings, "")
     out = Path(settings.out).expanduser()
-    weights = out.with_suffix(".safetensors")
+    weights = out.with_name(f"{out.name}.safetensors")
     check_out(out, (".onnx",) if settings.format == "onnx" else (".pt2",), settings.overwrite, weights)
     packages = ("onnx", "onnxscript", "onnxruntime") if settings.format == "onnx" else ()
     if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
-        raise UserError(f"format=onnx needs {' and '.join(missing)}; install them: pip install 'imgcls[export]'")
+        raise UserError(f"format=onnx needs {' and '.join(missing)}; in the clone: pip install -e '.[export]'")
     import torch
 
-    from imgcls.checkpoint import find_checkpoint, load_checkpoint
+    from imgcls.checkpoint import find_checkpoint
+    from imgcls.classifier import load_checkpoint
     from imgcls.training import prepare
 
     path = find_checkpoint(str(config["checkpoint"]))
-    classifier, trained = load_checkpoint(path)
+    classifier, trained = load_checkpoint(path, trusted(config))
     prepare(trained["seed"])
     torch.set_float32_matmul_precision("highest")  # both sides of the comparison in full float32
-    images, origin = real_images(settings.images, trained, classifier.spec)
+    images, origin = real_images(settings.images, trained, classifier.spec, trusted(config))
     network = classifier.network.to(memory_format=torch.contiguous_format)
-    network._compiled_call_impl = None  # what torch.compile put there can't be exported
     try:
         with appearing(out.parent) as folder:
             write = write_onnx if settings.format == "onnx" else write_torch_export
@@ -93,12 +93,13 @@ def metadata(spec: "DataSpec") -> dict[str, str]:
 
     An image's short side is resized to `resize` pixels, with antialiasing, and the centre square of `image_size` cut.
     """
-    names = ("class_names", "channels", "image_size", "crop_ratio", "interpolation", "mean", "std")
-    facts = {name: getattr(spec, name) for name in names} | {"resize": round(spec.image_size / spec.crop_ratio)}
+    facts = asdict(spec) | {"resize": spec.resize}
     return {name: json.dumps(value, ensure_ascii=False) for name, value in facts.items()}
 
 
-def real_images(folder: str | None, trained: dict[str, Any], spec: "DataSpec") -> "tuple[Tensor, str]":
+def real_images(
+    folder: str | None, trained: dict[str, Any], spec: "DataSpec", trust: list[str]
+) -> "tuple[Tensor, str]":
     """Returns images `(7, C, H, W) uint8` to compare on, and where they are from."""
     import torch
 
@@ -112,10 +113,10 @@ def real_images(folder: str | None, trained: dict[str, Any], spec: "DataSpec") -
         if found is None:
             raise UserError(f"images={folder}: {failures[0][0]} can't be read as an image ({failures[0][1]})")
         return found[torch.arange(max(BATCHES)) % len(found)], f"images of {folder}"
-    config = data_config(trained, {}, spec)
-    if "download" in config:
-        config["download"] = False
     try:
+        config = data_config(trained, {}, spec, trust)
+        if "download" in config:
+            config["download"] = False
         test = build_data(config, None, trained["seed"]).sets["test"]
         return torch.stack([test.picture(i % len(test)) for i in range(max(BATCHES))]), "test images"
     except (UserError, OSError) as error:

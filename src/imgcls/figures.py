@@ -63,7 +63,7 @@ def draw_confusion(confusion: np.ndarray, names: list[str]) -> Figure:
 
 def reliability(confidences: np.ndarray, right: np.ndarray) -> pd.DataFrame:
     """Returns, of each range of confidence: the share of the samples, their accuracy, their mean confidence."""
-    place = confidence_bins(torch.tensor(confidences)).clamp_max(BINS - 1).numpy()
+    place = confidence_bins(torch.tensor(confidences)).numpy()
     groups = pd.DataFrame({"accuracy": right, "confidence": confidences}).groupby(place)
     return groups.mean().assign(share=groups.size() / len(right)).reindex(range(BINS))
 
@@ -106,10 +106,11 @@ def draw_mistakes(mistakes: list[Mistake]) -> Figure:
 def as_picture(image: Tensor) -> np.ndarray:
     """Returns `image (C, H, W) uint8` as `(H, W, 3)`, enlarged or reduced to about `SIDE` pixels."""
     image = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
-    if enlarge := SIDE // image.shape[-1]:
+    longer = max(image.shape[-2:])
+    if enlarge := SIDE // longer:
         image = image.repeat_interleave(enlarge, -1).repeat_interleave(enlarge, -2)
     else:
-        size = (SIDE * image.shape[-2] // image.shape[-1], SIDE)
+        size = [max(SIDE * side // longer, 1) for side in image.shape[-2:]]
         image = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0].round().byte()
     return image.permute(1, 2, 0).contiguous().numpy()
 

@@ -6,20 +6,22 @@ mode: their batch norms keep the statistics they came with, and their dropout is
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor, nn
+from pydantic import Field
+from torch import nn
+from torchvision.models.vision_transformer import Encoder
 
-from imgcls.augment import BatchAugment
 from imgcls.classifier import ImageClassifier
 from imgcls.data.base import ImageDataModule, ImageDataset
-from imgcls.errors import UserError
+from imgcls.linear_probe import Features, changes_images, features, learning_part, scale_of_features, step_in_units
 
 log = logging.getLogger(__name__)
-CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, Encoder)
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Finetune(Callback):
@@ -31,26 +33,26 @@ class Finetune(Callback):
             `head_epochs` all layers learn.
         body_lr: learning rate of the body, as a share of the head's.
         layer_decay: share of the learning rate that each layer has of that of the layer above (Bao et al. 2021).
-        reuse_features: in a linear probe without augmentation, compute what goes into the head once.
+        reuse_features: in a linear probe without augmentation, compute what goes into the head once, before any dropout
+            of the head's; this changes the time that training takes and nothing else.
+
+    In a linear probe the optimizer sees the head's weights in units of their inputs, so that one learning rate fits
+    features of any scale.
     """
 
     def __init__(
         self,
-        head_epochs: int | None = 0,
-        layer_epochs: float = 0,
-        body_lr: float = 1.0,
-        layer_decay: float = 1.0,
+        head_epochs: Annotated[int, Field(ge=0)] | None = 0,
+        layer_epochs: Annotated[float, Field(ge=0)] = 0,
+        body_lr: Share = 1.0,
+        layer_decay: Share = 1.0,
         reuse_features: bool = True,
     ) -> None:
-        if (head_epochs or 0) < 0 or layer_epochs < 0 or not 0 < body_lr <= 1 or not 0 < layer_decay <= 1:
-            raise UserError(
-                f"Finetune: head_epochs={head_epochs}, layer_epochs={layer_epochs}, body_lr={body_lr}, "
-                f"layer_decay={layer_decay}: expected numbers of epochs, and shares above 0 and at most 1"
-            )
         self.head_epochs, self.layer_epochs = head_epochs, layer_epochs
         self.body_lr, self.layer_decay, self.reuse_features = body_lr, layer_decay, reuse_features
         self.lowest: int | None = None  # the lowest layer that learns now
         self.images: dict[str, ImageDataset] = {}  # the sets in place of which features are read
+        self.scale: float | None = None  # of the features, in a linear probe
 
     def setup(self, trainer: Trainer, pl_module: ImageClassifier, stage: str) -> None:  # type: ignore[override]
         if stage != "fit":
@@ -87,7 +89,10 @@ class Finetune(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:  # type: ignore[override]
         first = trainer.current_epoch == 0 or self.lowest is None
-        if self.freeze(pl_module.network, trainer.current_epoch) and isinstance(trainer.strategy, DDPStrategy):
+        changed = self.freeze(pl_module.network, trainer.current_epoch)
+        for optimizer in trainer.optimizers:
+            give_momentum(optimizer)
+        if changed and isinstance(trainer.strategy, DDPStrategy):
             trainer.strategy.model = trainer.lightning_module  # wrapped anew: DDP waits for what learned when it began
             trainer.strategy.configure_ddp()
             first = True
@@ -99,9 +104,21 @@ class Finetune(Callback):
                      f"{sum(counts):,}", f"{total:,}", above[0].rpartition(".")[0] or above[0])  # fmt: skip
 
     def on_fit_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:  # type: ignore[override]
+        if self.head_epochs is not None:
+            return
+        self.reuse(trainer, pl_module)
+        if self.scale is None:
+            self.scale = scale_of_features(pl_module, trainer.datamodule.sets["train"])  # type: ignore[attr-defined]
+        heads = [pl_module.network.get_submodule(name) for name in pl_module.network.head_names]  # type: ignore[union-attr]
+        for optimizer in trainer.optimizers:
+            step_in_units(optimizer, [p for head in heads for p in head.parameters() if p.ndim > 1], self.scale)
+
+    def reuse(self, trainer: Trainer, pl_module: ImageClassifier) -> None:
+        """Puts features in the place of images where that changes nothing but the time."""
         same = pl_module.distil is None and trainer.world_size == 1 and not changes_images(pl_module.augment)
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        if self.head_epochs is None and self.reuse_features and same and data.on_error == "raise":
+        if self.reuse_features and same and data.on_error == "raise":
+            pl_module.features_into = learning_part(pl_module.network)
             found = {split: features(pl_module, data, split) for split in ("train", "val")}
             if any(values is None for values in found.values()):
                 return log.info("the features of this network can't be reused: there is more after its head")
@@ -114,50 +131,23 @@ class Finetune(Callback):
             trainer.datamodule.sets |= self.images  # type: ignore[attr-defined]
             self.images = {}
 
+    def state_dict(self) -> dict[str, Any]:
+        return {"scale": self.scale}
 
-def changes_images(batch: BatchAugment) -> bool:
-    """Whether training sees other images than evaluation; settings of what has no probability change nothing."""
-    augment = batch.augment
-    mixed = augment.mixup.probability + augment.cutmix.probability
-    return augment.crop != "none" or augment.policy is not None or batch.flip + augment.erase + mixed > 0
-
-
-class Features(ImageDataset):
-    """What goes into the head `(N, D) float32`, in place of a split's images."""
-
-    def __init__(self, images: ImageDataset, values: Tensor) -> None:
-        self.original, self.values, self.targets, self.seed = images, values, images.targets, images.seed
-
-    def images(self, keys: Tensor) -> Tensor:
-        return self.values[keys % len(self)]
-
-    def picture(self, index: int) -> Tensor:
-        return self.original.picture(index)
-
-    def name(self, index: int) -> str:
-        return self.original.name(index)
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.scale = state_dict["scale"]
 
 
-@torch.no_grad()
-def features(classifier: ImageClassifier, data: ImageDataModule, split: str) -> Tensor | None:
-    """Returns the input of the head for all images of a split `(N, D)`, or None where the head is not the end."""
-    head, inputs = classifier.network.get_submodule(classifier.head_name), list[Tensor]()
-    hook = head.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
-    out = []
-    classifier.network.eval()
-    try:
-        for batch in data.evaluation_loader(split):
-            with classifier.trainer.precision_plugin.forward_context():
-                logits = classifier.network(classifier.normalise(batch.images.to(classifier.device)))
-                values = inputs[0]
-                if values.ndim != 2 or not torch.allclose(head(values), logits, atol=1e-4):
-                    return None
-            out.append(values.float().cpu())
-            inputs.clear()
-    finally:
-        hook.remove()
-        classifier.network.train()
-    return torch.cat(out)
+def give_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Gives parameters that begin to learn a momentum of zero, beside others of their group that have one: torch's
+    fused SGD takes all or none. Their first step is the same with it, as long as there is no dampening."""
+    for group in optimizer.param_groups if isinstance(optimizer, torch.optim.SGD) else ():
+        if group["fused"] and any(
+            optimizer.state.get(p, {}).get("momentum_buffer") is not None for p in group["params"]
+        ):
+            for parameter in (p for p in group["params"] if p.requires_grad):
+                if optimizer.state.get(parameter, {}).get("momentum_buffer") is None:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def layers(network: nn.Module) -> dict[str, int]:

@@ -6,6 +6,7 @@ Nothing of the data is changed.
 
 import json
 import logging
+import math
 import re
 import sys
 import time
@@ -53,6 +54,7 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
 def report(config: dict[str, Any], settings: Settings, run_dir: Path) -> None:
     """Reads, compares, writes, prints."""
     from imgcls.data.base import cores
+    from imgcls.data.folders import left_out
     from imgcls.data.imagefolder import exclude_list
     from imgcls.data.scan import Reader, list_files, list_memory, scan
     from imgcls.inspect_page import show, write
@@ -69,12 +71,14 @@ def report(config: dict[str, Any], settings: Settings, run_dir: Path) -> None:
         name = shown(root)
         table, classes, unread = list_files(root, folders, exclude_list(options.get("exclude")))
         reader = Reader([str(root / file) for file in table["file"]], options.get("channels", 3))
-        reader.max_pixels = options.get("max_pixels", reader.max_pixels)
+        reader.max_pixels, reader.bits = options.get("max_pixels", reader.max_pixels), options.get("bits")
     start, workers = time.perf_counter(), options.get("num_workers")
     table = scan(table, reader, min(cores(), 16) if workers is None else workers)
     seconds = time.perf_counter() - start
     found: dict[str, Any] = {"data": name, "training_refuses": refused, "seconds": round(seconds, 2)}
     found |= {"images_per_second": round(len(table) / seconds, 1), **findings(table, classes, unread, settings.near)}
+    found["deep"] = depths(table, options.get("bits"))
+    found["left_out"] = [] if folders is None else left_out(root, folders.values())
     run_dir.mkdir(parents=True, exist_ok=True)
     found["excluded"] = 0 if folders is None else write_exclude(found, run_dir / "exclude.txt")
     unreadable = {reader.paths[i] for i in table.index[table["reason"].notna()]}
@@ -93,7 +97,8 @@ def prepared(config: dict[str, Any], augment: Any, seed: int) -> tuple[Any, dict
         UserError: the mistake is in the config, or there are no images to look at.
     """
     from imgcls.data.base import ImageDataModule
-    from imgcls.data.imagefolder import ImageFolder, named_splits
+    from imgcls.data.folders import named_splits
+    from imgcls.data.imagefolder import ImageFolder
     from imgcls.data.imagenet import ImageNet
     from imgcls.data.memory import MemoryDataModule
 
@@ -144,7 +149,7 @@ def findings(table: "pd.DataFrame", classes: "pd.DataFrame", unread: list[Any], 
         "sizes": {f"{row.width}×{row.height}": row.n for row in sizes.head(10).itertuples()}, "different_sizes": len(sizes),
         **({side: good[side].describe()[["min", "50%", "max"]].to_dict() for side in ("width", "height") if len(good)}),
         **{f"{name}s": good[name].value_counts().to_dict() for name in ("format", "mode")}, **statistics(good),
-        "unreadable": unread + bad[["file", "reason"]].to_dict("records"),
+        "unreadable": unread + bad[["file", "reason", "numbers"]].to_dict("records"),
         "duplicates": described(table, duplicates(good)),
         "near_duplicates": [] if near is None else described(table, near_duplicates(good, near)),
     }  # fmt: skip
@@ -167,6 +172,19 @@ def statistics(good: "pd.DataFrame") -> dict[str, Any]:
     return {**numbers, "override": words, "imbalance": imbalance}
 
 
+def depths(table: "pd.DataFrame", bits: int | None) -> list[dict[str, Any]]:
+    """Returns for each type of numbers of images of more than 8 bits: how many there are, the largest number, what is
+    white, and how many bits hold all of them, with the word that says so where that is not what is white now."""
+    out = []
+    for numbers, rows in table[table["numbers"] != ""].groupby("numbers"):
+        white, peak = float(rows["white"].max()) if bits is None else 2.0**bits - 1, float(rows["peak"].max())
+        uses = max(math.ceil(peak), 1).bit_length()
+        right = 2**uses - 1 == white or (white == 1 and peak <= 1.5)  # of floats a bit more than 1 is no mistake
+        facts = {"numbers": numbers, "images": len(rows), "peak": peak, "white": white, "uses": uses}
+        out.append({**facts, "override": None if right else f"data.bits={uses}"})
+    return out
+
+
 def described(table: "pd.DataFrame", groups: list[list[int]]) -> list[dict[str, Any]]:
     """Returns each group of copies, the one that stays first; leaks come first, then those with two labels."""
     out = []
@@ -184,7 +202,10 @@ def write_exclude(found: dict[str, Any], path: Path) -> int:
     The copy that stays is in test where there is one, else in val; no test copy of a leak is listed. Returns how many
     files are listed.
     """
-    lines = [(item["file"], item["reason"]) for item in found["unreadable"] if "folder" not in item]
+    bad = (
+        item for item in found["unreadable"] if "folder" not in item and not item["numbers"]
+    )  # data.bits mends those
+    lines = [(item["file"], item["reason"]) for item in bad]
     for group in found["duplicates"]:
         stays, *others = group["images"]
         for image in others:

@@ -15,7 +15,7 @@ from torchvision.utils import make_grid, save_image
 
 from imgcls.data.scan import Reader
 from imgcls.figures import as_picture
-from imgcls.page import inline, write_page
+from imgcls.page import inline, plain, write_page
 from imgcls.page import table as html
 from imgcls.run import hydra_quoted, shown
 
@@ -35,6 +35,7 @@ def facts(found: dict[str, Any]) -> dict[str, str]:
     if found["different_sizes"] > 1:
         ranges = [f"{found[side]['min']:,g} to {found[side]['max']:,g} ({side})" for side in ("width", "height")]
         counted["sides in pixels"] = ", ".join(ranges)
+    counted["depth"] = "; ".join(depth(deep) for deep in found["deep"])
     counted["mean and std"] = found["override"]
     if ways := found["imbalance"]:
         weigh = "; class_weights=balanced evens it out" if ways["ratio"] >= 3 else ""
@@ -63,10 +64,13 @@ def faults(found: dict[str, Any]) -> list[tuple[str, list[str], bool]]:
         for name, at in found["absent"].items()
     ]
     bad = [f"{plain(item.get('file') or item['folder'] + '/')}: {item['reason']}" for item in found["unreadable"]]
+    deep = [f"{depth(d)}; set {d['override']} and inspect again" for d in found["deep"] if d["override"]]
     listed = [
         ("LEAK: the same picture in more than one split", chosen("duplicates", "leak"), True),
         ("the same picture under two labels", chosen("duplicates", "two_labels"), True),
         ("can't be read", bad, True),
+        ("folders beside the splits, which are not read", list(map(plain, found["left_out"])), True),
+        ("kinds of files that are read too dark or too bright", deep, True),
         ("classes that not all splits have", absent, True),
         (f"the same picture more than once{lands}", chosen("duplicates", None), False),
         ("near duplicates in more than one split", chosen("near_duplicates", "leak"), False),
@@ -79,6 +83,16 @@ def faults(found: dict[str, Any]) -> list[tuple[str, list[str], bool]]:
     if found["training_refuses"]:
         out.append((f"training refuses this data: {found['training_refuses']}", [], True))
     return out
+
+
+def depth(deep: dict[str, Any]) -> str:
+    """Returns what the images of more than 8 bits hold, in words."""
+    if deep["white"] == 1:
+        return f"{deep['images']:,} of floats up to {deep['peak']:g}, where 1 is white"
+    bits = f"{deep['uses']} of {int(deep['white']).bit_length()} bits"
+    return (
+        f"{deep['images']:,} of {deep['numbers']} use {bits}: up to {deep['peak']:g}, where {deep['white']:g} is white"
+    )
 
 
 def headline(found: dict[str, Any]) -> str:
@@ -130,7 +144,7 @@ def write(
     wrong, place = faults(found), {file: i for i, file in enumerate(table["file"])}
     counts = pd.DataFrame(found["classes"]).T
     counts.loc["in all"] = counts.sum()
-    numbers = html(counts, index=True, formatters=["{:,}".format] * counts.shape[1])
+    numbers = html(counts, index=True)
     copies = []
     for group in found["duplicates"][:PICTURED] + found["near_duplicates"][:PICTURED]:
         pair = [image["file"] for image in group["images"][:2]]
@@ -184,11 +198,6 @@ def draw_sizes(good: pd.DataFrame) -> Figure:
     axes.set(xlim=(0, None), ylim=(0, None), xlabel="width in pixels", ylabel="height in pixels")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def plain(name: str) -> str:
-    """Returns a name with its line ends, escape codes and bytes that are no text spelt out."""
-    return name if name.isprintable() else repr(name)[1:-1]
 
 
 def short(name: str, most: int = 24) -> str:

@@ -1,8 +1,61 @@
-"""Losses that torch and timm lack. A loss takes logits `(N, K)` and targets, classes `(N,)` or shares `(N, K)`."""
+"""Losses. Each takes logits `(N, K)` and targets, classes `(N,)` or shares `(N, K)`, smooths both alike, and has a
+weight for each class `(K,)`."""
+
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+Smoothing = Annotated[float, Field(ge=0, lt=1)]
+
+
+def smoothed(targets: Tensor, logits: Tensor, smoothing: float) -> Tensor:
+    """Returns targets as shares `(N, K)`, of which the share `smoothing` is spread over all classes."""
+    shares = targets if targets.ndim == 2 else F.one_hot(targets, logits.shape[1]).to(logits.dtype)
+    return shares * (1 - smoothing) + smoothing / logits.shape[1]
+
+
+class CrossEntropyLoss(nn.CrossEntropyLoss):
+    """torch's cross-entropy, with a bound on the share of each target that is spread over all classes."""
+
+    def __init__(self, label_smoothing: Smoothing = 0.0, weight: Tensor | None = None) -> None:
+        super().__init__(weight, label_smoothing=label_smoothing)
+
+
+class BinaryCrossEntropy(nn.Module):
+    """Binary cross-entropy, each class for itself (Wightman et al. 2021, arXiv:2110.00476).
+
+    Equal to timm's for classes; shares, as mixing makes them, are smoothed in the same way here.
+
+    Args:
+        label_smoothing: share of each target that is spread over all classes.
+        target_threshold: shares above it count as 1, the others as 0; null: as they are.
+        sum_classes: the sum over classes instead of their mean.
+        weight: of each class `(K,)`.
+    """
+
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        label_smoothing: Smoothing = 0.1,
+        target_threshold: float | None = None,
+        sum_classes: bool = False,
+        weight: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        self.label_smoothing, self.target_threshold = label_smoothing, target_threshold
+        self.sum_classes = sum_classes
+        self.register_buffer("weight", weight)
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        shares = smoothed(targets, logits, self.label_smoothing)
+        if self.target_threshold is not None:
+            shares = (shares > self.target_threshold).to(logits.dtype)
+        loss = F.binary_cross_entropy_with_logits(logits, shares, self.weight)
+        return loss * logits.shape[1] if self.sum_classes else loss
 
 
 class FocalLoss(nn.Module):
@@ -16,20 +69,19 @@ class FocalLoss(nn.Module):
 
     weight: Tensor | None
 
-    def __init__(self, gamma: float = 2.0, label_smoothing: float = 0.0, weight: Tensor | None = None) -> None:
+    def __init__(
+        self, gamma: Annotated[float, Field(ge=0)] = 2.0, label_smoothing: Smoothing = 0.0, weight: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.gamma, self.label_smoothing = gamma, label_smoothing
         self.register_buffer("weight", weight)
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        classes = logits.shape[1]
-        dense = targets.ndim == 2
-        shares = targets if dense else F.one_hot(targets, classes).to(logits.dtype)
-        shares = shares * (1 - self.label_smoothing) + self.label_smoothing / classes
+        shares = smoothed(targets, logits, self.label_smoothing)
         total: Tensor | int = len(logits)
         if self.weight is not None:  # scaled as torch's cross-entropy is, to which gamma 0 is equal
             shares = shares * self.weight
-            total = len(logits) if dense else self.weight[targets].sum()
+            total = len(logits) if targets.ndim == 2 else self.weight[targets].sum()
         log_probability = logits.log_softmax(1)
         wrong = (-torch.expm1(log_probability)).clamp_min(1e-12)  # 1 - p; never 0, where a power has no gradient
         return -(wrong**self.gamma * log_probability * shares).sum() / total

@@ -18,19 +18,19 @@ class Evaluation(Metric):
 
     The numbers are those of torchmetrics' MulticlassAccuracy, MulticlassPrecision and so on. They share one look
     at the logits here, and sums of the size of the classes, not of their square: at 1,000 classes a batch takes a
-    tenth of the time.
+    tenth of the time. (A confidence of exactly 1 lies in the last range; torchmetrics has one of its own for it.)
     """
 
     full_state_update = False
     counts: Tensor  # (3, K) int64: of each class, the samples that are right, predicted, there
-    bins: Tensor  # (3, BINS + 1): of each range of confidence, samples, right ones, the sum of confidences
+    bins: Tensor  # (3, BINS): of each range of confidence, samples, right ones, the sum of confidences
     within5: Tensor
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.add_state("counts", default=torch.zeros(3, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("bins", default=torch.zeros(3, BINS + 1), dist_reduce_fx="sum")
+        self.add_state("bins", default=torch.zeros(3, BINS), dist_reduce_fx="sum")
         self.add_state("within5", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
@@ -60,8 +60,8 @@ class Evaluation(Metric):
 
 
 def confidence_bins(confidences: Tensor) -> Tensor:
-    """Returns the range of 1 / BINS that each confidence lies in; that of a confidence of 1 is BINS."""
-    return (confidences * BINS).long().clamp_(0, BINS)
+    """Returns the range of 1 / BINS that each confidence lies in; the last one includes 1."""
+    return (confidences * BINS).long().clamp_(0, BINS - 1)
 
 
 class MeanLoss(Metric):

@@ -81,8 +81,8 @@ def pack(data: Any, out: Path, settings: Settings) -> None:
         log.error("interrupted; nothing is left of %s", shown(out))
         sys.exit(130)
     images, size = (
-        sum(s["images"] for s in manifest["splits"].values()),
-        sum(f["bytes"] for f in manifest["files"].values()),
+        sum(split.images for split in manifest.splits.values()),
+        sum(file.bytes for file in manifest.files.values()),
     )
     speed, choice = images / (time.perf_counter() - start), "streaming" if settings.format == "litdata" else "packed"
     log.info("%s images, %.1f MB, %.0f images/s: %s", f"{images:,}", size / 1e6, speed, shown(out))

@@ -17,7 +17,7 @@ from pydantic import Field
 from imgcls import config as configs
 from imgcls.command import verb
 from imgcls.errors import UserError
-from imgcls.eval import EVALUATION, given
+from imgcls.eval import EVALUATION, given, trusted
 from imgcls.run import shown
 
 if TYPE_CHECKING:
@@ -42,23 +42,24 @@ class Settings:
     max_pixels: Annotated[int, Field(ge=1)]
 
 
-@verb("predict", "checkpoint", "source", "out")
+@verb("predict")
 def main(config: dict[str, Any], run_dir: Path) -> None:
     """Predicts all images of the source; fails at the end where some could not be read."""
     settings = configs.typed({k: v for k, v in config.items() if k in Settings.__annotations__}, Settings, "")
     out = Path(settings.out).expanduser() if settings.out else run_dir / "predictions.csv"
-    unreadable = out.with_name("unreadable.csv")
+    unreadable = out.with_name(f"{out.name}.unreadable.csv")
     check_out(out, (".csv", ".jsonl", ".parquet"), settings.overwrite, unreadable)
     if out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise UserError(f"out={out} needs the package pyarrow, which is not installed; install it, or take .jsonl")
-    from imgcls.checkpoint import find_checkpoint, load_checkpoint
+    from imgcls.checkpoint import find_checkpoint
+    from imgcls.classifier import load_checkpoint
     from imgcls.data.files import Failure, file_loader, images_of
     from imgcls.rows import writer
     from imgcls.training import build_trainer, prepare
 
     failures: list[Failure] = []
     paths = images_of("source", str(config["source"]), failures)
-    classifier, trained = load_checkpoint(find_checkpoint(str(config["checkpoint"])))
+    classifier, trained = load_checkpoint(find_checkpoint(str(config["checkpoint"])), trusted(config))
     prepare(trained["seed"])
     carried = given(trained["trainer"], ("accelerator", "precision", "benchmark", "deterministic"))
     trainer = build_trainer({**EVALUATION, **carried, **given(config["trainer"])}, [], [], run_dir)
@@ -79,7 +80,7 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
         raise UserError(
             f"{failed:,} of {done + failed:,} could not be read; see {shown(unreadable)}; the others are done"
         )
-    unreadable.unlink(missing_ok=True)  # of an output that was overwritten
+    unreadable.unlink(missing_ok=True)  # of the output that was overwritten
 
 
 def check_out(out: Path, endings: tuple[str, ...], overwrite: bool, *beside: Path) -> None:

@@ -120,6 +120,9 @@ class EpochProgress(ProgressBar):
         seconds = round((now - self.start) / done * max(left, 0))
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left"
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")  # or the cursor stays hidden, and the console has what is printed
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.bar is not None:
             self.bar.stop()

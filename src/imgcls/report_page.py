@@ -37,7 +37,7 @@ def sections(report: Report, folder: Path) -> list[dict[str, Any]]:
         {"text": f"{len(report.predictions):,} images, {classes} classes, {wrong:,} mistakes"},
         {"title": "Metrics", "table": table(metrics)},
         {"title": "Confusion matrix", "pictures": drawn.get("confusion_matrix"), "file": large},
-        {"title": "Most confused pairs", "table": table(pairs, "names")} if len(pairs) else {},
+        {"title": "Most confused pairs", "table": table(pairs, words=2)} if len(pairs) else {},
         {"title": "Reliability", "pictures": drawn.get("reliability")},
         {"title": "Worst mistakes", "text": worst, "gallery": gallery} if mistakes else {},
         {"title": f"Classes, weakest first{part}", "table": table(weakest)},

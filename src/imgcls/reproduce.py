@@ -23,7 +23,7 @@ class Settings:
     out: str
 
 
-@verb("reproduce", "run", "out")
+@verb("reproduce")
 def main(config: dict[str, Any], run_dir: Path) -> None:
     """Trains with the config of a finished run, where it was started, and compares. Of its loggers only the CSV is
     kept: a sweep's record elsewhere gets no second run. Raises UserError where the result differs."""
@@ -78,10 +78,26 @@ def report(original: Path, again: Path) -> None:
     for title, rows in circumstances.items():
         for name, before, now in (row for row in rows if row[0] not in ("command", "resumed")):
             log.warning("%s: %s was %s and is %s", title, name, before, now)
+    for line in uncommitted(original, again):
+        log.warning("git: %s", line)
     for what, lines in results.items():
         print(f"{what}: {'; '.join(lines) or 'the same, bit for bit'}")
     if different := [what for what, lines in results.items() if lines]:
         raise UserError(f"the result is not the same: {', '.join(different)} differ; {shown(again)} has the run")
+
+
+def uncommitted(one: Path, other: Path) -> list[str]:
+    """Returns what of the code that a run was made of, and that was not committed, another run was not made of."""
+
+    def diffs(path: Path) -> dict[str, str]:
+        text = path.read_text(errors="surrogateescape") if path.is_file() else ""
+        return dict(part.split("\n", 1) for part in f"\n{text}".removesuffix("\n").split("\ndiff --git ")[1:])
+
+    before, now = (diffs(path / "git.diff") for path in (one, other))
+    files = [(name.rpartition(" b/")[2], name in now) for name, text in before.items() if now.get(name) != text]
+    lines = [f"{file} {'has changed since' if there else 'is not there as git.diff has it'}" for file, there in files]
+    git = json.loads((one / "environment.json").read_text()).get("git", {})
+    return lines + [f"{name} was there, and is not in git.diff" for name in git.get("left_out", [])]
 
 
 def compared(one: Path, other: Path) -> dict[str, list[str]]:

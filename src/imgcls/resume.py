@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from imgcls.errors import UserError, nearest
-from imgcls.run import hydra_quoted, quote_arguments, rerooted, shown, write_text
+from imgcls.run import hydra_quoted, rerooted, shown, write_text
 from imgcls.stopping import rank
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,6 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
     started = int(os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("WORLD_SIZE") or 1)
     if started > 1 and not any(a.startswith(("hydra.run.dir=", "resume=")) for a in arguments):
         raise UserError(f"{started} processes were started for one run: give all of them one folder, hydra.run.dir=…")
-    quote_arguments("resume", "hydra.run.dir")
     many = "-m" in arguments or "--multirun" in arguments
     if many and any(a.startswith("sweep.") for a in arguments) and not any(a.startswith("sweep=") for a in arguments):
         arguments = [*arguments, "sweep=grid"]
@@ -131,6 +130,8 @@ def newest_whole(folder: Path) -> Path | None:
             f"{reasons[-1]}, and there is none before it; start over with overwrite=true, or a new run from "
             f"backbone.weights={shown(folder / 'best.ckpt')}"
         )
+    if found is None:
+        log.info("%s has no checkpoint yet: the run begins anew", shown(folder.parent))
     for path, reason in zip(wrong, reasons, strict=True) if rank() == 0 else ():
         log.warning("%s; it is %s.damaged now, and the one before it is taken", reason, path.name)
         path.replace(path.with_name(f"{path.name}.damaged"))

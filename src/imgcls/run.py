@@ -2,12 +2,15 @@
 
 import functools
 import json
+import logging
 import os
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,28 +20,79 @@ from typing import Any
 
 import yaml
 
+log = logging.getLogger(__name__)
 
-def git_state(folder: Path) -> dict[str, Any]:
-    """Returns commit, branch, status (what is changed or not tracked) and diff, of the repository that `folder` is in, if any."""
 
-    def git(*words: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=30, errors="surrogateescape"
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.rstrip("\n") if done.returncode == 0 else None
+# Of files that git neither knows nor ignores, a record holds at most so many, of so many bytes each and in all.
+NEW_FILES, NEW_FILE, ALL_NEW = 1000, 1_000_000, 10_000_000
 
-    commit = git("rev-parse", "HEAD")
-    if commit is None:
+
+def git(folder: Path, *words: str, **variables: str) -> str | None:
+    """Returns what git says in a folder, or None where it fails or there is none."""
+    command, environment = ["git", "-C", str(folder), *words], os.environ | variables
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=30, env=environment)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.decode(errors="surrogateescape").removesuffix("\n") if done.returncode == 0 else None
+
+
+def git_state(folder: Path, run_dir: Path | None = None) -> dict[str, Any]:
+    """Returns commit, branch, status (what is changed or not tracked) and diff, of the repository that `folder` is in,
+    if any. The diff holds the files that git does not know and does not ignore, too, but not those of `run_dir` or of
+    other run directories; `left_out` names those that are too large or too many."""
+    commit, top = git(folder, "rev-parse", "HEAD"), git(folder, "rev-parse", "--show-toplevel")
+    if commit is None or top is None:
         return {}
+    new, left_out = new_files(Path(top), run_dir)
+    diff = git_diff(Path(top), new)
     return {
         "commit": commit,
-        "branch": git("rev-parse", "--abbrev-ref", "HEAD"),
-        "status": git("status", "--porcelain"),
-        "diff": git("diff", "--no-ext-diff", "--binary", "HEAD") or "",
+        "branch": git(folder, "rev-parse", "--abbrev-ref", "HEAD"),
+        "status": git(folder, "status", "--porcelain"),
+        "left_out": left_out if diff is not None else ["all that is not committed (git failed, or took over 30 s)"],
+        "diff": diff or "",
     }
+
+
+def new_files(top: Path, run_dir: Path | None) -> tuple[list[str], list[str]]:
+    """Returns the files of a repository that git neither knows nor ignores: those for the record, and, with their
+    size, those that are left out of it. Python and YAML come first: a run is made of them."""
+    names = (git(top, "ls-files", "--others", "--exclude-standard", "-z") or "").split("\0")
+    sizes, folders = dict[str, int](), {top: False}  # whether a folder is a run directory, or lies in one
+
+    def of_a_run(folder: Path) -> bool:
+        if folder not in folders:
+            record = all((folder / name).is_file() for name in ("config.yaml", "environment.json"))
+            folders[folder] = record or folder == run_dir or of_a_run(folder.parent)
+        return folders[folder]
+
+    for name in (name for name in names if name and not of_a_run((top / name).parent)):
+        with suppress(OSError):  # it is gone by now
+            sizes[name] = NEW_FILE + 1 if name.endswith("/") else (top / name).lstat().st_size  # /: another repository
+    kept, left_out, total = list[str](), list[str](), 0
+    for name in sorted(sizes, key=lambda name: (not name.endswith((".py", ".yaml")), sizes[name])):
+        if sizes[name] > NEW_FILE or total + sizes[name] > ALL_NEW or len(kept) == NEW_FILES:
+            left_out.append(name if name.endswith("/") else f"{name} ({sizes[name] / 1e6:.1f} MB)")
+        else:
+            kept.append(name)
+            total += sizes[name]
+    return kept, left_out
+
+
+def git_diff(top: Path, new: list[str]) -> str | None:
+    """Returns what differs from the last commit, with the files `new` as `git apply` makes them; None where git fails.
+    They are added to a copy of git's index: that of the user stays as it is."""
+    words = ("diff", "--no-ext-diff", "--binary", "HEAD")
+    index = top / (git(top, "rev-parse", "--git-path", "index") or "")
+    if not new or not index.is_file():
+        return git(top, *words)
+    with tempfile.TemporaryDirectory() as own:
+        copy = str(shutil.copy(index, own))
+        Path(own, "new").write_bytes(b"\0".join(map(os.fsencode, new)))
+        names = (f"--pathspec-from-file={own}/new", "--pathspec-file-nul")
+        added = git(top, "add", "--intent-to-add", *names, GIT_INDEX_FILE=copy, GIT_LITERAL_PATHSPECS="1")
+        return None if added is None else git(top, *words, GIT_INDEX_FILE=copy)
 
 
 @functools.cache  # for each job of a sweep
@@ -71,12 +125,16 @@ def write_record(run_dir: Path, config: dict[str, Any], data: dict[str, Any]) ->
     state without the diff."""
     run_dir.mkdir(parents=True, exist_ok=True)
     write_config(run_dir, config)
-    git = git_state(Path.cwd())
-    diff = git.pop("diff", "")
+    state = git_state(Path.cwd(), run_dir.resolve())
+    diff, left_out = state.pop("diff", ""), state.pop("left_out", [])
     if diff:
-        (run_dir / "git.diff").write_text(diff + "\n", errors="surrogateescape")
-    write_text(run_dir / "environment.json", json.dumps(environment() | {"data": data, "git": git}, indent=2) + "\n")
-    return git
+        (run_dir / "git.diff").write_bytes(f"{diff}\n".encode(errors="surrogateescape"))
+    if left_out:
+        words = "git.diff leaves out what git does not know: %s%s; commit it, or ignore it"
+        log.warning(words, ", ".join(left_out[:3]), f" and {len(left_out) - 3:,} more" if len(left_out) > 3 else "")
+    record = environment() | {"data": data, "git": state | {"left_out": left_out}}
+    write_text(run_dir / "environment.json", json.dumps(record, indent=2) + "\n")
+    return state
 
 
 def write_config(run_dir: Path, config: dict[str, Any]) -> None:
@@ -146,20 +204,9 @@ def shown(path: Path | str) -> str:
     return str(path) if relative.startswith("..") else relative
 
 
-def quote_arguments(*keys: str) -> None:
-    """Puts the values of these keys on the command line in the quotes that Hydra's grammar wants for `=`, `<` or `,`,
-    where they have none and are no lists. Under `-m` a comma parts jobs."""
-    if {"-m", "--multirun"} & set(sys.argv):
-        return
-    for place, word in enumerate(sys.argv):
-        key, _, value = word.partition("=")
-        if key in keys and value and value[0] not in "'\"[":
-            sys.argv[place] = f"{key}={hydra_quoted(value)}"
-
-
 def hydra_quoted(text: str) -> str:
     """Returns a value as Hydra's command-line grammar takes it: in quotes where it has characters of the grammar."""
-    if re.fullmatch(r"[\w./+-]+", text):
+    if re.fullmatch(r"[\w./+-]+", text, re.ASCII):
         return text
-    escaped = text.replace("'", "\\'")
+    escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + found[2].replace("'", "\\'"), text)
     return f"'{escaped}'"

@@ -3,25 +3,58 @@
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pandas as pd
 import yaml
+from pydantic import Field
 
 from imgcls.best import direction
+from imgcls.config import typed
 from imgcls.errors import UserError
 
 FACTS = ("path", "name", "status", "reason", "overrides")
 COSTS = ("seconds", "images_per_second", "parameters")
 METRICS = ("best/", "last/", "test/")
+OF_THE_TABLE = ("path", "name", "status", "reason", *COSTS)  # keys of a config can't take their places
 OF_ONE_RUN = ("run_dir", "cwd", "names", "resume", "overwrite", "sweep", "job", "launcher")
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # type: ignore[attr-defined]  # in C: six times as fast
 
 
 class Damaged(Exception):
     """A run directory can't be read; the message says which file, and why."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """The types in a status.json."""
+
+    status: Literal["running", "finished", "stopped", "pruned", "failed"]
+    seconds: float | None = None
+    parameters: Annotated[int, Field(lt=1 << 63)] | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The types in a config.yaml, as far as they are relied on."""
+
+    names: dict[str, str | None] | None = None
+    optimized_metric: str | Annotated[list[str], Field(min_length=1)] | None = None
+    run_dir: str | None = None
+    logger: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The types in an environment.json, as far as they are relied on."""
+
+    packages: dict[str, Any] | None = None
+    git: dict[str, Any] | None = None
+    data: dict[str, Any] | None = None
 
 
 def read_runs(folders: str | Path | Iterable[str | Path]) -> pd.DataFrame:
@@ -68,7 +101,10 @@ def _name(path: Path, folder: Path) -> str:
 
 
 def _text(path: Path) -> str:
-    return path.read_text(errors="replace") if path.is_file() else ""
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def read_run(path: Path) -> dict[str, Any]:
@@ -80,50 +116,61 @@ def read_run(path: Path) -> dict[str, Any]:
         row |= _status(path)
         config = read_config(path)
         metric = config.get("optimized_metric")
-        row |= flat(config) | {"optimized_metric": metric[0] if isinstance(metric, list) else metric}
+        row |= {n: v for n, v in flat(config).items() if n not in OF_THE_TABLE and not n.startswith(METRICS)}
+        row["optimized_metric"] = metric[0] if isinstance(metric, list) else metric
         if (path / "metrics.csv").exists():
             row |= _summary(curves(path), row["optimized_metric"])
         elif row["status"] == "finished" and "csv" in (config.get("logger") or {}):
             raise Damaged("metrics.csv is not there")
         if (path / "test" / "metrics.json").exists():
-            row |= _read(path / "test" / "metrics.json", json.loads)
-    except Damaged as error:
+            tested = _read(path / "test" / "metrics.json", lambda text: typed(json.loads(text), dict[str, float], ""))
+            row |= {name: value for name, value in tested.items() if name.startswith("test/")}
+    except (Damaged, OSError) as error:
         row |= {"status": "damaged", "reason": str(error)}
     return row
 
 
-def _read(path: Path, parse: Any) -> Any:
-    """Returns the file parsed; what is no table of names and values counts as damage."""
+def _read(path: Path, parse: Callable[[str], Any]) -> Any:
+    """Returns the file parsed. Raises Damaged where that fails in whatever way, so that no run takes others down."""
     try:
-        content = parse(path.read_text())
+        return parse(path.read_text())
     except FileNotFoundError:
         raise Damaged(f"{path.name} is not there") from None
-    except (OSError, ValueError, yaml.YAMLError) as error:  # type: ignore[attr-defined]
-        raise Damaged(f"{path.name} can't be read: {' '.join(str(error).split())[:120]}") from error
-    if not isinstance(content, dict | pd.DataFrame):
-        raise Damaged(f"{path.name} has no names and values in it")
-    return content
+    except Exception as error:
+        raise Damaged(f"{path.name} can't be read: {' '.join(str(error).split()).lstrip('=')[:120]}") from error
 
 
 def _status(path: Path) -> dict[str, Any]:
     if not (path / "status.json").exists():  # of a version that wrote none
         done = (path / "test" / "metrics.json").exists()
         return {"status": "finished" if done else "unfinished", "reason": "" if done else "no test was made"}
-    found = _read(path / "status.json", json.loads)
-    costs = {name: found.get(name) for name in ("seconds", "parameters")}
-    if found.get("status") == "running":
-        return {"status": "unfinished", "reason": "it runs still, or was killed"} | costs | {"seconds": None}
-    return {"status": found.get("status"), "reason": found.get("error", "")} | costs
+    found = _read(path / "status.json", lambda text: typed(json.loads(text), Status, ""))
+    if found.status == "running":
+        return {"status": "unfinished", "reason": "it runs still, or was killed", "parameters": found.parameters}
+    return {"status": found.status, "reason": found.error, "seconds": found.seconds, "parameters": found.parameters}
 
 
 def read_config(path: Path) -> dict[str, Any]:
     """Returns the resolved config of a run directory. Raises Damaged."""
-    return _read(path / "config.yaml", lambda text: yaml.load(text, LOADER))  # type: ignore[no-any-return]
+
+    def parse(text: str) -> dict[str, Any]:
+        config: dict[str, Any] = yaml.load(text, LOADER)
+        typed(config, Config, "")
+        flat(config)  # fails where a part contains itself
+        return config
+
+    return _read(path / "config.yaml", parse)  # type: ignore[no-any-return]
+
+
+def _environment(text: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(text)
+    typed(content, Environment, "")
+    return content
 
 
 def flat(config: dict[str, Any]) -> dict[str, Any]:
     """Returns a config by dotted names, without what differs between any two runs: where they lie, and their names."""
-    run_dir, chosen = str(config.get("run_dir")), config.get("names") or {}
+    run_dir, chosen = config.get("run_dir"), config.get("names") or {}
     out = {"overrides": chosen.get("run")} | {name: chosen[name] for name in ("data", "backbone") if name in chosen}
 
     def add(node: dict[str, Any], prefix: str) -> None:
@@ -135,10 +182,13 @@ def flat(config: dict[str, Any]) -> dict[str, Any]:
                 if "_target_" in value:
                     out.setdefault(name, str(value["_target_"]).rpartition(".")[2])
                 add({k: v for k, v in value.items() if k != "_target_"}, f"{name}.")
-            elif isinstance(value, str) and value.startswith(run_dir):
+            elif isinstance(value, str) and run_dir and value.startswith(run_dir):
                 out[name] = f".{value.removeprefix(run_dir)}"
             else:
-                out[name] = str(value) if isinstance(value, list) else value
+                plain = (
+                    value is None or isinstance(value, str | float) or (isinstance(value, int) and abs(value) < 1 << 63)
+                )
+                out[name] = value if plain else str(value)
 
     add({key: value for key, value in config.items() if key not in OF_ONE_RUN}, "")
     return out
@@ -149,7 +199,8 @@ def curves(path: str | Path) -> pd.DataFrame:
 
     def parse(text: str) -> pd.DataFrame:
         table = pd.read_csv(io.StringIO(text))
-        if not text.endswith("\n") or "epoch" not in table or table.select_dtypes(exclude="number").shape[1]:
+        whole = text.endswith("\n") and "epoch" in table and isinstance(table.index, pd.RangeIndex)
+        if not whole or table.select_dtypes(exclude="number").shape[1]:
             raise ValueError("it is cut short, or has other things than numbers in it")
         return table
 
@@ -173,8 +224,8 @@ def differences(one: Path, other: Path) -> dict[str, list[tuple[str, Any, Any]]]
     configs, environments = [], []
     for path in (one, other):
         configs.append({name: value for name, value in flat(read_config(path)).items() if name != "overrides"})
-        found = _read(path / "environment.json", json.loads)
-        packages, git, data = (found.pop(name, {}) for name in ("packages", "git", "data"))
+        found = _read(path / "environment.json", _environment)
+        packages, git, data = (found.pop(name, None) or {} for name in ("packages", "git", "data"))
         diff = _text(path / "git.diff")
         git = {"commit": git.get("commit"), "diff": f"{diff.count(chr(10)):,} lines" if diff else "none", "text": diff}
         environments.append(({**found, **{f"{k} (package)": v for k, v in packages.items()}}, git, data))

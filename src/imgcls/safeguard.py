@@ -191,7 +191,7 @@ class Safeguard(Checkpoint):
             what = f"the loss is not finite since {where}; its files are in {shown(listed)} ({', '.join(names[:3])}, …)"
         else:
             spoilt = max(gathered(spoilt), key=len)
-            what = f"{len(spoilt)} tensors of the network are not finite after {where}, such as {spoilt[0]}"
+            what = f"the network is not finite after {where}; tensors with NaN or infinity: {len(spoilt)}, such as {spoilt[0]}"
         sound, _ = newest(self.path.parent)
         before = f"The weights before are in {shown(sound)}: try" if sound else "There is no checkpoint before it: try"
         advice = "a lower optimizer.lr, trainer.gradient_clip_val=1, or trainer.on_nonfinite=skip"

@@ -4,15 +4,23 @@ A schedule gets the optimizer and `Steps`; `warmup_epochs` may be a fraction. Al
 rate at every step.
 """
 
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from pydantic import Field
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, OneCycleLR, ReduceLROnPlateau
 
 from imgcls.errors import UserError
+
+log = logging.getLogger(__name__)
+NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -27,6 +35,17 @@ class Steps:
             raise UserError(f"scheduler={name} needs an end: set trainer.max_epochs or trainer.max_steps")
         return self.total
 
+    def warmup(self, epochs: float) -> int:
+        """Returns the steps of a warm-up; of one as long as the whole training, a tenth of the training."""
+        steps = round(epochs * self.per_epoch)
+        if not steps or self.total is None or steps < self.total:
+            return steps
+        rank_zero_only(log.warning)(
+            "scheduler.warmup_epochs=%g is as long as the training, which would never reach its rate: shortened to %d of "
+            "its %d steps", epochs, self.total // 10, self.total,
+        )  # fmt: skip
+        return self.total // 10
+
 
 Schedule = list[dict[str, Any]]  # as Lightning's configure_optimizers takes them
 
@@ -38,9 +57,9 @@ def _by_step(optimizer: Optimizer, warmup: int, factor: Callable[[int], float]) 
     return [{"scheduler": LambdaLR(optimizer, rate), "interval": "step"}]
 
 
-def cosine(optimizer: Optimizer, steps: Steps, warmup_epochs: float = 0.0, final: float = 0.0) -> Schedule:
+def cosine(optimizer: Optimizer, steps: Steps, warmup_epochs: NotNegative = 0.0, final: NotNegative = 0.0) -> Schedule:
     """Half a cosine down to `final` times the rate (Loshchilov and Hutter 2016)."""
-    warmup, total = round(warmup_epochs * steps.per_epoch), steps.whole("cosine")
+    total, warmup = steps.whole("cosine"), steps.warmup(warmup_epochs)
 
     def factor(step: int) -> float:
         progress = min((step - warmup) / max(total - warmup, 1), 1.0)
@@ -49,28 +68,26 @@ def cosine(optimizer: Optimizer, steps: Steps, warmup_epochs: float = 0.0, final
     return _by_step(optimizer, warmup, factor)
 
 
-def constant(optimizer: Optimizer, steps: Steps, warmup_epochs: float = 0.0) -> Schedule:
+def constant(optimizer: Optimizer, steps: Steps, warmup_epochs: NotNegative = 0.0) -> Schedule:
     """The same rate throughout."""
-    return _by_step(optimizer, round(warmup_epochs * steps.per_epoch), lambda step: 1.0)
+    return _by_step(optimizer, steps.warmup(warmup_epochs), lambda step: 1.0)
 
 
 def multi_step(
-    optimizer: Optimizer, steps: Steps, milestones: list[float], gamma: float = 0.1, warmup_epochs: float = 0.0
+    optimizer: Optimizer, steps: Steps, milestones: list[Share], gamma: Positive = 0.1, warmup_epochs: NotNegative = 0.0
 ) -> Schedule:
     """The rate times `gamma` at each milestone, a share of the whole training (He et al. 2015: 0.5 and 0.75)."""
-    if any(not 0 <= milestone <= 1 for milestone in milestones):
-        raise UserError(f"scheduler.milestones={milestones}: expected shares of the training, from 0 to 1")
     places = [milestone * steps.whole("multi_step") for milestone in milestones]
-    warmup = round(warmup_epochs * steps.per_epoch)
+    warmup = steps.warmup(warmup_epochs)
     return _by_step(optimizer, warmup, lambda step: gamma ** sum(step >= place for place in places))
 
 
 def one_cycle(
     optimizer: Optimizer,
     steps: Steps,
-    pct_start: float = 0.3,
-    div_factor: float = 25.0,
-    final_div_factor: float = 1e4,
+    pct_start: Share = 0.3,
+    div_factor: Positive = 25.0,
+    final_div_factor: Positive = 1e4,
     cycle_momentum: bool = True,
 ) -> Schedule:
     """Up, then down, momentum the other way round (Smith and Topin 2017); the optimizer's rate is the highest."""
@@ -89,13 +106,13 @@ def plateau(
     steps: Steps,
     monitor: str = "val/loss",
     mode: Literal["min", "max"] = "min",
-    factor: float = 0.1,
-    patience: int = 5,
-    warmup_epochs: float = 0.0,
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1,
+    patience: Annotated[int, Field(ge=0)] = 5,
+    warmup_epochs: NotNegative = 0.0,
 ) -> Schedule:
     """The rate times `factor` where `monitor` has not improved for `patience` epochs."""
     reduce = ReduceLROnPlateau(optimizer, mode, factor, patience)
     schedule: Schedule = [{"scheduler": reduce, "interval": "epoch", "monitor": monitor}]
-    if warmup := round(warmup_epochs * steps.per_epoch):
+    if warmup := steps.warmup(warmup_epochs):
         schedule.append({"scheduler": LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup), "interval": "step"})
     return schedule

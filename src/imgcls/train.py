@@ -34,7 +34,7 @@ class Settings:
     test: bool
     tune: Literal["lr", "batch_size"] | None
     temperature: bool
-    class_weights: Literal["balanced"] | list[float] | None
+    class_weights: Literal["balanced"] | list[Annotated[float, Field(ge=0)]] | None
     channels_last: bool
     compile: bool
     optimized_metric: str | list[str]
@@ -50,14 +50,11 @@ def main(config: dict[str, Any], run_dir: Path) -> float | list[float] | None:
     try:
         from hydra.core.hydra_config import HydraConfig
 
-        resuming = config["resume"] is not None
-        goes_on = resuming and (run_dir / "config.yaml").is_file()
+        goes_on = (resuming := config["resume"] is not None) and (run_dir / "config.yaml").is_file()
         config = resumed(config, run_dir, list(HydraConfig.get().overrides.task))
         settings = checked(config)
         lock = claim(run_dir, settings.overwrite, resuming)
         checkpoint = newest_whole(run_dir / "checkpoints") if goes_on else None
-        if goes_on and checkpoint is None:
-            log.info("%s has no checkpoint yet: the run begins anew", shown(run_dir))
         if checkpoint is not None and finished(run_dir, config):
             log.info("%s is finished; there is nothing to go on with", shown(run_dir))
             return optimised(run_dir, settings.optimized_metric)
@@ -127,7 +124,7 @@ def train(
 
     parameters = sum(p.numel() for p in classifier.network.parameters())
     status, word = 1, "failed"
-    saver = next(callback for callback in trainer.callbacks if isinstance(callback, SaveConfig))
+    saver = next(c for c in trainer.callbacks if isinstance(c, SaveConfig))
     try:
         with keeping_status(run_dir, parameters, lambda: saver.trained) if trainer.is_global_zero else nullcontext():
             trainer.loggers = told(build_all(config, "logger"), run_dir)

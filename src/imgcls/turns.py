@@ -106,11 +106,14 @@ class TakeTurns(Callback):
 
 def bare_steps(trainer: Trainer, classifier: ImageClassifier, batch: Batch) -> Callable[[int], None]:
     """Returns what takes n steps of a copy of the network on one batch, with nothing around them."""
-    network: nn.Module = copy.deepcopy(classifier.network)
+    whole: nn.Module = copy.deepcopy(classifier.network)
+    probed = batch.images.is_floating_point()  # features, computed once (imgcls.finetune): the head is all that runs
+    network = whole.get_submodule(classifier.head_name) if probed else whole
     if classifier.hparams["compile"]:
         network.compile()
-    optimizer = build_optimizer(classifier.hparams["optimizer"], network, classifier.device, classifier.fused_steps())
-    images, targets = classifier.normalise(batch.images).detach(), batch.targets.clone()
+    optimizer = build_optimizer(classifier.hparams["optimizer"], whole, classifier.device, classifier.fused_steps())
+    images = (batch.images if probed else classifier.normalise(batch.images)).detach()
+    targets = batch.targets.clone()
     every, count = trainer.accumulate_grad_batches, itertools.count(1)
 
     def run(steps: int) -> None:

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imgcls.backbones.build import build_network, load_weights
-from imgcls.checkpoint import find_checkpoint, load_checkpoint
-from imgcls.classifier import ImageClassifier
+from imgcls.checkpoint import find_checkpoint
+from imgcls.classifier import ImageClassifier, load_checkpoint
 from imgcls.errors import UserError
 
 CIFAR = "imgcls.backbones.resnet_cifar.resnet_cifar"
@@ -293,9 +293,9 @@ def test_checkpoint_of_another_network(tmp_path: Path) -> None:
 
 def test_checkpoint_with_unknown_settings(tmp_path: Path) -> None:
     saved = content()
-    saved["hyper_parameters"]["colour"] = "red"
+    saved["hyper_parameters"]["backbone"]["colour"] = "red"
     torch.save(saved, tmp_path / "a.ckpt")
-    with pytest.raises(UserError, match="colour"):
+    with pytest.raises(UserError, match="the checkpoint's backbone.colour: .* takes no 'colour'"):
         load_checkpoint(tmp_path / "a.ckpt")
 
 

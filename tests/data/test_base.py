@@ -1,5 +1,6 @@
 """Splits, the order of samples, ranks, and batches that do not depend on who fetches them."""
 
+import re
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 
 from imgcls.augment import Augment
+from imgcls.config import build
 from imgcls.data import sampler as samplers
-from imgcls.data.base import SPLITS, Batch, ImageDataModule, check_targets, stratified
+from imgcls.data.base import SPLITS, Batch, ImageDataModule, check_targets, name_absent, stratified
 from imgcls.data.digits import Digits
 from imgcls.data.imagefolder import ImageFolder
 from imgcls.data.memory import MemoryImages
@@ -269,7 +271,6 @@ def test_setup_a_second_time_keeps_the_splits() -> None:
         ([], "the val split is empty; give it images, or a larger share of them"),
         ([0, 1, 3], "the val split has labels from 0 to 3; expected 0 to 2, one for each of the 3 classes"),
         ([-1, 1, 2], "the val split has labels from -1 to 2; expected 0 to 2, one for each of the 3 classes"),
-        ([0, 0], "the val split has no image of 2 of 3 classes (dog, fox); give each class an image in each split"),
     ],
 )
 def test_check_targets(targets: list[int], message: str) -> None:
@@ -278,10 +279,17 @@ def test_check_targets(targets: list[int], message: str) -> None:
     assert str(caught.value) == message
 
 
-def test_check_targets_names_five_classes_at_the_most() -> None:
-    with pytest.raises(UserError, match=r"no image of 7 of 8 classes \(1, 2, 3, 4, 5, …\)"):
-        check_targets(torch.tensor([0]), tuple("01234567"), "val")
-    check_targets(torch.tensor([2, 0, 1]), ("cat", "dog", "fox"), "val")
+def test_classes_without_an_image(caplog: pytest.LogCaptureFixture) -> None:
+    """Train must have all; of another split they are named, five at the most."""
+    targets, names = torch.tensor([0]), tuple("01234567")
+    absent = r"no image of 7 of 8 classes \(1, 2, 3, 4, 5, …\)"
+    with pytest.raises(UserError, match=f"the train split has {absent}; give each class an image to train on"):
+        check_targets(targets, names, "train")
+    check_targets(targets, names, "val")
+    name_absent(targets, names, "val")
+    name_absent(torch.arange(8), names, "test")
+    (line,) = caplog.messages
+    assert re.match(f"the val split has {absent}; such a class counts", line)
 
 
 # the datamodule
@@ -290,19 +298,39 @@ def test_check_targets_names_five_classes_at_the_most() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"batch_size": 0}, "data.batch_size=0: expected 1 or more"),
-        ({"repeats": 0}, "data.repeats=0: expected 1 or more"),
-        ({"fraction": 0.0}, "data.fraction=0.0: expected a share"),
-        ({"fraction": 1.5}, "data.fraction=1.5: expected a share"),
-        ({"val_fraction": -0.1}, "data.val_fraction=-0.1: expected a share"),
-        ({"test_fraction": 0.0}, "data.test_fraction=0.0: expected a share"),
-        pytest.param({"val_fraction": 0.95}, "at most 0.9"),
+        ({"batch_size": 0}, "data.batch_size=0: input should be greater than or equal to 1"),
+        ({"batch_size": True}, "data.batch_size=True: input should be a valid integer"),
+        ({"repeats": 0}, "data.repeats=0: input should be greater than or equal to 1"),
+        ({"repeats": True}, "data.repeats=True: input should be a valid integer"),
+        ({"num_workers": -1}, "data.num_workers=-1: input should be greater than or equal to 0"),
+        ({"fraction": 0.0}, "data.fraction=0.0: input should be greater than 0"),
+        ({"fraction": 1.5}, "data.fraction=1.5: input should be less than or equal to 1"),
+        ({"val_fraction": -0.1}, "data.val_fraction=-0.1: input should be greater than 0"),
+        ({"val_fraction": 0.95}, "data.val_fraction=0.95: input should be less than or equal to 0.9"),
+        ({"test_fraction": 0.0}, "data.test_fraction=0.0: input should be greater than 0"),
+        ({"folds": 1, "fold": 0}, "data.folds=1: input should be greater than or equal to 2"),
+        ({"folds": 3, "fold": -1}, "data.fold=-1: input should be greater than or equal to 0"),
+        ({"folds": 3, "fold": 3}, "data.folds=3 data.fold=3: expected 2 folds or more, and a fold from 0 to folds - 1"),
+        ({"fold": 1}, "data.folds=None data.fold=1: expected 2 folds or more"),
+        ({"image_size": 0}, "data.image_size=0: input should be greater than or equal to 1"),
+        ({"crop_ratio": 1.1}, "data.crop_ratio=1.1: input should be less than or equal to 1"),
+        ({"std": [0.0]}, "data.std=[0.0]: input should be greater than 0"),
+        ({"std": [-0.1]}, "data.std=[-0.1]: input should be greater than 0"),
+        ({"std": []}, "data.std=[]: list should have at least 1 item"),
+        ({"mean": []}, "data.mean=[]: list should have at least 1 item"),
     ],
 )
 def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        Digits(**arguments)
-    assert message in str(caught.value)
+        build({"_target_": "imgcls.data.digits.Digits", **arguments}, "data")
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("name", ["imagefolder.ImageFolder", "imagenet.ImageNet", "packed.PackedData"])
+def test_an_empty_root(name: str) -> None:
+    """It would be the working directory."""
+    with pytest.raises(UserError, match="data.root=: string should have at least 1 character"):
+        build({"_target_": f"imgcls.data.{name}", "root": ""}, "data")
 
 
 def test_batches_of_an_epoch() -> None:

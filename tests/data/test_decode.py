@@ -15,7 +15,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from imgcls.data.decode import UnreadableImage, decode
+from imgcls.data.decode import UnreadableImage, decode, header
+from imgcls.data.files import Files
+from imgcls.data.spec import DataSpec
 from imgcls.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
@@ -115,7 +117,7 @@ def test_colour_pictures(tmp_path: Path, name: str, image: Image.Image, options:
         ("grey.tiff", GREY),
         ("alpha.tiff", with_alpha(GREY)),
         ("deep.tiff", DEEP),
-        ("wide.tiff", Image.fromarray(np.array(DEEP).astype(np.int32))),
+        ("wide.tiff", Image.fromarray(np.array(GREY).astype(np.int32))),
         ("real.tiff", Image.fromarray(np.array(GREY).astype(np.float32) / 255)),
         ("grey.pgm", GREY),
         ("deep.pgm", DEEP),
@@ -128,6 +130,51 @@ def test_grey_pictures(tmp_path: Path, name: str, image: Image.Image) -> None:
     expect(tmp_path / name, 64, 192, 1)
 
 
+ALL = np.linspace(0, 4095, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tiff", "wide.tiff", "real.tiff"])
+def test_the_bits_that_are_used(tmp_path: Path, name: str) -> None:
+    kind = {"wide.tiff": np.int32, "real.tiff": np.float32}.get(name, np.uint16)
+    Image.fromarray(ALL.astype(kind)).save(tmp_path / name)
+    image = decode(str(tmp_path / name), 1, bits=12)
+    values = np.asarray(ALL.astype(kind), np.float64)
+    assert np.abs(image[0].numpy() - values / 4095 * 255).max() <= 0.51
+    assert decode(str(tmp_path / name), 1, bits=11).float().mean() > 1.3 * image.float().mean()  # 2047 is white
+
+
+def test_the_type_decides_and_not_the_picture(tmp_path: Path) -> None:
+    """A dark picture stays dark; what can't be meant so is refused."""
+    for kind, white in ((np.uint16, 65535), (np.int32, 255), (np.float32, 1)):
+        Image.fromarray(np.full((4, 4), white / 5, kind)).save(tmp_path / "a.tiff")
+        assert decode(str(tmp_path / "a.tiff"), 1).unique().tolist() == [51]
+    for kind, low, high in ((np.int32, 0, 4095), (np.int32, -5, 9), (np.float32, 0, 255), (np.float32, -1, 1)):
+        Image.fromarray(np.array([[low, high]], kind)).save(tmp_path / "a.tiff")
+        with pytest.raises(
+            UnreadableImage, match=f"are from {low} to {high}, not 0 to .*: data.bits says what is white"
+        ):
+            decode(str(tmp_path / "a.tiff"), 1)
+
+
+def test_floats_with_gaps(tmp_path: Path) -> None:
+    """One number that is none changes no other; a bit more than 1 is white."""
+    values = np.full((4, 4), 0.4, np.float32)
+    values[0] = np.nan, np.inf, -np.inf, 1.1
+    Image.fromarray(values).save(tmp_path / "a.tiff")
+    image = decode(str(tmp_path / "a.tiff"), 1)[0]
+    assert image[0].tolist() == [0, 255, 0, 255] and image[1:].unique().tolist() == [102]
+
+
+def test_16_bit_colours_of_which_some_are_used(tmp_path: Path) -> None:
+    rows = np.tile(np.array([4095, 2048, 0], ">u2"), (HEIGHT, WIDTH))
+    write_deep_png(tmp_path / "a.png", 2, rows)
+    assert decode(str(tmp_path / "a.png"), 3)[:, 0, 0].tolist() == [15, 8, 0]
+    assert decode(str(tmp_path / "a.png"), 3, bits=12)[:, 0, 0].tolist() == pytest.approx([240, 128, 0], abs=1)
+    assert header(str(tmp_path / "a.png"))[2:] == ("16-bit colours", 65535, 4095)
+    with pytest.raises(UnreadableImage, match="of 16-bit colours the upper 8 bits are read, and none of them is in"):
+        decode(str(tmp_path / "a.png"), 3, bits=8)
+
+
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tiff", "gif"])
 def test_pictures_of_one_bit(tmp_path: Path, suffix: str) -> None:
     BITS.save(tmp_path / f"bits.{suffix}")
@@ -138,13 +185,18 @@ def chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
+def write_deep_png(path: Path, kind: int, rows: np.ndarray) -> None:
+    """Writes a PNG of 16 bits with rows `(HEIGHT, WIDTH * C) >u2`."""
+    size = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, kind, 0, 0, 0)
+    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    parts = chunk(b"IHDR", size) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+
+
 @pytest.mark.parametrize(("kind", "picture"), [(2, COLOUR), (4, with_alpha(GREY)), (6, with_alpha(COLOUR))])
 def test_png_of_16_bits_that_pillow_cannot_write(tmp_path: Path, kind: int, picture: Image.Image) -> None:
     rows = (np.array(picture).astype(np.uint16) * 257).astype(">u2").reshape(HEIGHT, -1)
-    header = struct.pack(">IIBBBBB", WIDTH, HEIGHT, 16, kind, 0, 0, 0)
-    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
-    parts = chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
-    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
+    write_deep_png(tmp_path / "a.png", kind, rows)
     left, right = (64, 192) if kind == 4 else (RED, BLUE)
     expect(tmp_path / "a.png", left, right, 0)
 
@@ -249,3 +301,12 @@ def test_any_name(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"ü 'a' \"b\".{suffix}"
     noise(path)
     assert decode(str(path), 3).shape == (3, 64, 48)
+
+
+def test_prediction_reads_as_training_did(tmp_path: Path) -> None:
+    """The spec that a checkpoint holds says which bits are used."""
+    Image.fromarray(np.full((8, 8), 4095, np.uint16)).save(tmp_path / "a.png")
+    facts: dict[str, Any] = {"class_names": "ab", "channels": 1, "image_size": 8, "mean": [0.5], "std": [0.5]}
+    for bits, grey in ((12, 255), (None, 16)):
+        images, _, failures = Files(DataSpec(**facts, bits=bits)).__getitems__([str(tmp_path / "a.png")])
+        assert images is not None and images.unique().tolist() == [grey] and not failures

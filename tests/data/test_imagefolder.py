@@ -1,20 +1,27 @@
 """Folders of images: layouts, splits, what is in the way, and what evaluation sees."""
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import write_picture
 from PIL import Image
+from sklearn.metrics import f1_score
+from timm.data import create_transform
 from torchvision.transforms import v2
 
 from imgcls.augment import Augment
 from imgcls.config import build
 from imgcls.data.base import SPLITS
 from imgcls.data.decode import UnreadableImage, decode
-from imgcls.data.imagefolder import ImageFolder
+from imgcls.data.imagefolder import ImageFolder, evaluation_transform
+from imgcls.data.spec import DataSpec
 from imgcls.errors import UserError, one_line
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
@@ -67,14 +74,49 @@ def test_targets_belong_to_their_folders(folder: Path) -> None:
         assert labels == data.sets[split].targets.tolist()
 
 
-@pytest.mark.parametrize("val", ["val", "valid", "validation"])
-def test_split_folders(tmp_path: Path, val: str) -> None:
-    for split, count in (("train", 4), (val, 2), ("test", 3)):
+@pytest.mark.parametrize(
+    "folders",
+    [
+        ("train", "val", "test"), ("training", "valid", "testing"), ("Train", "VALIDATION", "Test"),
+        ("TRAINING", "Dev", "Eval"), ("train", "dev", "evaluation"),
+    ],
+)  # fmt: skip
+def test_split_folders(tmp_path: Path, folders: tuple[str, str, str]) -> None:
+    for split, count in zip(folders, (4, 2, 3), strict=True):
         write_split(tmp_path, split, count)
     data = ready(tmp_path)
-    assert [len(data.sets[split]) for split in SPLITS] == [12, 6, 9]
-    for split, name in zip(SPLITS, ("train", val, "test"), strict=True):
+    assert data.spec.class_names == CLASSES and [len(data.sets[split]) for split in SPLITS] == [12, 6, 9]
+    for split, name in zip(SPLITS, folders, strict=True):
         assert {Path(path).parts[-3] for path in names(data, split)} == {name}
+
+
+def test_what_lies_beside_the_splits_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Folders of other names, of a split that is there already, and of one without class folders."""
+    for split in ("train", "valid", "val", "extra"):
+        write_split(tmp_path, split, 9)
+    for i in range(3):
+        write_picture(tmp_path / "test" / f"{i}.png", seed=i)
+    data = ready(tmp_path)
+    assert {split: Path(folder).name for split, folder in data.folders.items()} == {"train": "train", "val": "val"}
+    line = f"{tmp_path} is read as the splits train and val; left out beside them: extra, test, valid"
+    assert caplog.messages == [line]
+
+
+def test_classes_with_the_names_of_splits(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A folder is a split only where it holds class folders."""
+    for root, classes in (("a", ("invalid", "valid")), ("b", ("bus", "test", "train"))):
+        write_split(tmp_path, root, 9, classes)
+        assert ready(tmp_path / root).spec.class_names == classes
+    for split in ("train", "test"):
+        write_split(tmp_path / "c", split, 9, ("plane", "train"))
+    assert ready(tmp_path / "c").spec.class_names == ("plane", "train")
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("classes", [("Training", "Testing"), ("train_images", "val_images", "test_images")])
+def test_splits_that_would_be_classes(tmp_path: Path, classes: tuple[str, ...]) -> None:
+    write_split(tmp_path, "", 3, classes)
+    assert "splits, no classes; expected root/train/<class>/…" in refused(tmp_path)
 
 
 @pytest.mark.parametrize("missing", ["val", "test"])
@@ -88,10 +130,37 @@ def test_the_split_that_is_missing_is_cut_from_train(tmp_path: Path, missing: st
     assert all("/train/" in path for path in names(data, missing))
 
 
-def test_a_class_that_val_lacks(tmp_path: Path) -> None:
-    write_split(tmp_path, "train", 4)
+@pytest.mark.parametrize("there", [True, False])
+def test_a_class_that_val_lacks(tmp_path: Path, caplog: pytest.LogCaptureFixture, there: bool) -> None:
+    """Whether its folder is there or not; the others keep their labels."""
+    write_split(tmp_path, "train", 9)
     write_split(tmp_path, "val", 2, classes=("cat", "fox"))
-    assert refused(tmp_path).startswith(f"{tmp_path}/val/dog holds no image; expected files that end in one of .bmp")
+    if there:
+        (tmp_path / "val" / "dog").mkdir()
+    data = ready(tmp_path)
+    assert data.sets["val"].targets.tolist() == [0, 0, 2, 2]
+    assert {Path(name).parent.name for name in names(data, "val")} == {"cat", "fox"}
+    assert any(line.startswith("the val split has no image of 1 of 3 classes (dog)") for line in caplog.messages)
+
+
+def test_training_where_test_lacks_a_class(
+    here: Callable[..., None], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is tested and reported; what is not there counts in the means only where it is predicted."""
+    shutil.copytree(folder, "set/train")
+    write_split(Path("set"), "Test", 6, classes=("cat", "fox"))
+    arguments = ["data=imagefolder", "data.root=set", "data.image_size=16", "data.batch_size=8", "data.num_workers=0"]
+    here("train", *arguments, "backbone=simple_cnn", "logger=csv", "trainer.max_epochs=1", "hydra.run.dir=run")
+    here("eval", "checkpoint=run", "hydra.run.dir=again")
+    said = capsys.readouterr().out
+    assert said.count("the test split has no image of 1 of 3 classes (dog)") == 2
+    assert pd.read_csv("run/test/per_class.csv")["support"].tolist() == [6, 0, 6]
+    table = pd.read_csv("run/test/predictions.csv")
+    names = {name: label for label, name in enumerate(CLASSES)}
+    measured = json.loads(Path("run/test/metrics.json").read_text())
+    target, predicted = (table[column].map(names) for column in ("target", "prediction"))
+    f1 = f1_score(target, predicted, average="macro", zero_division=0)
+    assert measured["test/f1"] == pytest.approx(f1) == json.loads(Path("again/metrics.json").read_text())["test/f1"]
 
 
 def test_a_class_that_only_val_has(tmp_path: Path) -> None:
@@ -224,3 +293,13 @@ def test_a_damaged_image_stops_the_loader_with_one_line(folder: Path, workers: i
         list(data.train_dataloader())
     message = one_line(caught.value)
     assert message.startswith(f"{folder}/fox/") and "can't be read as an image (" in message and "\n" not in message
+
+
+@pytest.mark.parametrize("ratio", [0.8, 0.875, 0.9, 0.95, 1.0])
+def test_evaluation_sees_the_pixels_that_timm_sees(ratio: float) -> None:
+    picture = torch.randint(0, 256, (3, 300, 260), dtype=torch.uint8)
+    spec = DataSpec(CLASSES, 3, 224, (0.5,), (0.5,), interpolation="bilinear", crop_ratio=ratio)
+    theirs = create_transform(224, crop_pct=ratio, interpolation="bilinear", use_prefetcher=True)
+    resize, crop = theirs.transforms[:2]
+    difference = evaluation_transform(spec)(picture).int() - crop(resize(picture)).int()
+    assert int(difference.abs().max()) <= 1  # they round for themselves

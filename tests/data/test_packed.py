@@ -123,6 +123,68 @@ def change(**facts: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **facts}))
 
 
+@pytest.mark.parametrize(
+    ("facts", "fault"),
+    [
+        ({"sizes": 3}, "sizes: unexpected keyword argument"),
+        ({"spec": None}, "spec: input should be a dictionary or an instance of dataspec"),
+        ({"spec": {"class_names": ["a", "b"]}}, "spec.channels: field required"),
+        ({"val_fraction": 3}, "val_fraction: input should be less than or equal to 0.9"),
+        ({"splits": {}}, "has no split train, or no file train.npy"),
+        ({"files": {}}, "has no split train, or no file train.npy"),
+        ({"splits": {"train": {"images": 36}}}, "splits.train.shape: field required"),
+        (
+            {"files": {"train.npy": {"bytes": "x", "sha256": ""}}},
+            "files.train.npy.bytes: input should be a valid integer",
+        ),
+    ],
+)
+def test_a_manifest_that_was_changed(folder: Path, facts: dict[str, Any], fault: str) -> None:
+    packed(folder)
+    change(**facts)
+    said = refused()
+    assert (
+        fault in said
+        and said.startswith("out/manifest.json")
+        and said.endswith("; expected a directory that `imgcls pack` made")
+    )
+
+
+def test_a_manifest_without_a_key_or_with_a_wrong_fact(folder: Path) -> None:
+    path = packed(folder) / "manifest.json"
+    whole = json.loads(path.read_text())
+    for key in whole:
+        path.write_text(json.dumps({name: fact for name, fact in whole.items() if name != key}))
+        assert refused().startswith("out/manifest.json")
+    for name, fact, fault in (
+        ("wings", 2, "spec.wings: unexpected keyword argument"),
+        ("mean", [], "data.mean and data.std have 0 numbers for 3 channels"),
+        ("std", [0.0], "std=[0.0, 0.0, 0.0]: expected a ratio above 0 and at most 1, a size of 1 or more, std above 0"),
+    ):
+        path.write_text(json.dumps(whole | {"spec": whole["spec"] | {name: fact}}))
+        assert fault in refused()
+
+
+def test_never_above_the_size_that_was_packed(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The manifest has the size that is true; one that hasn't is put right; who asks for more gets it."""
+    caplog.set_level("INFO")
+    packed(folder, size=16)
+    assert pack_of().spec.image_size == 16
+    line = "training on it is at 16 pixels, as no image has more; data.image_size=24 would enlarge them"
+    assert caplog.messages.count(line) == 1
+    change(spec=json.loads(Path("out/manifest.json").read_text())["spec"] | {"image_size": 224})
+    assert pack_of().spec.image_size == 16
+    assert (
+        "data.root=out was packed at 16 pixels and is used so; data.image_size=224 enlarges the images" in caplog.text
+    )
+    assert pack_of(image_size=24).spec.image_size == 24
+
+
+def test_pictures_smaller_than_the_size_of_the_pack(folder: Path) -> None:
+    packed(folder, size=256, image_size=224)
+    assert pack_of().spec.image_size == 32  # the short side of all
+
+
 def test_what_is_wrong_with_a_pack(folder: Path) -> None:
     assert "data.root=out: there is no manifest.json; expected a directory that `imgcls pack` made" in refused()
     packed(folder)

@@ -192,7 +192,7 @@ def test_it_is_a_datamodule(out: Path) -> None:
 
 def test_without_litdata(monkeypatch: pytest.MonkeyPatch, folder: Path, said: Callable[..., str]) -> None:
     monkeypatch.setitem(sys.modules, "litdata", None)  # as if it were not there
-    expected = "streams need litdata, which is not installed; run: pip install 'imgcls[streaming]'"
+    expected = "streams need litdata, which is not installed; in the clone: pip install -e '.[streaming]'"
     for arguments in (
         ["pack", f"data.root={folder}", "out=out", "format=litdata"],
         ["train", "data=streaming", "data.root=x"],

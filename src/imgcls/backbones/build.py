@@ -3,7 +3,7 @@
 import json
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,12 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from imgcls import config as configs
+from imgcls.allowed import allowed
+from imgcls.data.spec import DataSpec
 from imgcls.errors import UserError
 
 log = logging.getLogger(__name__)
+FIRST_WEIGHTS = ("pretrained", "weights")  # keys of a backbone that say where they come from
 
 
 def build_network(
@@ -25,7 +28,7 @@ def build_network(
     image_size: int,
     class_names: Sequence[str] | None = None,
 ) -> nn.Module:
-    """Builds a backbone, gives it its first weights, and tries it on the shape of the data.
+    """Builds a backbone from the user's config, gives it its first weights, and tries it on the shape of the data.
 
     With `class_names`, a head that the weights' file has for other classes is left out.
 
@@ -34,12 +37,39 @@ def build_network(
     """
     options, shape = dict(config), {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     weights = options.pop("weights", None)
-    ours = str(options["_target_"]).startswith("imgcls.backbones.")  # a checkpoint could name any function
-    network: nn.Module = configs.build(options, "backbone", None if ours else nn.Module, **shape)
+    network = configs.build({**options, **shape}, "backbone")
+    if not isinstance(network, nn.Module):
+        raise UserError(
+            f"backbone._target_={options['_target_']} returns {type(network).__name__}; expected a torch.nn.Module"
+        )
     if weights is not None:
+        reset_head(network)
         load_weights(network, Path(weights), class_names)
     try_shapes(network, **shape)
     return network
+
+
+def rebuild_network(config: Mapping[str, Any], spec: DataSpec, trust: Iterable[str] = ()) -> nn.Module:
+    """Builds the backbone that a checkpoint names, without first weights, if its allow-list has it.
+
+    Raises:
+        UserError: it is not allowed, and nothing of it was imported or called; or its settings do not fit.
+    """
+    target = allowed(config.get("_target_"), "backbone", trust)
+    options = {key: value for key, value in config.items() if key not in FIRST_WEIGHTS}
+    shape = {"num_classes": spec.num_classes, "in_channels": spec.channels, "image_size": spec.image_size}
+    network = configs.build({**options, **shape}, "the checkpoint's backbone", target=target)
+    if not isinstance(network, nn.Module):
+        raise UserError(f"the checkpoint's backbone._target_={config['_target_']} returns no torch.nn.Module")
+    return network
+
+
+def reset_head(network: nn.Module) -> None:
+    """Starts the head at zero (Kolesnikov et al. 2019, BiT): the first loss is then the logarithm of the number of classes
+    whatever the scale of the features is, and trained weights below it get no gradients of random logits."""
+    for name in getattr(network, "head_names", ()):
+        for parameter in network.get_submodule(name).parameters():
+            nn.init.zeros_(parameter)
 
 
 def on_meta(network: nn.Module, *shape: int) -> Any:

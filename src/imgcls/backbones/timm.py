@@ -5,7 +5,11 @@ from typing import Any
 import timm
 from torch import nn
 
+from imgcls.backbones.build import reset_head
 from imgcls.errors import UserError, nearest
+
+# Options of timm.create_model that name files and addresses: timm would read them by rules of its own.
+REFUSED = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 
 
 def timm_network(
@@ -18,6 +22,8 @@ def timm_network(
     """
     if not timm.is_model(name.partition(".")[0]):
         raise UserError(f"backbone.name={name}: timm has no such network; {nearest(name, timm.list_models())}")
+    if taken := REFUSED & set(options):
+        raise UserError(f"backbone.{taken.pop()}: files of weights are read by backbone.weights=FILE alone")
     known = timm.get_pretrained_cfg(name.partition(".")[0], allow_unregistered=True)
     if known is not None and known.fixed_input_size:  # transformers: positions depend on the size
         options = {"img_size": image_size} | options
@@ -31,4 +37,6 @@ def timm_network(
         raise UserError(f"backbone.name={name}: timm could not make it ({reason}){advice}") from error
     heads = network.pretrained_cfg["classifier"]  # type: ignore[index]
     network.head_names = (heads,) if isinstance(heads, str) else tuple(heads)  # type: ignore[assignment]
+    if pretrained and network.pretrained_cfg["num_classes"] != num_classes:  # type: ignore[index]
+        reset_head(network)
     return network

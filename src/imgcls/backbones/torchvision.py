@@ -7,7 +7,7 @@ import torchvision.models as models
 from timm.models import adapt_input_conv
 from torch import nn
 
-from imgcls.backbones.build import fitting
+from imgcls.backbones.build import fitting, reset_head
 from imgcls.errors import UserError, nearest
 
 # Networks with auxiliary heads: the weight of their losses (torchvision's; Szegedy et al. 2014) and their heads.
@@ -40,16 +40,17 @@ def torchvision_network(
         network: Any = builder(num_classes=num_classes, **options)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise UserError(f"backbone.name={name}: {' '.join(str(error).split())}") from error
-    if pretrained:
-        load_published(network, name, options)
-    if in_channels != 3:
-        adapt_stem(network, in_channels)
     layers = {key: module for key, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
     sized = {key: getattr(layer, "out_features", getattr(layer, "out_channels", None)) for key, layer in layers.items()}
     last = [key for key, outputs in sized.items() if outputs == num_classes][-1:]
     network.head_names = tuple(head for head in AUXILIARY_HEADS.get(name, last) if head in layers)
     if name in AUXILIARY_WEIGHT:
         network.auxiliary_weight = AUXILIARY_WEIGHT[name]
+    if pretrained:
+        reset_head(network)
+        load_published(network, name, options)
+    if in_channels != 3:
+        adapt_stem(network, in_channels)
     return network  # type: ignore[no-any-return]
 
 

@@ -4,20 +4,26 @@ import hashlib
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from imgcls.augment import Augment
 from imgcls.data.sampler import EpochSampler
 from imgcls.data.spec import DataSpec
-from imgcls.data.splits import SPLITS, check_targets, stratified, stratified_fold
+from imgcls.data.splits import SPLITS, check_targets, name_absent, stratified, stratified_fold
 from imgcls.errors import UserError
 from imgcls.keyed import key_seed
+
+Place = Annotated[str, Field(min_length=1)]  # a folder or an address: an empty one would be the working directory
+Share = Annotated[float, Field(gt=0, le=1)]  # of the training images
+Cut = Annotated[float, Field(gt=0, le=0.9)]  # the share of train that becomes another split
+Positive = Annotated[int, Field(ge=1, strict=True)]  # strict: true would be 1
 
 
 class Batch(NamedTuple):
@@ -130,45 +136,30 @@ class ImageDataModule(LightningDataModule):
     def __init__(
         self,
         *,
-        batch_size: int = 128,
-        num_workers: int | None = None,
-        fraction: float = 1.0,
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.2,
-        folds: int | None = None,
-        fold: int | None = None,
+        batch_size: Positive = 128,
+        num_workers: Annotated[int, Field(ge=0, strict=True)] | None = None,
+        fraction: Share = 1.0,
+        val_fraction: Cut = 0.1,
+        test_fraction: Cut = 0.2,
+        folds: Annotated[int, Field(ge=2, strict=True)] | None = None,
+        fold: Annotated[int, Field(ge=0, strict=True)] | None = None,
         shuffle: bool = True,
-        repeats: int = 1,
+        repeats: Positive = 1,
         seed: int = 0,
         augment: Augment | None = None,
-        image_size: int | None = None,
+        image_size: Positive | None = None,
         channels: Literal[1, 3] | None = None,
-        mean: list[float] | None = None,
-        std: list[float] | None = None,
-        crop_ratio: float | None = None,
+        mean: Annotated[list[float], Field(min_length=1)] | None = None,
+        std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] | None = None,
+        crop_ratio: Annotated[float, Field(gt=0, le=1)] | None = None,
         interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None,
         mirror: bool | None = None,
     ) -> None:
         super().__init__()
-        facts: dict[str, Any] = {
-            "image_size": image_size,
-            "channels": channels,
-            "mean": mean,
-            "std": std,
-            "crop_ratio": crop_ratio,
-        }
-        facts |= {"interpolation": interpolation, "mirror": mirror}
+        facts: dict[str, Any] = {"image_size": image_size, "channels": channels, "mean": mean, "std": std}
+        facts |= {"crop_ratio": crop_ratio, "interpolation": interpolation, "mirror": mirror}
         self.facts = {name: fact for name, fact in facts.items() if fact is not None}
-        for name, share in (("fraction", fraction), ("val_fraction", val_fraction), ("test_fraction", test_fraction)):
-            most = 1.0 if name == "fraction" else 0.9
-            if not 0 < share <= most:
-                raise UserError(f"data.{name}={share}: expected a share of the images, above 0 and at most {most:g}")
-        for name, count in (("batch_size", batch_size), ("repeats", repeats)):
-            if count < 1:
-                raise UserError(f"data.{name}={count}: expected 1 or more")
-        if num_workers is not None and num_workers < 0:
-            raise UserError(f"data.num_workers={num_workers}: expected 0 or more")
-        if (folds, fold) != (None, None) and (folds is None or fold is None or folds < 2 or not 0 <= fold < folds):
+        if (folds, fold) != (None, None) and (folds is None or fold is None or fold >= folds):
             raise UserError(
                 f"data.folds={folds} data.fold={fold}: expected 2 folds or more, and a fold from 0 to folds - 1"
             )
@@ -221,6 +212,7 @@ class ImageDataModule(LightningDataModule):
         sets["train"] = self.part(train, rest, training=True)
         for split in SPLITS:
             check_targets(sets[split].targets, self.spec.class_names, split)
+            name_absent(sets[split].targets, self.spec.class_names, split)
             sets[split].seed = self.seed
         self.sets = sets
 

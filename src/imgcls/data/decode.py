@@ -2,12 +2,14 @@
 
 import io
 import os
+import re
 import struct
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2 import functional as F
@@ -19,7 +21,9 @@ warnings.filterwarnings("ignore", message="The image decoding and encoding capab
 
 MAX_PIXELS = 178_956_970  # where Pillow, too, takes an image for a bomb
 Image.MAX_IMAGE_PIXELS = None  # `_opened` looks for itself, at a limit that can be set
+FLOATS, COLOURS = "floats", "16-bit colours"  # types of numbers, as `Header` says them
 EXTENSIONS = frozenset([".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"])
+FAULTS = (RuntimeError, OSError, ValueError, SyntaxError, EOFError)  # what decoders raise
 
 
 class UnreadableImage(UserError):
@@ -34,15 +38,19 @@ def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
 
 
-def decode(path: str, channels: int, max_pixels: int = MAX_PIXELS) -> Tensor:
+def decode(path: str, channels: int, max_pixels: int = MAX_PIXELS, bits: int | None = None) -> Tensor:
     """Returns the image in a file as `(channels, H, W) uint8`, turned as its EXIF orientation says.
 
     torchvision decodes JPEG, Pillow all else: torchvision's PNG decoder ends the process at damaged pixels,
     and its WebP decoder knows neither grey nor orientation. Of an animation the first frame counts, and
     transparency is dropped.
 
+    Of images of more than 8 bits, `2**bits - 1` is white. Without `bits` the type of the numbers decides: white is
+    65535 of 16-bit integers, 255 of 32-bit ones, 1 of floats. NaN is black.
+
     Raises:
-        UnreadableImage: the file is missing, empty, truncated, no image, or one of more than `max_pixels`.
+        UnreadableImage: the file is missing, empty, truncated, no image, one of more than `max_pixels`, or without
+            `bits` one with numbers beyond black and white.
     """
     try:
         data = np.fromfile(path, np.uint8)
@@ -51,8 +59,8 @@ def decode(path: str, channels: int, max_pixels: int = MAX_PIXELS) -> Tensor:
             image = decode_jpeg(torch.from_numpy(data), channels)
         else:
             with _opened(data, max_pixels) as opened:
-                image = _pillow(opened)
-    except (RuntimeError, OSError, ValueError, SyntaxError, EOFError) as error:
+                image = _pillow(opened, bits)
+    except FAULTS as error:
         raise UnreadableImage(f"{path} can't be read as an image ({_reason(error)})") from error
     return in_channels(image, channels)
 
@@ -74,7 +82,7 @@ def in_channels(images: Tensor, channels: int) -> Tensor:
     return F.rgb_to_grayscale(images) if channels == 1 else F.grayscale_to_rgb(images)
 
 
-def _opened(data: np.ndarray, max_pixels: int) -> Image.Image:
+def _opened(data: np.ndarray, max_pixels: int) -> ImageFile.ImageFile:
     """Returns an image of which only the header was read: a small file can claim to hold any number of pixels."""
     if not len(data):
         raise ValueError("the file is empty")
@@ -100,18 +108,71 @@ def _within(max_pixels: int, width: int, height: int) -> None:
         raise ValueError(f"its {width:,}×{height:,} pixels are more than max_pixels={max_pixels}")
 
 
-def _pillow(opened: Image.Image) -> Tensor:
+class Header(NamedTuple):
+    """What a file says of its image; empty where it can't be read."""
+
+    format: str = ""
+    mode: str = ""
+    numbers: str = ""  # the type of the numbers of an image of more than 8 bits
+    white: float = 0.0  # which of them is white
+    peak: float = 0.0  # the largest that is there
+
+
+def header(path: str, max_pixels: int = MAX_PIXELS) -> Header:
+    """Returns what a file says of its image; of more than 8 bits, all of it is read."""
+    try:
+        with _opened(np.fromfile(path, np.uint8), max_pixels) as opened:
+            numbers, white = _numbers(opened)
+            out = Header(opened.format or "", opened.mode, numbers, white)
+            if numbers:
+                values = _finite(opened, white)
+                peak = 256 * values.max() + 255 if numbers == COLOURS else values.max()  # the upper 8 bits were read
+                out = out._replace(peak=float(peak))
+    except FAULTS:
+        return Header()
+    return out
+
+
+def _numbers(opened: ImageFile.ImageFile) -> tuple[str, float]:
+    """Returns the type of the numbers of an image of more than 8 bits that is not loaded yet, and which is white."""
+    if opened.mode == "F":
+        return FLOATS, 1.0
+    if opened.mode.startswith("I;16") or (opened.mode == "I" and opened.format in ("PNG", "PPM")):
+        return "16-bit integers", 65535.0
+    if opened.mode == "I":
+        return "32-bit integers", 255.0
+    return (COLOURS, 65535.0) if re.search("[ABKX];16[BLN]", str(opened.tile)) else ("", 255.0)
+
+
+def _finite(image: Image.Image, white: float) -> np.ndarray:
+    return np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=white, neginf=0.0)
+
+
+def _pillow(opened: ImageFile.ImageFile, bits: int | None) -> Tensor:
     opened.seek(0)
+    numbers, white = _numbers(opened)
     image = ImageOps.exif_transpose(opened)
-    if image.mode.startswith(("I", "F")):  # more than 8 bits: the upper 8 of 16; floats are in [0, 1] or [0, 255]
-        values = np.asarray(image, dtype=np.float64)
-        scale = 1 / 257 if image.mode.startswith("I") else 255 if values.max(initial=0) <= 1 else 1
-        array = (values * scale).round().clip(0, 255).astype(np.uint8)
+    if image.mode.startswith(("I", "F")):
+        values, slack = _finite(image, white), 0.5 if numbers == FLOATS else 0.0  # filters leave floats a bit outside
+        low, high = values.min(initial=0), values.max(initial=0)
+        if bits is None and (low < -slack * white or high > (1 + slack) * white):
+            raise ValueError(
+                f"its {numbers} are from {low:g} to {high:g}, not 0 to {white:g}: data.bits says what is white"
+            )
+        array = _to_8_bits(values, white if bits is None else 2**bits - 1)
     else:
         if "transparency" in image.info:
             image = image.convert("RGBA")  # Pillow asks for this step
         array = np.array(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+        if numbers and bits is not None:
+            if bits <= 8:
+                raise ValueError(f"of {numbers} the upper 8 bits are read, and none of them is in data.bits={bits}")
+            array = _to_8_bits(array * 257.0, 2**bits - 1)
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
+
+
+def _to_8_bits(values: np.ndarray, white: float) -> np.ndarray:
+    return (values * (255 / white)).round().clip(0, 255).astype(np.uint8)
 
 
 def _reason(error: Exception) -> str:

@@ -28,14 +28,15 @@ class Files:
     def __init__(self, spec: DataSpec, max_pixels: int = MAX_PIXELS) -> None:
         if spec.channels not in (1, 3):
             raise UserError(f"the checkpoint takes images of {spec.channels} channels; image files have 1 or 3")
-        self.channels, self.max_pixels, self.transform = spec.channels, max_pixels, evaluation_transform(spec)
+        self.spec, self.max_pixels, self.transform = spec, max_pixels, evaluation_transform(spec)
 
     def __getitems__(self, paths: list[str]) -> FileBatch:
         """Returns the images `(N, C, H, W) uint8` that could be read, their paths, and the others."""
         images, read, failures = [], [], []
         for path in paths:
             try:
-                images.append(self.transform(decode(path, self.channels, self.max_pixels)))
+                image = decode(path, self.spec.channels, self.max_pixels, self.spec.bits)
+                images.append(self.transform(image))
                 read.append(path)
             except UnreadableImage as error:
                 failures.append((path, error.reason()))

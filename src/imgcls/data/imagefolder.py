@@ -3,25 +3,25 @@
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 
 from imgcls.augment import worker_transform
-from imgcls.data.base import SPLITS, Batch, ImageDataModule, ImageDataset, Loader, cores
+from imgcls.data.base import Batch, ImageDataModule, ImageDataset, Loader, Place, Positive, cores
 from imgcls.data.decode import EXTENSIONS, MAX_PIXELS, UnreadableImage, decode
 from imgcls.data.faults import Unreadable, with_stand_ins
+from imgcls.data.folders import class_folders, name_left_out, split_folders
 from imgcls.data.index import as_names, folder_index
 from imgcls.data.sampler import EpochSampler
 from imgcls.data.spec import DataSpec
 from imgcls.errors import UserError
-
-FOLDERS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
 class FolderImages(ImageDataset):
@@ -59,7 +59,7 @@ class FolderImages(ImageDataset):
 
     def read(self, index: int) -> Tensor:
         """Returns one image `(C, H, W) uint8` as it is stored, of any height and width."""
-        return decode(self.name(index), self.spec.channels, self.max_pixels)
+        return decode(self.name(index), self.spec.channels, self.max_pixels, self.spec.bits)
 
     def contents(self) -> Iterator[Any]:
         yield self.paths.numpy()
@@ -85,11 +85,13 @@ class PictureModule(ImageDataModule):
     """
 
     def __init__(
-        self, *, on_error: Literal["raise", "skip"] = "raise", max_errors: float = 0.01, **common: Any
+        self,
+        *,
+        on_error: Literal["raise", "skip"] = "raise",
+        max_errors: Annotated[float, Field(ge=0, le=1)] = 0.01,
+        **common: Any,
     ) -> None:
         super().__init__(**common)
-        if not 0 <= max_errors <= 1:
-            raise UserError(f"data.max_errors={max_errors}: expected a share of the images, from 0 to 1")
         self.on_error, self.max_errors = on_error, max_errors
 
     def _loader(self, split: str, sampler: EpochSampler, drop_last: bool) -> DataLoader[Batch]:
@@ -118,24 +120,32 @@ class ImageFolder(PictureModule):
         root: the folder.
         exclude: a file that lists images to leave out everywhere (see `exclude_list`), such as `imgcls inspect` writes.
         max_pixels: an image of more is not decoded: it counts as one that can't be read.
+        bits: of files of more than 8 bits, those that are used: 2**bits - 1 is white; null: by their type (`decode`).
         Other arguments: `PictureModule`.
     """
 
     layout = "root/<class>/… or root/{train,val,test}/<class>/…"
 
-    def __init__(self, *, root: str, exclude: str | None = None, max_pixels: int = MAX_PIXELS, **common: Any) -> None:
+    def __init__(
+        self,
+        *,
+        root: Place,
+        exclude: Place | None = None,
+        max_pixels: Positive = MAX_PIXELS,
+        bits: Annotated[int, Field(ge=1, le=32, strict=True)] | None = None,
+        **common: Any,
+    ) -> None:
         super().__init__(**common)
-        if max_pixels < 1:
-            raise UserError(f"data.max_pixels={max_pixels}: expected 1 or more")
         self.root, self.max_pixels = Path(root).expanduser(), max_pixels
         if not self.root.is_dir():
             raise UserError(f"data.root={root}: there is no such folder; expected {self.layout}")
         self.folders, self.classes = self.find()
+        name_left_out(self.root, self.folders.values())
         self.exclude, self.excluded = exclude, [self.root / entry for entry in exclude_list(exclude)]
         for entry in self.excluded:
             if not any(entry.is_relative_to(folder) for folder in self.folders.values()):
                 raise self.no_such_entry(entry)
-        defaults = {"image_size": 224, "channels": 3, "crop_ratio": 0.875}
+        defaults = {"image_size": 224, "channels": 3, "crop_ratio": 0.875, "bits": bits}
         self._spec = DataSpec(self.class_names(), **defaults | self.facts)
 
     def find(self) -> tuple[dict[str, Path], list[str]]:
@@ -155,16 +165,17 @@ class ImageFolder(PictureModule):
         if unknown := sorted(set(names) - set(self.classes)):
             others = f"which {self.folders['train']} does not; expected the same classes"
             raise UserError(f"{folder} has the class {unknown[0]!r}, {others}")
-        counts, paths = folder_index(folder, names)
-        targets = torch.arange(len(names)).repeat_interleave(counts)
+        (counts, paths), present = folder_index(folder, names), set(names)
+        labels = [label for label, name in enumerate(self.classes) if name in present]  # val and test may lack some
+        targets = torch.tensor(labels).repeat_interleave(counts)
         if entries := [os.path.relpath(entry, folder) for entry in self.excluded if entry.is_relative_to(folder)]:
             encoded, stored = np.array([os.fsencode(entry) for entry in entries]), as_names(paths)
             if not (known := np.isin(encoded, stored)).all():
                 raise self.no_such_entry(folder / entries[known.argmin()])
             kept = torch.from_numpy(~np.isin(stored, encoded))
             paths, targets = paths[kept], targets[kept]
-        filled = {names[label] for label in targets.unique().tolist()}
-        if empty := [name for name in self.classes if name not in filled]:
+        filled = {self.classes[label] for label in targets.unique().tolist()}
+        if split == "train" and (empty := [name for name in self.classes if name not in filled]):
             kind, endings = " that is not excluded" * bool(self.excluded), " ".join(sorted(EXTENSIONS))
             raise UserError(f"{folder / empty[0]} holds no image{kind}; expected files that end in one of {endings}")
         return FolderImages(folder, paths, targets, self.spec, self.max_pixels)
@@ -181,7 +192,7 @@ def evaluation_transform(spec: DataSpec) -> nn.Module:
     """Returns what evaluation does to a decoded image: resize of the short side, and the centre square."""
     interpolation = InterpolationMode(spec.interpolation)
     return v2.Compose([
-        v2.Resize(round(spec.image_size / spec.crop_ratio), interpolation=interpolation, antialias=True),
+        v2.Resize(spec.resize, interpolation=interpolation, antialias=True),
         v2.CenterCrop(spec.image_size),
     ])  # fmt: skip
 
@@ -200,25 +211,3 @@ def exclude_list(path: str | None) -> list[str]:
         raise UserError(f"data.exclude={path} can't be read ({error.strerror}); {expected}") from error
     names = [os.fsdecode(line.split(b"\t#")[0].rstrip(b"\r")) for line in lines if not line.startswith(b"#")]
     return sorted({os.path.normpath(name) for name in names if name.strip()})
-
-
-def named_splits(root: Path) -> dict[str, Path]:
-    """Returns the folders in `root` that have the name of a split."""
-    return {s: root / name for s in SPLITS for name in reversed(FOLDERS[s]) if (root / name).is_dir()}
-
-
-def split_folders(root: Path) -> dict[str, Path]:
-    """Returns the folder of each split that there is; a root without split folders is all train."""
-    found = named_splits(root) or {"train": root}
-    if "train" not in found:
-        others = ", ".join(path.name for path in found.values())
-        raise UserError(f"{root} has {others} but no train folder; expected root/train/<class>/…")
-    return found
-
-
-def class_folders(folder: Path) -> list[str]:
-    """Returns the names of the class folders, sorted."""
-    names = sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith("."))
-    if not names:
-        raise UserError(f"{folder} has no class folders; expected {folder}/<class>/<image files>")
-    return names

@@ -19,7 +19,8 @@ from pathlib import Path
 from filelock import FileLock
 from torchvision.datasets import imagenet
 
-from imgcls.data.imagefolder import ImageFolder, class_folders
+from imgcls.data.folders import class_folders, named
+from imgcls.data.imagefolder import ImageFolder
 from imgcls.errors import UserError
 
 TARS = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
@@ -34,7 +35,7 @@ class ImageNet(ImageFolder):
     layout = f"root/train/<WordNet id>/… and root/val/<WordNet id>/…, or {' and '.join(TARS.values())} in it"
 
     def find(self) -> tuple[dict[str, Path], list[str]]:
-        train, val = (self.root / split for split in TARS)
+        train, val = (next(iter(named(self.root, [split])), self.root / split) for split in TARS)
         folders = {"train": train} | ({"test": val} if val.is_dir() or (self.root / TARS["val"]).is_file() else {})
         if not train.is_dir():
             if not (self.root / TARS["train"]).is_file():

@@ -1,16 +1,15 @@
 """Sets that `imgcls pack` made: all pixels or JPEGs of a split in one file, mapped into memory, and a table.
 
-manifest.json   what the set is, and the size and checksum of each other file
+manifest.json   what the set is, and the size and checksum of each other file (manifest.py)
 train.npy       the table: a `RECORD` and a name for each image
 train.bin       the images, one after another; pixels as (H, W, C)
 """
 
-import hashlib
-import json
+import logging
 import os
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -19,13 +18,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from imgcls.data.base import Cut, Place
 from imgcls.data.decode import UnreadableImage, decode_jpeg, in_channels
 from imgcls.data.imagefolder import FolderImages, PictureModule, evaluation_transform
+from imgcls.data.manifest import check_files, read_manifest
 from imgcls.data.spec import DataSpec
-from imgcls.errors import UserError
+from imgcls.stopping import rank
 
-VERSION = 1
-Share = float | None
+log = logging.getLogger(__name__)
+
 RECORD = [("offset", "<i8"), ("bytes", "<i8"), ("height", "<i4"), ("width", "<i4"), ("label", "<i8")]
 
 
@@ -84,7 +85,7 @@ class PackedImages(FolderImages):
     def as_stored(self) -> bool:
         """Whether no image needs anything done to it."""
         size, alike = self.spec.image_size, self.pack.alike
-        fits = alike is not None and alike.shape[1:3] == (size, size) and round(size / self.spec.crop_ratio) == size
+        fits = alike is not None and alike.shape[1:3] == (size, size) and self.spec.resize == size
         return fits and self.transform is self.evaluate
 
     def images(self, keys: Tensor) -> Tensor:
@@ -121,76 +122,49 @@ class PackedData(PictureModule):
     formats: tuple[str, ...] = ("pixels", "jpeg")
 
     def __init__(
-        self, *, root: str, verify: bool = False, val_fraction: Share = None, test_fraction: Share = None, **common: Any
+        self,
+        *,
+        root: Place,
+        verify: bool = False,
+        val_fraction: Cut | None = None,
+        test_fraction: Cut | None = None,
+        **common: Any,
     ) -> None:
         self.root, self.verify = self.place(root), verify
         self.manifest = read_manifest(self.root, self.formats)
         cuts = {"val_fraction": val_fraction, "test_fraction": test_fraction}
-        common |= {name: self.manifest[name] if share is None else share for name, share in cuts.items()}
+        common |= {name: getattr(self.manifest, name) if share is None else share for name, share in cuts.items()}
         super().__init__(**common)
-        self._spec = DataSpec(**self.manifest["spec"] | self.facts)
+        self._spec = replace(self.manifest.spec, **self.facts)
+        size, wanted = self.manifest.size, self._spec.image_size
+        if "image_size" not in self.facts and size is not None and size < wanted:
+            self._spec = replace(self._spec, image_size=size)
+            if rank() == 0:
+                log.warning(
+                    "data.root=%s was packed at %d pixels and is used so; data.image_size=%d enlarges the images",
+                    root,
+                    size,
+                    wanted,
+                )
 
     def place(self, root: str) -> Path:
         """Returns the local directory with the manifest."""
         return Path(root).expanduser()
 
     def prepare_data(self) -> None:
-        check_files(self.root, self.manifest["files"], self.verify)
+        check_files(self.root, self.manifest.files, self.verify)
 
     def load(self, split: str) -> PackedImages | None:
-        if split not in self.manifest["splits"]:
+        if split not in self.manifest.splits:
             return None
-        shape = self.manifest["splits"][split]["shape"] if self.manifest["format"] == "pixels" else None
+        shape = self.manifest.splits[split].shape if self.manifest.format == "pixels" else None
         pack = Pack(self.root, split, shape)
         return PackedImages(pack, torch.arange(len(pack.records)), self.spec)
 
     def fingerprint(self) -> dict[str, Any]:
-        return super().fingerprint() | {
-            "files": self.manifest["files"]
-        }  # their checksums: of pixels the table says nothing
+        checksums = {name: asdict(facts) for name, facts in self.manifest.files.items()}
+        return super().fingerprint() | {"files": checksums}  # of pixels the table says nothing
 
     def default_workers(self) -> int:
         gathered = all(isinstance(images, PackedImages) and images.as_stored for images in self.sets.values())
         return 0 if gathered else super().default_workers()
-
-
-def read_manifest(root: Path, formats: tuple[str, ...]) -> dict[str, Any]:
-    """Returns the manifest of a pack that has one of `formats`."""
-    advice = "expected a directory that `imgcls pack` made"
-    try:
-        manifest: dict[str, Any] = json.loads((root / "manifest.json").read_text())
-        version, found = manifest["version"], manifest["format"]
-    except FileNotFoundError as error:
-        raise UserError(f"data.root={root}: there is no manifest.json; {advice}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{root / 'manifest.json'} can't be read ({type(error).__name__}); {advice}") from error
-    if version != VERSION:
-        raise UserError(f"data.root={root} is a pack of version {version}; this is version {VERSION}: pack it again")
-    if found not in formats:
-        other = "streaming" if found == "litdata" else "packed"
-        raise UserError(f"data.root={root} is packed as {found}; expected {' or '.join(formats)}; set data={other}")
-    return manifest
-
-
-def facts_of(path: Path, checksum: bool) -> dict[str, Any]:
-    """Returns what the manifest says of a file: its size, and its checksum."""
-    if not path.is_file():
-        return {"bytes": None}
-    with path.open("rb") as file:
-        digest = {"sha256": hashlib.file_digest(file, "sha256").hexdigest()} if checksum else {}
-    return {"bytes": path.stat().st_size} | digest
-
-
-def check_files(root: Path, files: dict[str, dict[str, Any]], verify: bool) -> None:
-    """Raises UserError where a file is not as the manifest says: its size, and with `verify` its checksum."""
-    for name, expected in files.items():
-        found = facts_of(root / name, verify)
-        if found["bytes"] is None:
-            fault = "is missing"
-        elif found["bytes"] != expected["bytes"]:
-            fault = f"has {found['bytes']:,} bytes instead of {expected['bytes']:,}"
-        elif verify and found["sha256"] != expected["sha256"]:
-            fault = "is damaged: its checksum is another"
-        else:
-            continue
-        raise UserError(f"{root / name} {fault}; copy the pack again or make it again")

@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ from torchvision.transforms.v2 import functional as F
 
 from imgcls.data.decode import UnreadableImage, is_jpeg
 from imgcls.data.imagefolder import FolderImages, ImageFolder
-from imgcls.data.packed import RECORD, VERSION, facts_of
+from imgcls.data.manifest import VERSION, Manifest, SplitFacts, facts_of
+from imgcls.data.packed import RECORD
+from imgcls.data.spec import DataSpec
 from imgcls.data.splits import SPLITS, check_targets
 from imgcls.errors import UserError
 
@@ -56,7 +58,7 @@ class Encoder:
         return stored, image.shape[1], image.shape[2]
 
 
-def write_pack(data: ImageFolder, folder: Path, settings: Any) -> dict[str, Any]:
+def write_pack(data: ImageFolder, folder: Path, settings: Any) -> Manifest:
     """Writes the splits of a folder set into an empty folder, the manifest last; returns the manifest.
 
     Only splits that the set has of its own are written: who reads them cuts the others from train. A stream
@@ -73,27 +75,37 @@ def write_pack(data: ImageFolder, folder: Path, settings: Any) -> dict[str, Any]
         check_targets(encoder.dataset.targets, data.spec.class_names, split)
     check_disk(folder, encoders.values())
     workers = data.default_workers() if data.num_workers is None else data.num_workers
-    splits, skipped = {}, list[str]()
+    splits, skipped, largest = {}, list[str](), 0
     for split, encoder in encoders.items():
         table, bad = write_split(encoder, folder, split, data.root, workers)
         skipped += bad
         check_targets(torch.from_numpy(table["label"].copy()), data.spec.class_names, split)  # after what was skipped
+        largest = max(largest, int(np.minimum(table["height"], table["width"]).max()))
         counts = np.bincount(table["label"], minlength=data.spec.num_classes).tolist()
         shape = [int(side[0]) if (side == side[0]).all() else 0 for side in (table["height"], table["width"])]
         classes = dict(zip(data.spec.class_names, counts, strict=True))
-        splits[split] = {"images": len(table), "shape": [*shape, data.spec.channels], "classes": classes}
+        splits[split] = SplitFacts(len(table), [*shape, data.spec.channels], classes)
         log.info("%s: %s images", split, f"{len(table):,}")
     if skipped:
         log.warning("%s unreadable images were skipped; manifest.json lists them", f"{len(skipped):,}")
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    manifest = {
-        "version": VERSION, "format": settings.format, "size": settings.size, "quality": settings.quality,
-        "spec": asdict(data.spec), "val_fraction": data.val_fraction, "test_fraction": data.test_fraction,
-        "splits": splits, "skipped": skipped, "files": {name: facts_of(path, True) for name, path in files.items()},
-    }  # fmt: skip
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    manifest = Manifest(
+        version=VERSION, format=settings.format, size=settings.size, quality=settings.quality,
+        spec=at_most(data.spec, largest), val_fraction=data.val_fraction, test_fraction=data.test_fraction, splits=splits, skipped=skipped,
+        files={name: facts_of(path) for name, path in files.items()},
+    )  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1) + "\n")
     os.sync()  # all of it has reached the disk before it gets its name
     return manifest
+
+
+def at_most(spec: DataSpec, largest: int) -> DataSpec:
+    """Returns the spec with an image size that is no more than the `largest` short side that is stored, in pixels."""
+    if largest >= spec.image_size:
+        return spec
+    words = "training on it is at %d pixels, as no image has more; data.image_size=%d would enlarge them"
+    log.info(words, largest, spec.image_size)
+    return replace(spec, image_size=largest)
 
 
 def check_disk(folder: Path, encoders: Iterable[Encoder]) -> None:

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 from rich.console import Console
 from rich.progress import track
 from scipy.fft import dctn
@@ -26,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as F
 
 from imgcls.data.base import ImageDataset
-from imgcls.data.decode import MAX_PIXELS, UnreadableImage, decode
+from imgcls.data.decode import MAX_PIXELS, UnreadableImage, decode, header
 from imgcls.data.index import list_images
 from imgcls.errors import UserError
 
@@ -35,11 +34,12 @@ warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of odd 
 BATCH = 16  # images that a worker hands over at once
 SIDE, LOW, THUMB = 32, 8, 8  # of what is transformed, of the frequencies that are kept, of the thumbnail
 BANDS = 7  # of 9 bits: two hashes with at most 6 different bits agree in one of them
+CROWD = 32  # pictures of one hash, of which each is compared with each
 ALIKE = 0.985  # least correlation of two thumbnails
 
 
 class Seen(NamedTuple):
-    """What one image holds; of an unreadable one there is the reason alone."""
+    """What one image holds; of an unreadable one there is the reason, and of its numbers what can be said."""
 
     reason: str | None = None
     format: str = ""
@@ -51,12 +51,16 @@ class Seen(NamedTuple):
     digest: bytes = b""  # of all pixels
     hash: int = 0
     thumb: bytes = b""  # (C, THUMB, THUMB) uint8
+    numbers: str = ""  # as in `Header`
+    white: float = 0.0
+    peak: float = 0.0
 
 
 class Reader(Dataset[Seen]):
     """Looks at image files, or at a set in memory."""
 
     max_pixels = MAX_PIXELS
+    bits: int | None = None  # as in `decode`
 
     def __init__(self, paths: list[str], channels: int, memory: list[tuple[ImageDataset, int]] | None = None) -> None:
         self.paths, self.channels, self.memory = paths, channels, memory
@@ -66,25 +70,25 @@ class Reader(Dataset[Seen]):
 
     def __getitem__(self, index: int) -> Seen:
         if self.memory is None:
-            return look(self.paths[index], self.channels, self.max_pixels)
+            return look(self.paths[index], self.channels, self.max_pixels, self.bits)
         return measure(self.picture(index))
 
     def picture(self, index: int) -> Tensor:
         """Returns the whole image `(C, H, W) uint8`."""
         if self.memory is None:
-            return decode(self.paths[index], self.channels, self.max_pixels)
+            return decode(self.paths[index], self.channels, self.max_pixels, self.bits)
         dataset, place = self.memory[index]
         return dataset.picture(place)
 
 
-def look(path: str, channels: int, max_pixels: int = MAX_PIXELS) -> Seen:
+def look(path: str, channels: int, max_pixels: int = MAX_PIXELS, bits: int | None = None) -> Seen:
     """Reads a file as training does."""
+    found = header(path, max_pixels)
     try:
-        image = decode(path, channels, max_pixels)
+        seen = measure(decode(path, channels, max_pixels, bits), found.format, found.mode)
     except UnreadableImage as error:
-        return Seen(error.reason())
-    with Image.open(path) as opened:
-        return measure(image, opened.format or "", opened.mode)
+        seen = Seen(error.reason())
+    return seen._replace(numbers=found.numbers, white=found.white, peak=found.peak)
 
 
 def measure(image: Tensor, kind: str = "", mode: str = "") -> Seen:
@@ -164,12 +168,30 @@ def near_duplicates(good: pd.DataFrame, distance: int) -> list[list[int]]:
     if not len(rows):
         return []
     thumbs = np.frombuffer(b"".join(rows["thumb"]), np.uint8).reshape(len(rows), -1)
-    pairs = near_pairs(rows["hash"].to_numpy(np.uint64), distance)
+    pairs = to_compare(rows["hash"].to_numpy(np.uint64), thumbs.mean(1), distance)
     pairs = pairs[alike(thumbs, pairs)]
     graph = coo_array((np.ones(len(pairs)), pairs.T), shape=(len(rows), len(rows)))
     group = pd.Series(connected_components(graph, directed=False)[1], index=rows.index)
     group = group[group.duplicated(keep=False)]
     return [sorted(members) for members in group.groupby(group).groups.values()]
+
+
+def to_compare(hashes: np.ndarray, brightness: np.ndarray, distance: int) -> np.ndarray:
+    """Returns the pairs `(P, 2)` of places in `hashes (N,) uint64` that differ in at most `distance` bits.
+
+    Where more than CROWD pictures have one hash, as blank ones do, each is compared with the CROWD that follow it in
+    brightness, and CROWD of them stand for all against other hashes: the work does not grow with N squared.
+    """
+    order = np.lexsort((brightness, hashes))
+    ordered = hashes[order]
+    _, first, counts = np.unique(ordered, return_index=True, return_counts=True)
+    place = np.arange(len(order)) - first.repeat(counts)
+    chosen = order[place % (-(-counts // CROWD)).repeat(counts) == 0]
+    found = [chosen[near_pairs(hashes[chosen], distance)]]
+    for offset in range(1, CROWD + 1):
+        here = np.flatnonzero(ordered[:-offset] == ordered[offset:])
+        found.append(np.stack([order[here], order[here + offset]], 1))
+    return np.concatenate(found)
 
 
 def near_pairs(hashes: np.ndarray, distance: int) -> np.ndarray:

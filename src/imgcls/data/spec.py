@@ -1,8 +1,11 @@
 """What the rest of the template asks the data."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from pydantic import ConfigDict
 
 from imgcls.errors import UserError
 
@@ -12,9 +15,11 @@ class DataSpec:
     """The facts of a data set that networks, augmentation and evaluation depend on.
 
     `mean` and `std` are for pixels in [0, 1], one number a channel: one for all is repeated, and those of colours are
-    averaged for grey. Evaluation resizes the short side to `image_size / crop_ratio` pixels and cuts the square of
-    `image_size` from the centre.
+    averaged for grey. Evaluation resizes the short side to `resize` pixels and cuts the square of `image_size` from the
+    centre.
     """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # where it is read from a file
 
     class_names: Sequence[str]
     channels: int
@@ -24,6 +29,7 @@ class DataSpec:
     interpolation: str = "bilinear"
     crop_ratio: float = 1.0
     mirror: bool = True  # a mirrored picture is still of its class
+    bits: int | None = None  # of files of more than 8 bits, those that are used (see `decode`)
 
     def __post_init__(self) -> None:
         facts: dict[str, tuple[Any, ...]] = {
@@ -37,7 +43,13 @@ class DataSpec:
         if repeated := [name for name in self.class_names if self.class_names.count(name) > 1]:
             raise UserError(f"the data has two classes called {repeated[0]!r}; expected different names")
         if not 0 < self.crop_ratio <= 1 or self.image_size < 1 or min(self.std) <= 0:
-            raise UserError("data: expected crop_ratio above 0 and at most 1, image_size of 1 or more, std above 0")
+            given = f"crop_ratio={self.crop_ratio}, image_size={self.image_size}, std={list(self.std)}"
+            raise UserError(f"data: {given}: expected a ratio above 0 and at most 1, a size of 1 or more, std above 0")
+
+    @property
+    def resize(self) -> int:
+        """Pixels of the short side before the centre is cut, in whole pixels as timm has it."""
+        return math.floor(self.image_size / self.crop_ratio)
 
     @property
     def num_classes(self) -> int:
@@ -46,7 +58,7 @@ class DataSpec:
 
 def per_channel(numbers: Sequence[float], channels: int) -> tuple[float, ...]:
     """Returns one number a channel: repeated for grey statistics on colour, averaged for colour on grey."""
-    if len(numbers) not in (1, channels) and channels != 1:
+    if len(numbers) not in (1, channels) and (channels != 1 or not numbers):
         raise UserError(
             f"data.mean and data.std have {len(numbers)} numbers for {channels} channels; give one for each"
         )

@@ -1,5 +1,6 @@
 """The names of the splits, how one is cut from another, and what each must hold."""
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -7,6 +8,9 @@ import torch
 from torch import Tensor
 
 from imgcls.errors import UserError
+from imgcls.stopping import rank
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 
@@ -36,7 +40,7 @@ def stratified_fold(targets: np.ndarray, folds: int, fold: int, seed: int = 0) -
 
 
 def check_targets(targets: Tensor, class_names: Sequence[str], split: str) -> None:
-    """Raises UserError where a split is empty, a label is out of range, or a class has no image."""
+    """Raises UserError where a split is empty, a label is out of range, or a class has no image to train on."""
     if not len(targets):
         raise UserError(f"the {split} split is empty; give it images, or a larger share of them")
     low, high = int(targets.min()), int(targets.max())
@@ -45,9 +49,24 @@ def check_targets(targets: Tensor, class_names: Sequence[str], split: str) -> No
             f"the {split} split has labels from {low} to {high}; expected 0 to {len(class_names) - 1}, "
             f"one for each of the {len(class_names)} classes"
         )
-    counts = torch.bincount(targets, minlength=len(class_names))
-    if empty := [class_names[i] for i in torch.nonzero(counts == 0).flatten().tolist()]:
-        raise UserError(
-            f"the {split} split has no image of {len(empty)} of {len(class_names)} classes ({', '.join(empty[:5])}"
-            f"{', …' if len(empty) > 5 else ''}); give each class an image in each split"
+    if split == "train" and (names := absent(targets, class_names)):
+        raise UserError(f"the train split has no image of {names}; give each class an image to train on")
+
+
+def name_absent(targets: Tensor, class_names: Sequence[str], split: str) -> None:
+    """Says which classes a split has no image of: nothing is measured of them."""
+    if rank() == 0 and (names := absent(targets, class_names)):
+        log.warning(
+            "the %s split has no image of %s; such a class counts in mean precision, recall and F1 only "
+            "where it is predicted",
+            split,
+            names,
         )
+
+
+def absent(targets: Tensor, class_names: Sequence[str]) -> str:
+    """Returns how many classes have no target, and the first of their names; "" where there is none."""
+    counts = torch.bincount(targets, minlength=len(class_names))
+    names = [class_names[i] for i in torch.nonzero(counts == 0).flatten().tolist()]
+    shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    return f"{len(names)} of {len(class_names)} classes ({shown})" if names else ""

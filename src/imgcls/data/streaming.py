@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from imgcls.data.base import Batch
+from imgcls.data.base import Batch, Place
 from imgcls.data.decode import in_channels
-from imgcls.data.packed import Pack, PackedData, PackedImages, check_files, facts_of
+from imgcls.data.manifest import check_files, facts_of
+from imgcls.data.packed import Pack, PackedData, PackedImages
 from imgcls.data.sampler import world_size
 from imgcls.errors import UserError
 from imgcls.keyed import key_seed
@@ -33,7 +34,9 @@ try:
     from litdata.streaming import Cache
     from litdata.streaming.downloader import get_downloader
 except ModuleNotFoundError as error:
-    raise UserError("streams need litdata, which is not installed; run: pip install 'imgcls[streaming]'") from error
+    raise UserError(
+        "streams need litdata, which is not installed; in the clone: pip install -e '.[streaming]'"
+    ) from error
 for name in ("litdata", "botocore"):
     logging.getLogger(name).setLevel(logging.WARNING)
 warnings.filterwarnings("ignore", message="Your `IterableDataset` has `__len__` defined")  # Lightning; it is right here
@@ -122,7 +125,7 @@ class StreamingData(PackedData):
     formats = ("litdata",)
 
     def __init__(
-        self, *, root: str, cache: str | None = None, storage_options: dict[str, Any] | None = None, **packed: Any
+        self, *, root: Place, cache: Place | None = None, storage_options: dict[str, Any] | None = None, **packed: Any
     ) -> None:
         self.url, self.cache, self.storage_options = root.rstrip("/"), cache, storage_options
         super().__init__(root=root, **packed)
@@ -131,7 +134,7 @@ class StreamingData(PackedData):
                 "data.fraction, data.repeats, data.folds, data.on_error: a stream is read whole, once an epoch; leave them out"
             )
         for split in ("val", "test"):
-            if split not in self.manifest["splits"]:
+            if split not in self.manifest.splits:
                 raise UserError(f"data.root={root} has no {split} split, and a stream can't be cut; pack it again")
 
     def place(self, root: str) -> Path:
@@ -158,11 +161,11 @@ class StreamingData(PackedData):
 
     def prepare_data(self) -> None:
         """Fetches the tables; the shards come while they are read."""
-        files = self.manifest["files"]
+        files = self.manifest.files
         if self.url != str(self.root):
             files = {name: facts for name, facts in files.items() if name.endswith(".npy")}
             for name, facts in files.items():
-                if facts_of(self.root / name, checksum=True) != facts:
+                if not (self.root / name).is_file() or facts_of(self.root / name) != facts:
                     self.fetch(self.root, name)
         check_files(self.root, files, self.verify)
 

@@ -10,6 +10,7 @@ import numpy as np
 from filelock import FileLock
 from torchvision import datasets
 
+from imgcls.data.base import Place
 from imgcls.data.memory import MemoryDataModule
 from imgcls.data.spec import DataSpec
 from imgcls.errors import UserError
@@ -31,7 +32,7 @@ class TorchvisionImages(MemoryDataModule):
     """
 
     def __init__(
-        self, *, dataset: Name, root: str, class_names: list[str], download: bool = True, **common: Any
+        self, *, dataset: Name, root: Place, class_names: list[str], download: bool = True, **common: Any
     ) -> None:
         super().__init__(**common)
         self.dataset, self.root, self.download = dataset, Path(root).expanduser(), download
