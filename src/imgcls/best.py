@@ -53,9 +53,9 @@ def check_monitored(config: dict[str, Any], callbacks: list[Any], names: set[str
     watched = [(f"callbacks: {type(c).__name__}.", c.monitor, c.mode) for c in callbacks if getattr(c, "monitor", None)]
     if schedule := config["scheduler"].get("monitor"):
         watched.append(("scheduler.", schedule, config["scheduler"].get("mode")))
-    named = [(f"{where}monitor", name) for where, name, _ in watched]
     optimized = config["optimized_metric"]
-    named += [("optimized_metric", name) for name in ([optimized] if isinstance(optimized, str) else optimized)]
+    named = [("optimized_metric", name) for name in ([optimized] if isinstance(optimized, str) else optimized)]
+    named += [(f"{where}monitor", name) for where, name, _ in watched]
     for key, name in named:
         if name not in names:
             raise UserError(f"{key}={name}: no such metric is logged; {nearest(name, names)}")
