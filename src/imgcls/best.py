@@ -2,7 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
+
+Metrics = Annotated[str | list[str], Field(min_length=1)]  # of optimized_metric; the first of several says what is best
 
 
 def direction(metric: str) -> str:
