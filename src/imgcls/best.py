@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from omegaconf import OmegaConf
+from pydantic import Field
 
 from imgcls.errors import UserError, nearest
+
+Metrics = Annotated[str | list[str], Field(min_length=1)]  # of optimized_metric; the first of several says what is best
 
 
 def direction(metric: str) -> str:
