@@ -40,7 +40,7 @@ def test_damage_is_also_in_the_numbers(tmp_path: Path) -> None:
     write_whole(content(), path)
     assert damage(path) is None
     write_whole(content(math.nan), path)
-    assert damage(path) == "1 of its tensors are not finite, such as weight"
+    assert damage(path) == "tensors with NaN or infinity: 1, such as weight"
     write_whole(content(-math.inf) | {"infinite": ["weight"]}, path)  # a mask, as the network was built
     assert damage(path) is None
 
@@ -129,9 +129,10 @@ def test_a_step_that_spoils_the_network(
         assert not_finite(state) == []
     last = torch.load("run/checkpoints/last.ckpt", weights_only=True)
     if on_nonfinite == "stop":
-        assert "1 tensors of the network are not finite after batch 39 (epoch 2, batch 20 of it, learning rate" in ended
+        assert "the network is not finite after batch 39 (epoch 2, batch 20 of it, learning rate" in ended
         assert (
-            "such as network.features.1.running_var. The weights before are in run/checkpoints/last.ckpt: try" in ended
+            ": 1, such as network.features.1.running_var. The weights before are in run/checkpoints/last.ckpt: try"
+            in ended
         )
         assert status == "failed" and last["global_step"] == 20
     else:
@@ -142,7 +143,7 @@ def test_a_step_that_spoils_the_network(
 def test_a_rate_that_spoils_the_first_epoch(train: Train) -> None:  # noqa: F811
     options = ["data.fraction=0.3", "scheduler=constant", "optimizer=sgd", "backbone=resnet20", "optimizer.lr=1.5e3"]
     ended = train("logger=csv", "trainer.max_epochs=1", *options, "hydra.run.dir=run")
-    assert "tensors of the network are not finite" in ended and "There is no checkpoint before it" in ended
+    assert "the network is not finite after batch 5" in ended and "There is no checkpoint before it" in ended
     assert json.loads(Path("run/status.json").read_text())["status"] == "failed"
     assert not list(Path("run").rglob("*.ckpt"))
 
