@@ -73,7 +73,9 @@ def test_a_job_of_a_grid_is_the_job_alone(
     assert sweeps() == [folder] and jobs(folder)[2].name.startswith(failed[1])
     assert same(Path("alone"), jobs(folder)[3]) and not same(Path("alone"), jobs(folder)[1])
     shown = capsys.readouterr().out
-    assert "job 2 failed: data.batch_size=-1: expected 1 or more; see runs/sweeps/mine/2_" in shown
+    assert (
+        "job 2 failed: data.batch_size=-1: input should be greater than or equal to 1; see runs/sweeps/mine/2_" in shown
+    )
     assert "sweep mine: 4 of 4 done, 2 failed; best val/top1 0." in shown
     assert "compare: imgcls compare runs=runs/sweeps/mine\n" in shown
     written = yaml.safe_load((folder / "sweep.yaml").read_text())
