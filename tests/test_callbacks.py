@@ -29,7 +29,7 @@ def fit(data: Digits, callbacks: list[Callback], backbone: dict[str, Any] = SIMP
     settings = {"max_epochs": 4, "limit_train_batches": 2, "limit_val_batches": 1, **settings}
     quiet: dict[str, Any] = {
         "logger": False,
-        "enable_progress_bar": False,
+        "enable_progress_bar": any(isinstance(callback, EpochProgress) for callback in callbacks),
         "enable_model_summary": False,
         "enable_checkpointing": False,
     }
@@ -126,7 +126,7 @@ def test_wrong_distillation(given: dict[str, Any]) -> None:
 
 def test_progress_shows_no_validation_of_an_epoch_before(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
-        fit(Digits(batch_size=32), [EpochProgress()], enable_progress_bar=True, check_val_every_n_epoch=2)
+        fit(Digits(batch_size=32), [EpochProgress()], check_val_every_n_epoch=2)
     lines = [line for line in caplog.messages if line.startswith("epoch ")]
     assert ["val/top1" in line for line in lines] == [False, True, False, True]
     assert all("train/top1" in line for line in lines)

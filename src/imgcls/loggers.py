@@ -78,11 +78,13 @@ class EpochCSV(Logger):
         partial.replace(self.path)
 
 
-def told(loggers: list[Logger], run_dir: Path) -> list[Logger]:
-    """Returns the loggers of a run: its `metrics.csv`, without which it can't be compared, and others that can neither
-    stop nor hold up the training."""
+def told(loggers: list[Logger], run_dir: Path, config: dict[str, Any]) -> list[Logger]:
+    """Tells the loggers the config. Returns those of the run: its `metrics.csv`, without which it can't be compared, and
+    those that took the config, which can neither stop nor hold up the training."""
     others = [lasting(logger) for logger in loggers if not isinstance(logger, EpochCSV)]
-    return [EpochCSV(str(run_dir)), *others]
+    for logger in others:
+        logger.log_hyperparams(config)
+    return [EpochCSV(str(run_dir)), *(logger for logger in others if type(logger).__name__ not in failed)]
 
 
 def lasting(logger: Logger) -> Logger:
@@ -90,6 +92,7 @@ def lasting(logger: Logger) -> Logger:
     has not answered within `PATIENCE` is told nothing more. (W&B has times of its own, and a process.)"""
     kind = type(logger).__name__
     failed.discard(kind)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # each try of many; the outcome is said here
 
     def tell(method: Callable[..., Any], *arguments: Any, **keywords: Any) -> None:
         if kind in failed:

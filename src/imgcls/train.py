@@ -127,9 +127,7 @@ def train(
     saver = next(c for c in trainer.callbacks if isinstance(c, SaveConfig))
     try:
         with keeping_status(run_dir, parameters, lambda: saver.trained) if trainer.is_global_zero else nullcontext():
-            trainer.loggers = told(build_all(config, "logger"), run_dir)
-            for logger in trainer.loggers:
-                logger.log_hyperparams(config)
+            trainer.loggers = told(build_all(config, "logger"), run_dir, config)
             trainer, classifier, data = fit((trainer, classifier, data), rebuilt, config, run_dir, checkpoint)
             summarise(trainer, run_dir)
             if any(getattr(callback, "pruned", False) for callback in trainer.callbacks):

@@ -51,6 +51,7 @@ NOTES = (  # of Lightning's, that a user can do nothing about
     ".*Glyph .* missing from font",
     ".*could not find the monitored key",  # before the first validation; that it will be there is checked
     ".*Checkpoint directory .* exists and is not empty",
+    ".*in eval mode at the start of training",  # frozen layers, where tune=batch_size trains again and again
 )
 
 

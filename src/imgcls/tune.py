@@ -31,9 +31,9 @@ def tune(kind: str, trainer: Any, classifier: Any, data: Any, run_dir: Path) -> 
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     find = learning_rate if kind == "lr" else batch_size
-    classifier.on_train_start = partial(
-        put_back, trainer, classifier, [c for c in trainer.callbacks if isinstance(c, KEPT)]
-    )
+    small = ProgressiveResizing if kind == "batch_size" else ()  # the memory that the largest images take counts
+    callbacks = [c for c in trainer.callbacks if isinstance(c, KEPT) and not isinstance(c, small)]
+    classifier.on_train_start = partial(put_back, trainer, classifier, callbacks)
     key, found = find(trainer, classifier, data, run_dir)
     del classifier.on_train_start
     (run_dir / "tune.json").write_text(json.dumps({key: found}) + "\n")
