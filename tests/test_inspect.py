@@ -403,7 +403,10 @@ def test_the_index_stays_valid(clean: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_eval_takes_the_list_of_its_root_alone(clean: Path) -> None:
     spec = loaded(clean, None).spec
-    trained = {"data": {"_target_": "x", "root": "set", "exclude": "list"}, "cwd": "/start"}
+    trained = {
+        "data": {"_target_": "imgcls.data.imagefolder.ImageFolder", "root": "set", "exclude": "list"},
+        "cwd": "/start",
+    }
     assert data_config(trained, {}, spec)["exclude"] == "/start/list"
     assert "exclude" not in data_config(trained, {"root": "other"}, spec)
     assert data_config(trained, {"root": "other", "exclude": "mine"}, spec)["exclude"] == "mine"

@@ -73,7 +73,9 @@ def test_a_job_of_a_grid_is_the_job_alone(
     assert sweeps() == [folder] and jobs(folder)[2].name.startswith(failed[1])
     assert same(Path("alone"), jobs(folder)[3]) and not same(Path("alone"), jobs(folder)[1])
     shown = capsys.readouterr().out
-    assert "job 2 failed: data.batch_size=-1: expected 1 or more; see runs/sweeps/mine/2_" in shown
+    assert (
+        "job 2 failed: data.batch_size=-1: input should be greater than or equal to 1; see runs/sweeps/mine/2_" in shown
+    )
     assert "sweep mine: 4 of 4 done, 2 failed; best val/top1 0." in shown
     assert "compare: imgcls compare runs=runs/sweeps/mine\n" in shown
     written = yaml.safe_load((folder / "sweep.yaml").read_text())
@@ -131,6 +133,8 @@ def test_trials_that_fail_or_are_hopeless(here: Callable[..., None], capsys: pyt
     assert len(pruned.intermediate_values) < 3
     left = jobs(folder)[pruned.number]
     assert yaml.safe_load((left / "status.json").read_text())["status"] == "pruned"
+    why = f"TrialPruned: the other trials of the sweep were better by epoch {len(pruned.intermediate_values)}"
+    assert yaml.safe_load((left / "status.json").read_text())["error"] == why
     assert len(outcome(left)[1]) == len(pruned.intermediate_values)  # a row an epoch, and the last is whole
     assert "1 pruned, 1 failed; best val/top1" in capsys.readouterr().out
 
@@ -148,6 +152,12 @@ def test_trials_that_fail_or_are_hopeless(here: Callable[..., None], capsys: pyt
         (("optimizer.lr=interval(0,1)",), "optimizer.lr=interval(0,1): a grid takes lists; an interval is searched, by"),
         (("backbone=simple_cnn,resnet21",), "backbone=resnet21: there is no such choice; did you mean"),
         (("data.folds=5", "data.fold=5,6"), "data.folds=5 data.fold=6: expected 2 folds or more, and a fold from 0"),
+        (("optimizer.lr=glob(*)",), "optimizer.lr=glob(*): there is no value in it; expected one or more"),
+        (("sweep=seeds", "sweep.n=0"), "seed=range(0): there is no value in it; expected one or more"),
+        (("sweep=seeds", "sweep.name=../../x"), "sweep.name=../../x: expected a folder's name: no / in it"),
+        (("sweep=optuna", "sweep.n_trials=1,2"), "sweep.n_trials=1,2: one value holds for the whole sweep"),
+        (("seed=1", "launcher=joblib,local"), "launcher=joblib,local: one value holds for the whole sweep"),
+        (("seed=0,1", "optimized_metric=[]"), "optimized_metric=[]: value should have at least 1 item"),
         (("sweep=bayes",), "sweep=bayes: there is no such choice"),
     ],
 )  # fmt: skip
@@ -156,6 +166,30 @@ def test_mistakes_are_said_before_the_first_job(
 ) -> None:
     assert said("train", "-m", *TINY, *arguments).startswith(f"imgcls train: {words}")
     assert not list(Path().rglob("status.json"))
+
+
+@pytest.mark.parametrize("given", ["sweep=optuna", "sweep.name=mine"])
+def test_a_sweep_needs_multirun(said: Callable[..., str], given: str) -> None:
+    command = f"imgcls train -m trainer=cpu {given} 'optimizer.lr=interval(0.1,1)'"
+    message = said("train", "trainer=cpu", given, "optimizer.lr=interval(0.1,1)")
+    assert message == f"imgcls train: {given}: a sweep needs -m; write {command}" and not Path("runs").exists()
+
+
+def test_no_metric_is_refused_in_a_single_run(said: Callable[..., str]) -> None:
+    assert said("train", *TINY, "optimized_metric=[]").startswith("imgcls train: optimized_metric=[]: value should")
+
+
+def test_a_space_is_changed_by_its_keys(here: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    """sweep.params.KEY changes one parameter of the preset, or adds one; a key that the config lacks is left out."""
+    command = ("train", "-m", *TINY, "sweep=random", "sweep.n_trials=1", "trainer.max_epochs=1")
+    more = ("sweep.params.optimizer.lr=interval(0.01,0.02)", "sweep.params.backbone.dropout=0.1,0.2")
+    here(*command, "~loss.label_smoothing", *more, "sweep.name=changed")
+    here(*command, "loss=binary", "sweep.name=binary")
+    assert "sweep.params.loss.label_smoothing is left out of the search" in capsys.readouterr().out
+    (trial,) = study(Path("runs/sweeps/changed")).trials
+    assert set(trial.params) == {"optimizer.lr", "optimizer.weight_decay", "data.batch_size", "backbone.dropout"}
+    assert 0.01 <= trial.params["optimizer.lr"] <= 0.02 and trial.params["backbone.dropout"] in ("0.1", "0.2")
+    assert states(Path("runs/sweeps/binary")) == ["COMPLETE"]
 
 
 def test_presets(here: Callable[..., None]) -> None:

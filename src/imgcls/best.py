@@ -2,15 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from omegaconf import OmegaConf
+from pydantic import Field
 
 from imgcls.errors import UserError, nearest
 
+Metrics = Annotated[str | list[str], Field(min_length=1)]  # of optimized_metric; the first of several says what is best
 
-def direction(metric: str) -> str:
-    """Returns "min" for what is better when it is small, else "max"."""
+
+def direction(metric: str | None) -> str:
+    """Returns "min" for what is better when it is small, else "max" (for no metric too)."""
     return "min" if str(metric).endswith(("loss", "loss_step", "calibration_error")) else "max"
 
 
@@ -53,7 +56,7 @@ def check_monitored(config: dict[str, Any], callbacks: list[Any], names: set[str
     watched = [(f"callbacks: {type(c).__name__}.", c.monitor, c.mode) for c in callbacks if getattr(c, "monitor", None)]
     if schedule := config["scheduler"].get("monitor"):
         watched.append(("scheduler.", schedule, config["scheduler"].get("mode")))
-    optimized = config["optimized_metric"]
+    optimized = config["optimized_metric"]  # what others follow, so it comes first
     named = [("optimized_metric", name) for name in ([optimized] if isinstance(optimized, str) else optimized)]
     named += [(f"{where}monitor", name) for where, name, _ in watched]
     for key, name in named:

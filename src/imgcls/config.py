@@ -100,6 +100,8 @@ def typed(value: Any, hint: Any, where: str) -> Any:
 def _name(hint: Any) -> str:
     """Returns the words for a type that a person can set in a config."""
     origin, members = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Annotated:  # with bounds
+        return _name(members[0])
     if hint in (int, float):
         return "a number"
     if hint is type(None):

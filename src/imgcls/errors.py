@@ -12,6 +12,10 @@ class UserError(Exception):
     """
 
 
+class InUse(UserError):
+    """A run directory in which another process trains."""
+
+
 class TrialPruned(Exception):
     """The search that a training is a trial of has ended it early."""
 

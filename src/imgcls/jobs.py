@@ -6,14 +6,14 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-from hydra.plugins.launcher import Launcher
+from filelock import FileLock, Timeout
+
+from imgcls.run import write_text
 
 LONGEST = 100  # bytes of a name: file systems take 255, and tables less
 
@@ -29,15 +29,31 @@ class Job:
     values: list[float] | None = None  # of the metrics that are optimised
     error: str = ""
 
-    def has_begun(self) -> bool:
-        return (self.folder / "config.yaml").is_file()
-
     def status(self) -> str | None:
         """Returns what the training itself says of its state."""
         try:
             return str(json.loads((self.folder / "status.json").read_text())["status"])
         except (OSError, ValueError, KeyError):
             return None
+
+    def done(self) -> bool:
+        return self.status() in ("finished", "pruned")
+
+    def in_use(self) -> bool:
+        """Whether a process trains in its folder, and so has the lock that imgcls.resume.claim takes."""
+        path = self.folder / ".lock"
+        try:
+            with FileLock(path, blocking=False) if path.exists() else nullcontext():
+                return False
+        except Timeout:
+            return True
+
+    def mark_stopped(self) -> None:
+        """Puts into its status.json that it was stopped, where its process was killed before it could say so."""
+        if self.status() == "running" and not self.in_use():
+            path = self.folder / "status.json"
+            facts = json.loads(path.read_text()) | {"status": "stopped", "error": "killed with the sweep"}
+            write_text(path, json.dumps(facts, indent=2) + "\n")
 
 
 @dataclass
@@ -96,51 +112,6 @@ class Jobs:
         finally:
             done.set()
             thread.join()
-
-
-def outcomes(launcher: Launcher, jobs: list[Job]) -> list[Any]:
-    """Runs jobs where the launcher says. Returns for each what the launcher brought: its exception where it brought
-    none, and None where it had ended before another took the launch down.
-
-    Of joblib's workers the first to die ends all. Then what they had begun is run again, each alone, and after that
-    what was not begun: only the job that is to blame fails again.
-    """
-    overrides = [[*job.overrides, *(["resume=auto"] if job.has_begun() else [])] for job in jobs]
-    try:
-        return list(launcher.launch(overrides, initial_job_idx=jobs[0].number))
-    except Exception as error:
-        if len(jobs) == 1 or type(launcher).__name__ != "JoblibLauncher":
-            return [error] * len(jobs)
-    left = [job for job in jobs if job.status() not in ("finished", "pruned")]
-    suspects = [job for job in left if job.folder.exists()] or left
-    found = {job.number: outcomes(launcher, [job])[0] for job in suspects}
-    if rest := [job for job in left if job.number not in found]:
-        found |= {job.number: result for job, result in zip(rest, outcomes(launcher, rest), strict=True)}
-    return [found.get(job.number) for job in jobs]
-
-
-def keep_apart(launcher: Launcher) -> None:
-    """Makes Hydra's launchers for SLURM and Ray return a dead job's exception in its place. They would raise the first,
-    and leave the others to run with nobody to wait for them."""
-
-    def caught(wait: Callable[[Any], Any], returned: Callable[[Exception], Any]) -> Callable[[Any], Any]:
-        def wait_for(job: Any) -> Any:
-            try:
-                return wait(job)
-            except Exception as error:
-                return returned(error)
-
-        return wait_for
-
-    if type(launcher).__name__ == "SlurmLauncher":
-        import submitit
-
-        submitit.SlurmJob.results = caught(submitit.Job.results, lambda error: [error])  # type: ignore[method-assign,assignment]
-    elif type(launcher).__name__ == "RayLauncher":
-        import ray
-        from hydra_plugins.hydra_ray_launcher import _core
-
-        _core.ray = SimpleNamespace(get=caught(ray.get, lambda error: error))  # type: ignore[assignment]
 
 
 def job_name(overrides: list[str], excluded: set[str]) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from imgcls.errors import UserError, nearest
+from imgcls.errors import InUse, UserError, nearest
 from imgcls.run import hydra_quoted, rerooted, shown, write_text
 from imgcls.stopping import rank
 
@@ -40,6 +40,8 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
     if started > 1 and not any(a.startswith(("hydra.run.dir=", "resume=")) for a in arguments):
         raise UserError(f"{started} processes were started for one run: give all of them one folder, hydra.run.dir=…")
     many = "-m" in arguments or "--multirun" in arguments
+    if not many:
+        refuse_sweep(arguments)
     if many and any(a.startswith("sweep.") for a in arguments) and not any(a.startswith("sweep=") for a in arguments):
         arguments = [*arguments, "sweep=grid"]
     given = [a.partition("=")[2] for a in arguments if a.startswith("resume=")]
@@ -56,6 +58,17 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
     of_a_choice = re.compile(r"(?!hydra\.)\w+\.[\w.]+=")  # that Hydra may not compose here; `put` knows the run's keys
     arguments = [f"++{a}" if of_a_choice.match(a) else a for a in arguments]
     return [*arguments, f"hydra.run.dir={hydra_quoted(str(folder.absolute()))}", "hydra.output_subdir=null"]
+
+
+def refuse_sweep(arguments: list[str]) -> None:
+    """Raises UserError where a command line without -m names a sweep: Hydra would train once and say nothing."""
+    keys = {argument.partition("=")[0] for argument in arguments}
+    if keys & {"-c", "--cfg", "-i", "--info", "-h", "--help", "hydra.mode"}:
+        return
+    for argument in arguments:
+        if argument.startswith(("sweep=", "sweep.")) and argument != "sweep=null":
+            command = shlex.join(["imgcls", "train", "-m", *arguments[1:]])
+            raise UserError(f"{argument}: a sweep needs -m; write {command}")
 
 
 def resumed(config: dict[str, Any], run_dir: Path, changed: list[str]) -> dict[str, Any]:
@@ -149,7 +162,8 @@ def claim(run_dir: Path, overwrite: bool, resuming: bool) -> Any:
     """Makes the run directory this process's own until it ends; returns the lock, on rank 0.
 
     Raises:
-        UserError: it is in use, or holds a run that is not to be gone on with.
+        InUse: another process has it.
+        UserError: it holds a run that is not to be gone on with.
     """
     if rank():
         return None
@@ -160,7 +174,7 @@ def claim(run_dir: Path, overwrite: bool, resuming: bool) -> Any:
     try:
         lock.acquire(blocking=False)
     except Timeout:
-        raise UserError(
+        raise InUse(
             f"{shown(run_dir)} is in use by another process; wait for its end, or give another hydra.run.dir=…"
         ) from None
     used = any((run_dir / name).exists() for name in USED)

@@ -59,7 +59,7 @@ def search(sweep: "Sweep") -> None:
             jobs = [sweep.job(t.number, [f"{k}={v}" for k, v in t.params.items()], pruning(sweep, t)) for t in batch]
             for job in jobs:
                 note(study, job.number, folder=job.folder.name)
-            sweep.launch(jobs)
+            sweep.run(jobs)
             for job in jobs:
                 try:
                     tell(study, job)

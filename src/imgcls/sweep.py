@@ -10,15 +10,13 @@ import json
 import os
 import shlex
 import sys
+import time
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra._internal.core_plugins.basic_launcher import BasicLauncher
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
@@ -27,22 +25,13 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from imgcls import config as configs
-from imgcls.best import direction, optimised
-from imgcls.errors import UserError, nearest, one_line
-from imgcls.jobs import Job, Jobs, job_name, keep_apart, outcomes, short_hash
+from imgcls.best import Metrics, direction, optimised
+from imgcls.errors import InUse, UserError, nearest, one_line
+from imgcls.jobs import Job, Jobs, job_name, short_hash
+from imgcls.launchers import keep_apart, outcomes, stoppable
 from imgcls.run import hydra_quoted, shown
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The types of conf/sweep; without any, a grid of what the command line lists."""
-
-    name: str | None = None
-    params: dict[str, Any] = field(default_factory=dict)
-    n_jobs: int | None = None
-    sampler: dict[str, Any] | None = None
-    pruner: dict[str, Any] | None = None
-    n_trials: int | None = None
+from imgcls.space import Settings, choices, overrides
+from imgcls.stopping import SIGNALS
 
 
 class Sweep(Sweeper):
@@ -59,7 +48,7 @@ class Sweep(Sweeper):
         self.settings: Settings = configs.typed(
             {k: v for k, v in node.items() if k in Settings.__annotations__}, Settings, "sweep"
         )
-        self.overrides = self.merged()
+        self.where, self.overrides = overrides(self.hydra_context.config_loader, self.config, self.settings)
         self.place()
         self.launcher = Plugins.instance().instantiate_launcher(hydra_context, task_function, config)
         keep_apart(self.launcher)
@@ -68,7 +57,9 @@ class Sweep(Sweeper):
     def place(self) -> None:
         """Names the sweep and its directory: by time, or by what it is where it can go on later."""
         metric = self.config.optimized_metric
-        self.metrics = [metric] if isinstance(metric, str) else list(metric)
+        metric = OmegaConf.to_container(metric) if OmegaConf.is_config(metric) else metric
+        metric = configs.typed(metric, Metrics, "optimized_metric")
+        self.metrics = [metric] if isinstance(metric, str) else metric
         self.directions = [direction(name) for name in self.metrics]
         self.fixed = [o.input_line or "" for o in self.overrides if not o.is_sweep_override()]
         self.swept = [o for o in self.overrides if o.is_sweep_override()]
@@ -82,32 +73,30 @@ class Sweep(Sweeper):
         if name is None and self.settings.sampler is not None:
             chosen = self.config.hydra.runtime.choices
             name = f"{chosen['sweep']}-{chosen['data']}-{chosen['backbone']}-{short_hash(json.dumps(self.identity))}"
-        if name is not None and not any(o.startswith("hydra.sweep.dir=") for o in self.config.hydra.overrides.hydra):
+        given = any(o.startswith("hydra.sweep.dir=") for o in self.config.hydra.overrides.hydra)
+        self.stays = given or name is not None  # the same command finds it again
+        if name is not None and not given:
             with read_write(self.config.hydra.sweep):
                 self.config.hydra.sweep.dir = str(Path(self.config.hydra.sweep.dir).with_name(name))
         self.folder = Path(self.config.hydra.sweep.dir)
-
-    def merged(self) -> list[Override]:
-        """Returns the preset's overrides and the command line's, which win; none of the sweep's own keys."""
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        given = parser.parse_overrides(list(self.config.hydra.overrides.task))
-        self.where = [o.input_line or "" for o in given if o.key_or_group == "launcher"]
-        given = [o for o in given if o.key_or_group.partition(".")[0] not in ("sweep", "launcher")]
-        preset = parser.parse_overrides([f"{key}={value}" for key, value in self.settings.params.items()])
-        if self.settings.sampler is not None and any(o.is_sweep_override() for o in given):
-            preset = []  # its space is for those who name none
-        return list({o.key_or_group: o for o in [*preset, *given]}.values())
 
     def sweep(self, arguments: list[str]) -> None:
         self.check()
         self.record()
         try:
-            if self.settings.sampler is None:
-                self.grid()
-            else:
-                from imgcls.search import search
+            with stoppable(self.launcher, self.folder):
+                if self.settings.sampler is None:
+                    self.grid()
+                else:
+                    from imgcls.search import search
 
-                search(self)
+                    search(self)
+        except (SystemExit, KeyboardInterrupt) as ended:
+            for job in self.jobs.begun:
+                job.mark_stopped()
+            where = "" if self.stays else f" and hydra.sweep.dir={hydra_quoted(shown(self.folder))}"
+            print(f"sweep {self.folder.name}: stopped; go on with the same command{where}", flush=True)
+            raise ended if isinstance(ended, SystemExit) else SystemExit(130) from ended
         finally:
             gc.unfreeze()  # or extension modules complain at the end that they leak
         self.report()
@@ -154,15 +143,30 @@ class Sweep(Sweeper):
         combinations = itertools.product(*map(choices, self.swept))
         jobs = [self.job(n, [f"{k}={v}" for k, v in zip(keys, c, strict=True)]) for n, c in enumerate(combinations)]
         self.jobs.total = len(jobs)
-        self.jobs.begun = [job for job in jobs if job.status() == "finished"]
+        self.jobs.begun = [job for job in jobs if job.done()]
         for job in self.jobs.begun:
             self.settle(job)
         self.jobs.line()
-        left = [job for job in jobs if job.state == "running"]
-        at_once = self.at_once() if self.local or self.settings.n_jobs else len(left)
-        for i in range(0, len(left), max(at_once, 1)):
-            self.launch(left[i : i + at_once])
-            print(self.jobs.line(), flush=True)
+        self.run([job for job in jobs if job.state == "running"])
+        print(self.jobs.line(), flush=True)
+
+    def run(self, left: list[Job]) -> None:
+        """Runs jobs. One that another process runs is left to it, and run here only where that doesn't finish it."""
+        at_once, told = self.at_once() if self.local or self.settings.n_jobs else len(left), False
+        while left:
+            SIGNALS.install()  # a job that ran in this process gave them back
+            if SIGNALS.asked is not None:
+                SIGNALS.stop()
+            free = [job for job in left if job.done() or not job.in_use()][:at_once]
+            if free:
+                self.launch(free)
+            elif not told:
+                told = True
+                print(f"{self.jobs.line()}; waits for jobs that another process runs", flush=True)
+            left = [job for job in left if job.state == "running"]
+            if free and left:
+                print(self.jobs.line(), flush=True)
+            time.sleep(0 if free else 2)
 
     @property
     def local(self) -> bool:
@@ -191,23 +195,31 @@ class Sweep(Sweeper):
         return job
 
     def launch(self, jobs: list[Job]) -> None:
-        """Runs jobs where the launcher says, and settles what became of them."""
-        self.jobs.begun += jobs
-        if self.local:
-            print(f"\njob {jobs[0].folder.name}", flush=True)
+        """Runs jobs where the launcher says, but those that are done, and settles what became of them."""
+        self.jobs.begun += [job for job in jobs if job not in self.jobs.begun]
+        left = [job for job in jobs if not job.done()]
+        if left and self.local:
+            print(f"\njob {left[0].folder.name}", flush=True)
         with nullcontext() if self.local else self.jobs.watched():
-            results = outcomes(self.launcher, jobs)
+            found = dict(zip([job.number for job in left], outcomes(self.launcher, left), strict=True))
+        if SIGNALS.asked is not None:
+            SIGNALS.stop()
         if self.local and not gc.get_freeze_count():
             gc.freeze()  # what the first job imported stays: looking through it takes 0.15 s a job
-        for job, result in zip(jobs, results, strict=True):
-            self.settle(job, result._return_value if isinstance(result, JobReturn) else result)
+        for job in jobs:
+            result = found.get(job.number)
+            result = result._return_value if isinstance(result, JobReturn) else result
+            if isinstance(result, InUse):
+                job.state = "running"  # in another process
+                continue
+            self.settle(job, result)
             if job.state == "failed":
                 print(f"job {job.number} failed: {job.error}; see {shown(job.folder / 'run.log')}", flush=True)
 
     def settle(self, job: Job, result: Any = None) -> None:
         """Finds out what became of a job, from what it returned or left behind."""
         job.state = "pruned" if job.status() == "pruned" else "finished"
-        if isinstance(result, Exception) and job.status() not in ("finished", "pruned"):
+        if isinstance(result, Exception) and not job.done():
             job.state, job.error = "failed", one_line(UserError(result)) or type(result).__name__
         elif job.state == "finished":
             values = result if isinstance(result, list | float) else optimised(job.folder, self.metrics)
@@ -231,11 +243,3 @@ def logged_names(config: DictConfig) -> set[str]:
     node: Any = OmegaConf.to_container(config.data, resolve=True)
     classes = configs.build(node, "data").spec.num_classes
     return {"train/loss", "train/top1", "images_per_second", "val/loss", *(f"val/{n}" for n in metric_names(classes))}
-
-
-def choices(override: Override) -> list[str]:
-    """Returns the values of a list; of an interval its ends."""
-    if override.is_discrete_sweep():
-        return list(override.sweep_string_iterator())
-    interval: Any = override.value()
-    return [str(interval.start), str(interval.end)]

@@ -12,7 +12,7 @@ from hydra.core.plugins import Plugins
 from pydantic import Field
 
 from imgcls import config as configs
-from imgcls.best import best_epoch, check_monitored, optimised
+from imgcls.best import Metrics, best_epoch, check_monitored, optimised
 from imgcls.command import verb
 from imgcls.errors import TrialPruned, UserError
 from imgcls.resume import check_data, check_progress, claim, finished, newest_whole, resumed
@@ -37,7 +37,7 @@ class Settings:
     class_weights: Literal["balanced"] | list[Annotated[float, Field(ge=0)]] | None
     channels_last: bool
     compile: bool
-    optimized_metric: str | list[str]
+    optimized_metric: Metrics
     resume: str | None
     overwrite: bool
 
@@ -62,8 +62,8 @@ def main(config: dict[str, Any], run_dir: Path) -> float | list[float] | None:
 
         with single_job():
             return train(config, settings, run_dir, checkpoint)
-    except TrialPruned:
-        log.info("pruned: the other trials of the sweep were better by this epoch; not tested")
+    except TrialPruned as pruned:
+        log.info("pruned: %s; not tested", pruned)
         return None
     finally:
         SIGNALS.restore()
@@ -131,7 +131,7 @@ def train(
             trainer, classifier, data = fit((trainer, classifier, data), rebuilt, config, run_dir, checkpoint)
             summarise(trainer, run_dir)
             if any(getattr(callback, "pruned", False) for callback in trainer.callbacks):
-                raise TrialPruned
+                raise TrialPruned(f"the other trials of the sweep were better by epoch {trainer.current_epoch}")
             best = finish(trainer, classifier, data, settings, run_dir)
         status, word = 0, "finished"
         return best

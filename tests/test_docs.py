@@ -1,0 +1,30 @@
+"""docs/reliability.md names tests that are there, and says which an ordinary run leaves out."""
+
+import importlib
+import re
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+ROWS = [line for line in (ROOT / "docs" / "reliability.md").read_text().splitlines() if "::test_" in line]
+
+
+def marks(test: Any, module: Any) -> set[str]:
+    """Returns the marks of a test, of its parameters, and of its module."""
+    own = getattr(test, "pytestmark", [])
+    values = [value for mark in own if mark.name == "parametrize" for value in mark.args[1]]
+    inner = [mark for value in values for mark in getattr(value, "marks", ())]
+    whole = getattr(module, "pytestmark", [])
+    return {mark.name for mark in [*own, *inner, *(whole if isinstance(whole, list) else [whole])]}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.split("|")[1].strip()[:40])
+def test_the_tests_of_a_promise(row: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = ""
+    for named, test, after in re.findall(r"`([\w/]+\.py)?::(test_\w+)`([^`|]*)", row):
+        file = named or file
+        path = ROOT / "tests" / file
+        monkeypatch.syspath_prepend(path.parent)
+        module = importlib.import_module(path.stem)
+        assert ("slow" in after) == ("slow" in marks(getattr(module, test), module)), test
