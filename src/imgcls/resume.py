@@ -19,14 +19,8 @@ from imgcls.stopping import rank
 
 log = logging.getLogger(__name__)
 USED = ("checkpoints", "test", "metrics.csv")
-OWN = (
-    "config.yaml",
-    *USED,
-    "status.json",
-    "nonfinite.txt",
-    "unreadable.csv",
-    "wandb",
-)  # without a config, no run is there
+# Of a run that is begun over; the config goes first: without one, no run is there
+OWN = ("config.yaml", *USED, "status.json", "nonfinite.txt", "unreadable.csv", "wandb")
 
 
 def hydra_arguments(arguments: list[str]) -> list[str]:
