@@ -9,7 +9,7 @@ import torch
 from conftest import imgcls
 from lightning.pytorch import Callback, LightningModule, Trainer
 from test_conf import composed, files
-from torch import Tensor
+from torch import Tensor, nn
 
 from imgcls import config as configs
 from imgcls.augment import Augment, BatchAugment
@@ -266,6 +266,45 @@ def test_new_heads_start_at_zero_and_loaded_ones_do_not(tmp_path: Path) -> None:
     assert not other.head.weight.any() and not other.head.bias.any()  # type: ignore[union-attr, operator]
     assert torch.equal(other.features[0].weight, network.features[0].weight)  # type: ignore[index, union-attr]
     assert build_network(CNN, 7, 1, 8).head.weight.any()  # type: ignore[union-attr, operator]
+
+
+def test_a_new_head_before_a_relu_has_gradients() -> None:
+    network = torchvision_network(3, 3, 64, "squeezenet1_1")
+    reset_head(network)
+    network.eval()(torch.rand(2, 3, 64, 64)).logsumexp(1).sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in network.get_submodule(network.head_names[0]).parameters())  # type: ignore[index, arg-type, union-attr, operator]
+
+
+class TwoHeads(nn.Module):
+    """Averages two heads in evaluation, as distilled transformers do."""
+
+    head_names = ("head",)
+
+    def __init__(self, num_classes: int, in_channels: int, image_size: int) -> None:
+        super().__init__()
+        size = in_channels * image_size**2
+        self.features = nn.Flatten()
+        self.head, self.other = nn.Linear(size, num_classes), nn.Linear(size, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        values = self.features(images)
+        out: Tensor = (self.head(values) + self.other(values)) / 2
+        return out
+
+
+@pytest.mark.parametrize(("target", "reused"), [(CNN["_target_"], True), (f"{__name__}.TwoHeads", False)])
+def test_a_head_is_the_end_or_is_not(target: str, reused: bool) -> None:
+    """Also where its weights are 0, and any comparison of outputs would hold."""
+
+    class Zero(Callback):
+        def setup(self, trainer: Trainer, pl_module: ImageClassifier, stage: str) -> None:  # type: ignore[override]
+            for head in (m for m in pl_module.network.modules() if isinstance(m, nn.Linear)):
+                nn.init.zeros_(head.weight)
+                nn.init.zeros_(head.bias)
+
+    count = Count()
+    fit([Zero(), count, Finetune(head_epochs=None)], epochs=2, backbone={"_target_": target})
+    assert count.reading == [reused] * 2
 
 
 @pytest.mark.slow

@@ -2,7 +2,8 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,14 +40,15 @@ class Features(ImageDataset):
 
 @torch.no_grad()
 def features(classifier: ImageClassifier, data: ImageDataModule, split: str) -> Tensor | None:
-    """Returns the input of the part that learns for all images of a split `(N, D)`, or None where it is not the end."""
+    """Returns the input of the part that learns for all images of a split `(N, D)`, or None where the logits are not what
+    that part makes of it: another head counts too, or something follows."""
     head, inputs = classifier.network.get_submodule(classifier.features_into), list[Tensor]()
     hook = head.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
-    out = []
+    out: list[Tensor] = []
     classifier.network.eval()
     try:
         for batch in data.evaluation_loader(split):
-            with classifier.trainer.precision_plugin.forward_context():
+            with classifier.trainer.precision_plugin.forward_context(), drawn_weights(head):
                 logits = classifier.network(classifier.normalise(batch.images.to(classifier.device)))
                 values = inputs[0]
                 if values.ndim != 2 or not torch.allclose(head(values), logits, atol=1e-4):
@@ -57,6 +59,20 @@ def features(classifier: ImageClassifier, data: ImageDataModule, split: str) -> 
         hook.remove()
         classifier.network.train()
     return torch.cat(out)
+
+
+@contextmanager
+def drawn_weights(part: nn.Module) -> Iterator[None]:
+    """Gives a part other weights for a while: those of a new head are 0, and its outputs say nothing."""
+    kept = [parameter.clone() for parameter in part.parameters()]
+    generator = torch.Generator().manual_seed(0)  # of its own: the training draws what it draws without this
+    for parameter in part.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    try:
+        yield
+    finally:
+        for parameter, value in zip(part.parameters(), kept, strict=True):
+            parameter.copy_(value)
 
 
 def learning_part(network: nn.Module) -> str:

@@ -66,9 +66,12 @@ def rebuild_network(config: Mapping[str, Any], spec: DataSpec, trust: Iterable[s
 
 def reset_head(network: nn.Module) -> None:
     """Starts the head at zero (Kolesnikov et al. 2019, BiT): the first loss is then the logarithm of the number of classes
-    whatever the scale of the features is, and trained weights below it get no gradients of random logits."""
+    whatever the scale of the features is, and trained weights below it get no gradients of random logits.
+
+    A head that is a convolution keeps its library's weights: SqueezeNet's goes into a ReLU, which has no gradient at 0."""
     for name in getattr(network, "head_names", ()):
-        for parameter in network.get_submodule(name).parameters():
+        head = network.get_submodule(name)
+        for parameter in head.parameters() if isinstance(head, nn.Linear) else ():
             nn.init.zeros_(parameter)
 
 
