@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnxruntime
@@ -210,7 +210,8 @@ def test_the_readme_example(channels: int, run: Callable[..., None], photos: Pat
     """README's program, as it stands there, says what imgcls predict says, of every kind of image."""
     (program,) = re.findall(r"```python\n(.*?onnxruntime.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert "imgcls" not in program and "torch" not in program
-    interpolation, ratio = ("bilinear", 0.875) if channels == 3 else ("bicubic", 0.9)
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear" if channels == 3 else "bicubic"
+    ratio = 0.875 if channels == 3 else 0.9
     spec = DataSpec(("cat", "dog", "fox"), channels, 64, (0.5,) * channels, (0.25,) * channels, interpolation, ratio)
     checkpoint = write_checkpoint(Path("net.ckpt"), spec, "backbone=resnet20")
     run("export", f"checkpoint={checkpoint}", "out=model.onnx", f"images={photos}")

@@ -174,3 +174,63 @@ def test_a_network_of_a_trusted_package(said: Said, here: Callable[..., None], m
     Path("pyproject.toml").write_text("[tool.imgcls\n")
     allowed.own_package.cache_clear()
     assert "pyproject.toml can't be read" in said(*predict)
+
+
+CIFAR = {
+    "_target_": "imgcls.data.torchvision_sets.TorchvisionImages", "dataset": "CIFAR10", "root": "made", "image_size": 8,
+    "channels": 3, "class_names": ["cat", "dog"], "mean": [0.5], "std": [0.5],
+}  # fmt: skip
+STREAM = {"_target_": "imgcls.data.streaming.StreamingData", "root": "s3://bucket/set", "cache": "made"}
+
+
+@pytest.mark.parametrize("data", [CIFAR, STREAM, STREAM | {"root": "local:pack"}], ids=["download", "s3", "local"])
+def test_no_network_and_no_folder_by_its_word(data: dict[str, Any], said: Said, here: Callable[..., None]) -> None:
+    """A folder that a checkpoint names is read. Nothing is fetched, and nothing is made."""
+    write(GOOD, data=data)
+    message = said("eval", "checkpoint=evil.ckpt")
+    assert "data.root=" in message and ("download=false" in message or "the checkpoint's data lies at" in message)
+    here("export", "checkpoint=evil.ckpt", "out=net.onnx")  # checked on random pixels then
+    assert not Path("made").exists()
+
+
+@pytest.mark.parametrize("temperature", [float("nan"), 0.0, -1.0, float("inf")])
+def test_a_temperature_that_is_none(temperature: float, said: Said) -> None:
+    torch.save(torch.load(write(GOOD), weights_only=True) | {"temperature": temperature}, "evil.ckpt")
+    assert "the checkpoint's temperature is" in said("predict", "checkpoint=evil.ckpt", "source=pictures")
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"seed": -1}, "the checkpoint's config.seed=-1: input should be greater than or equal to 0"),
+        ({"seed": 10**30}, "the checkpoint's config.seed"),
+        ({"seed": "x"}, "the checkpoint's config.seed=x: input should be a valid integer"),
+        ({"trainer": [1]}, "the checkpoint's config.trainer=[1]"),
+        ({"data": [1]}, "the checkpoint's config.data=[1]"),
+        ({"data": {"batch_size": 0}}, "the checkpoint's config.data.batch_size=0"),
+        ({"data": {"root": 5}}, "the checkpoint's config.data.root=5"),
+        ({"cwd": 5}, "the checkpoint's config.cwd=5"),
+        ({"data": {"_target_": "imgcls.data.base.ImageDataModule"}}, "the checkpoint's data._target_="),
+    ],
+)
+def test_a_config_that_is_none(config: dict[str, Any], expected: str, said: Said) -> None:
+    write(GOOD, **config)
+    assert expected in said("eval", "checkpoint=evil.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ({"interpolation": "foo"}, "spec.interpolation=foo"),
+        ({"image_size": 10**7}, "expected"),
+        ({"crop_ratio": 1e-7}, "expected"),
+        ({"channels": 0}, "spec.channels=0"),
+        ({"std": [float("nan")]}, "spec.std=nan"),
+        ({"mean": [float("inf")]}, "spec.mean=inf"),
+    ],
+)
+def test_facts_of_no_data(facts: dict[str, Any], expected: str, said: Said) -> None:
+    content = torch.load(write(GOOD), weights_only=True)
+    content["hyper_parameters"]["spec"] |= facts
+    torch.save(content, "evil.ckpt")
+    assert expected in said("predict", "checkpoint=evil.ckpt", "source=pictures")

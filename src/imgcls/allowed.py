@@ -11,9 +11,9 @@ from typing import Any
 
 from imgcls.errors import UserError
 
-# Where our own networks and data sets are defined. Their builders (`build`) take a config and call what it names.
+# Where our own networks and data sets are defined, but for what builds them from a config, and for their bases.
 ROOMS = {"backbone": "imgcls.backbones.", "data": "imgcls.data."}
-BUILDERS = ("imgcls.backbones.build",)
+BUILDERS = ("imgcls.backbones.build", "imgcls.data.base", "imgcls.data.memory")
 
 
 def allowed(target: object, kind: str, trust: Iterable[str] = ()) -> Callable[..., Any]:

@@ -1,16 +1,19 @@
 """ImageClassifier: one network, its loss, its optimizer, and what is measured of it."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from imgcls import config as configs
 from imgcls.augment import Augment, BatchAugment
@@ -176,6 +179,8 @@ class ImageClassifier(StepByStep):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.skipped = self.skipped + [b for b in checkpoint.get("skipped_batches", []) if b not in self.skipped]
         self.temperature = float(checkpoint.get("temperature", 1.0))
+        if not 0 < self.temperature < math.inf:
+            raise UserError(f"the checkpoint's temperature is {self.temperature}; expected a number above 0")
 
     def on_fit_start(self) -> None:
         self.temperature = 1.0  # it was of other weights
@@ -290,9 +295,30 @@ class ImageClassifier(StepByStep):
         return [optimizer], schedule
 
 
+class DataConfig(TypedDict, total=False):
+    """What evaluation takes of the data config of a checkpoint, beside the arguments of its class."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    root: str | None
+    exclude: str | None
+    batch_size: Annotated[int, Field(ge=1)]
+
+
+class RunConfig(TypedDict):
+    """What evaluation takes of the config of a checkpoint's run."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    cwd: str
+    data: DataConfig
+    trainer: dict[str, Any]
+
+
 def load_checkpoint(path: Path, trust: Sequence[str] = ()) -> tuple[ImageClassifier, dict[str, Any]]:
     """Returns the classifier of a checkpoint and the config of its run; raises UserError as `load_from_checkpoint`."""
     content = load_content(path)
     if not isinstance(content.get("config"), dict):
         raise UserError(f"checkpoint={path}: it was not written by imgcls train, and has no config of a run")
-    return ImageClassifier.restored(content, path, trust), content["config"]
+    missing: dict[str, Any] = {"seed": 0, "cwd": ".", "data": {}, "trainer": {}}
+    config: dict[str, Any] = configs.typed(missing | content["config"], RunConfig, "the checkpoint's config")
+    return ImageClassifier.restored(content, path, trust), config

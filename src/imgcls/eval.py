@@ -1,5 +1,6 @@
 """imgcls eval: the test of a checkpoint, on its own data or on other data with the same classes."""
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,7 @@ def data_config(
     if "_target_" in wanted:  # the user's own choice
         config = given(wanted)
     else:
-        allowed(trained["data"].get("_target_"), "data", trust)
-        config = {**trained["data"], **given(wanted)}
+        config = {**of_checkpoint(trained["data"], "root" in given(wanted), trust), **given(wanted)}
     if given(wanted, ("root",)) and not given(wanted, ("exclude",)):
         config.pop("exclude", None)  # a list of files of the root that the network was trained on
     for key in ("root", "exclude"):  # relative to where the training was started
@@ -75,6 +75,23 @@ def data_config(
             config[key] = str(Path(trained["cwd"]) / Path(config[key]).expanduser())
     prepared = ("image_size", "channels", "crop_ratio", "interpolation")
     return config | {key: getattr(spec, key) for key in prepared if key in config or key in wanted}
+
+
+def of_checkpoint(config: dict[str, Any], elsewhere: bool, trust: Sequence[str]) -> dict[str, Any]:
+    """Returns the data config of a checkpoint without what would go to the network or write files by its word.
+
+    Args:
+        elsewhere: the user says where the data lies.
+
+    Raises:
+        UserError: its class is not on the allow-list, or the data lies at an address.
+    """
+    kind = allowed(config.get("_target_"), "data", trust)
+    root = str(config.get("root"))
+    if not elsewhere and ("://" in root or root.startswith("local:")):
+        raise UserError(f"the checkpoint's data lies at {root}; to read from there give data.root={root}")
+    config = {key: value for key, value in config.items() if elsewhere or key not in ("cache", "storage_options")}
+    return config | ({"download": False} if "download" in inspect.signature(kind).parameters else {})
 
 
 def to_classes_of(classifier: Any, data: Any) -> None:

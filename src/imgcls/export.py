@@ -115,8 +115,6 @@ def real_images(
         return found[torch.arange(max(BATCHES)) % len(found)], f"images of {folder}"
     try:
         config = data_config(trained, {}, spec, trust)
-        if "download" in config:
-            config["download"] = False
         test = build_data(config, None, trained["seed"]).sets["test"]
         return torch.stack([test.picture(i % len(test)) for i in range(max(BATCHES))]), "test images"
     except (UserError, OSError) as error:

@@ -3,11 +3,13 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field, FiniteFloat
 
 from imgcls.errors import UserError
+
+LARGEST = 2**14  # pixels of the short side; more is a mistake, and would fill the memory
 
 
 @dataclass(frozen=True)
@@ -22,11 +24,11 @@ class DataSpec:
     __pydantic_config__ = ConfigDict(extra="forbid")  # where it is read from a file
 
     class_names: Sequence[str]
-    channels: int
-    image_size: int  # side of the square a network sees, in pixels
-    mean: Sequence[float]
-    std: Sequence[float]
-    interpolation: str = "bilinear"
+    channels: Annotated[int, Field(ge=1)]
+    image_size: Annotated[int, Field(ge=1)]  # side of the square a network sees, in pixels
+    mean: Sequence[FiniteFloat]
+    std: Sequence[FiniteFloat]
+    interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
     crop_ratio: float = 1.0
     mirror: bool = True  # a mirrored picture is still of its class
     bits: int | None = None  # of files of more than 8 bits, those that are used (see `decode`)
@@ -42,9 +44,12 @@ class DataSpec:
             raise UserError(f"the data has {len(self.class_names)} class; expected two or more")
         if repeated := [name for name in self.class_names if self.class_names.count(name) > 1]:
             raise UserError(f"the data has two classes called {repeated[0]!r}; expected different names")
-        if not 0 < self.crop_ratio <= 1 or self.image_size < 1 or min(self.std) <= 0:
+        if not 0 < self.crop_ratio <= 1 or not 1 <= self.resize <= LARGEST or min(self.std) <= 0:
             given = f"crop_ratio={self.crop_ratio}, image_size={self.image_size}, std={list(self.std)}"
-            raise UserError(f"data: {given}: expected a ratio above 0 and at most 1, a size of 1 or more, std above 0")
+            raise UserError(
+                f"data: {given}: expected a ratio above 0 and at most 1, std above 0, and a size of 1 or more that gives "
+                f"at most {LARGEST} pixels when divided by the ratio"
+            )
 
     @property
     def resize(self) -> int:
