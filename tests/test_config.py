@@ -279,9 +279,12 @@ def test_a_name_that_begins_like_a_number(word: str) -> None:
 
 @pytest.mark.parametrize("root", ["train", "bench"])
 def test_null_where_it_is_the_default(root: str) -> None:
-    check_groups(root, ["experiment=null", "debug=null", "sweep=null", "launcher=null"])
+    """Hydra would refuse it."""
+    assert check_groups(root, ["experiment=null", "debug=fast", "seed=1", "debug=null", "sweep=null"]) == ["seed=1"]
+    assert check_groups(root, ["debug=null", "debug=fast"]) == ["debug=fast"]
+    assert "debug=null,fast: null is no choice" in refused(check_groups, root, ["-m", "debug=null,fast"])
     assert "data=null: null is no choice" in refused(check_groups, root, ["data=null"])
-    check_groups("eval", ["data=null"])
+    assert check_groups("eval", ["data=null"]) == []
 
 
 # top-level keys

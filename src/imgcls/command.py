@@ -76,11 +76,11 @@ class BeforeRun(Callback):
     @staticmethod
     def check(config: DictConfig, mode: str) -> None:
         check_keys(config)
+        check_place(config.get("resume"), Path(expanded(config.hydra[mode].dir)))
         if mode == "sweep":
-            return  # some parts and paths may be swept: each job looks at its own
+            return  # some parts may be swept: each job looks at its own
         parts = {group: OmegaConf.to_container(config[group]) for group in PARTS if config.get(group)}
         take_unchosen(parts, config.hydra.overrides.task)
-        check_place(config.get("resume"), Path(expanded(config.hydra.run.dir)))
 
     @staticmethod
     def make(config: DictConfig, mode: str) -> None:

@@ -25,18 +25,28 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def check_groups(root: str, arguments: list[str]) -> None:
-    """Raises UserError for `group=true`, and for `group=null` where the root config has another choice: Hydra takes
-    them for faults of its own."""
-    for group, _, choice in (argument.lstrip("+").partition("=") for argument in arguments):
-        words = choice.strip("[]").split(",") if group and (CONF / group).is_dir() else []
-        if "null" in words and root_keys(root, [CONF]).get(group, "") is not None:
+def check_groups(root: str, arguments: list[str]) -> list[str]:
+    """Returns a command line without `group=null` where the root config has null, too: Hydra takes no such word.
+
+    Raises:
+        UserError: another `group=null`, or `group=true`: Hydra takes them for faults of its own.
+    """
+    kept: list[str] = []
+    for argument in arguments:
+        group, _, choice = argument.lstrip("+").partition("=")
+        words = choice.lower().strip("[]").split(",") if group and (CONF / group).is_dir() else []
+        if words == ["null"] and root_keys(root, [CONF]).get(group, "") is None:
+            kept = [word for word in kept if not word.startswith(f"{group}=")]  # the last one counts
+            continue
+        if "null" in words:
             otherwise = f"leave it out, or {nearest('', choices(group))}"
             instead = f"write {group}={NONE[group]}" if group in NONE else otherwise
             raise UserError(f"{group}={choice}: null is no choice; {instead}")
         if any(VALUE.fullmatch(word) for word in words):
             advice = nearest("", choices(group), most=40)
             raise UserError(f"{group}={choice}: there is no such choice; {advice}")
+        kept.append(argument)
+    return kept
 
 
 def check_keys(config: DictConfig) -> None:
