@@ -123,6 +123,21 @@ def test_a_wrong_name_leaves_no_directory(said: Said, given: str) -> None:
     assert not list(Path().rglob("runs*"))
 
 
+def test_what_fails_in_the_hook_before_a_run(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hydra would go on without the checks."""
+
+    def failing(config: object) -> None:
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr("imgcls.command.check_keys", failing)
+    for many in ([], ["-m", "seed=1,2"]):
+        line, _, file = said("train", *many).partition(" (traceback: ")
+        assert line == "imgcls train: RuntimeError: two lines"
+        assert "in failing" in Path(file.removesuffix(")")).read_text()
+        Path(file.removesuffix(")")).unlink()
+    assert not list(Path().rglob("runs*"))
+
+
 def test_a_data_class_of_the_users_that_fails(said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "from imgcls.data.digits import Digits\nclass Mine(Digits):\n    def __init__(self, **given):\n        None + 1\n"
     (tmp_path / "my_set.py").write_text(text)

@@ -266,9 +266,25 @@ def test_settings_of_parts_that_are_not_chosen() -> None:
     assert message == "callbacks.early_stopping: it is not chosen; write callbacks=[ema,early_stopping]"
 
 
-@pytest.mark.parametrize("given", ["debug=true", "debug=3", "callbacks=[default,false]"])
-def test_what_is_no_name_of_a_choice(given: str) -> None:
-    assert "there is no such choice; choose one of: " in refused(check_groups, ["seed=1", given])
+@pytest.mark.parametrize("word", ["true", "False", "3", "-1", "1_0", "+5", "1.", ".5", "1e5", "-.5e-3", "inf", "NaN"])
+def test_what_is_no_name_of_a_choice(word: str) -> None:
+    for given in (f"debug={word}", f"callbacks=[default,{word}]"):
+        assert "there is no such choice; choose one of: " in refused(check_groups, "train", ["seed=1", given])
+
+
+@pytest.mark.parametrize("word", ["2024_base", "3d_scans", "1.5.0", "007", "1e", "-x", "+x", ".x", "infer", "1-2"])
+def test_a_name_that_begins_like_a_number(word: str) -> None:
+    check_groups("train", [f"experiment={word}", f"data={word}", f"callbacks=[default,{word}]"])
+
+
+@pytest.mark.parametrize("root", ["train", "bench"])
+def test_null_where_it_is_the_default(root: str) -> None:
+    """Hydra would refuse it."""
+    assert check_groups(root, ["experiment=null", "debug=fast", "seed=1", "debug=null", "sweep=null"]) == ["seed=1"]
+    assert check_groups(root, ["debug=null", "debug=fast"]) == ["debug=fast"]
+    assert "debug=null,fast: null is no choice" in refused(check_groups, root, ["-m", "debug=null,fast"])
+    assert "data=null: null is no choice" in refused(check_groups, root, ["data=null"])
+    assert check_groups("eval", ["data=null"]) == []
 
 
 # top-level keys
@@ -310,6 +326,22 @@ def test_unknown_keys_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "local" / "typo.yaml").unlink()
     with initialize_config_dir(str(tmp_path)):
         check_keys(whole("mine", f"hydra.searchpath=[file://{CONF}]", "folder=y"))
+
+
+@pytest.mark.parametrize(
+    "text", [b"a: 1\n---\nb: 2\n", b"- a\n", b"text", b"", b"a: [", b"\xff\xfe\x00", b"defaults: 3"]
+)
+def test_files_beside_the_configs_that_are_none(tmp_path: Path, text: bytes) -> None:
+    (tmp_path / "other.yaml").write_bytes(text)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF)):
+        config = whole("train", f"hydra.searchpath=[file://{tmp_path}]", "+foo=1")
+        assert refused(check_keys, config).startswith("foo: there is no such key; ")
+        OmegaConf.set_struct(config, False)
+        config.other = 1  # of no root config, and not of the command line
+        del config.foo
+        config.hydra.overrides.task = []
+        assert "(a file of the config sets it)" in refused(check_keys, config)
 
 
 # nearest

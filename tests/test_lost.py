@@ -15,6 +15,8 @@ from conftest import imgcls
 from test_resume import SHORT, cut, train  # noqa: F401  (fixtures)
 
 from imgcls import resume
+from imgcls.classifier import ImageClassifier
+from imgcls.errors import UserError
 from imgcls.stopping import STOPPED
 
 Said = Callable[..., str]
@@ -106,6 +108,53 @@ def test_what_the_record_would_be_wrong_of(said: Said, cut: Path) -> None:  # no
         assert f"{wrong}: the run has come to" in said("train", "resume=cut", wrong)
     message = said("train", "resume=cut", "trainer.accelerator=cpu", "trainer.devices=2")
     assert "the checkpoint is from within an epoch, and the number of its processes is 1, here 2" in message
+
+
+@pytest.mark.parametrize(
+    "given", ["run_dir=/elsewhere", "cwd=/", "names.run=x", "++job.number=1", "git=x", "job.sweep=x"]
+)
+def test_what_a_run_has_from_its_start(given: str) -> None:
+    own = {"run_dir": "run", "cwd": "here", "git": "a", "names": {"run": ""}, "job": {"number": 0, "sweep": "s"}}
+    with pytest.raises(UserError, match=r"the run's record has it from its start; leave it out"):
+        resume.put(own, own, given)
+
+
+def test_a_run_at_a_rate_of_0(said: Said, train: Train) -> None:  # noqa: F811
+    assert train(*SHORT, "test=false", "hydra.run.dir=run", "optimizer.lr=0", stop=7) == STOPPED
+    message = said("train", "resume=run", "optimizer.lr=0.01")
+    assert "optimizer.lr=0.01: the run's rates are 0" in message and "start a new run" in message
+
+
+def test_other_ways_to_give_a_resume(said: Said, train: Train, cut: Path, tmp_path: Path) -> None:  # noqa: F811
+    file = tmp_path / "conf" / "experiment" / "mine.yaml"
+    file.parent.mkdir(parents=True)
+    for folder, message in (("cut", "a file can only set auto"), ("nowhere", "there is no run in it")):
+        file.write_text(f"# @package _global_\nresume: {folder}\n")
+        assert f"resume={folder}: {message}" in said("train", "--config-dir=conf", "experiment=mine")
+        assert f"resume={folder}: {message}" in said("train", "-m", "--config-dir=conf", "experiment=mine", "seed=1")
+    assert not list(Path().glob("runs/*-*")) and not Path("nowhere").exists()
+    assert "resume=nowhere: there is no run in it" in said("train", "++resume=nowhere")
+    assert train("++resume=cut") is None
+    assert json.loads((cut / "status.json").read_text())["status"] == "finished"
+    assert not list(Path().glob("runs/*-*"))
+
+
+@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+def test_what_to_try_is_not_what_is_set(
+    train: Train,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    on_nonfinite: str,
+) -> None:
+    loss = ImageClassifier.training_loss
+
+    def infinite(self: ImageClassifier, outputs: Any, targets: Any) -> Any:
+        logits, value = loss(self, outputs, targets)
+        return logits, value * float("nan")
+
+    monkeypatch.setattr(ImageClassifier, "training_loss", infinite)
+    message = train(*SHORT, "test=false", "hydra.run.dir=run", f"trainer.on_nonfinite={on_nonfinite}")
+    assert "a lower optimizer.lr or trainer.gradient_clip_val=1" in message
+    assert message.endswith(", or trainer.on_nonfinite=skip" if on_nonfinite == "stop" else "; 3 batches were left out")
 
 
 def test_a_resume_that_fails_changes_nothing(said: Said, train: Train, cut: Path) -> None:  # noqa: F811

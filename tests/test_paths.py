@@ -35,6 +35,7 @@ def test_a_path_is_taken_as_it_is(sign: str, value: str) -> None:
         ('data.root="~/a b"', "~/a b"),
         ("data.exclude=null", None),
         ("runs=[a,~/b c]", ["a", "~/b c"]),
+        ("runs=[${oc.env:A,b},c]", ["${oc.env:A,b}", "c"]),
         ("where=lr<0.1,backbone=resnet20", "lr<0.1,backbone=resnet20"),
         ("optimizer.lr=1e-3", 1e-3),  # no path
     ],
@@ -45,7 +46,14 @@ def test_what_hydras_grammar_has_already(word: str, value: Any) -> None:
 
 @pytest.mark.parametrize(
     ("value", "jobs"),
-    [("~/a b,it's", ["'~/a b'", "'it\\'s'"]), ("'a,b',c", ["'a,b'", "c"]), ("choice(a,b)", ["a", "b"])],
+    [
+        ("~/a b,it's", ["'~/a b'", "'it\\'s'"]),
+        ("'a,b',c", ["'a,b'", "c"]),
+        ("choice(a,b)", ["a", "b"]),
+        ("${oc.env:DATA,/x}", ["'${oc.env:DATA,/x}'"]),
+        ("${oc.env:A,${oc.env:B,${c}}}/d,e", ["'${oc.env:A,${oc.env:B,${c}}}/d'", "e"]),
+        ("${a,b", ["'${a'", "b"]),
+    ],
 )
 def test_a_comma_parts_jobs(value: str, jobs: list[str]) -> None:
     assert list(parsed(quoted(["-m", f"data.root={value}"])[1]).sweep_string_iterator()) == jobs

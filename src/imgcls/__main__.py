@@ -120,10 +120,9 @@ def _run(verb: str, arguments: list[str]) -> None:
 
     from imgcls import messages, paths
 
-    sys.argv = [sys.argv[0], *paths.quoted(arguments)]
     module = importlib.import_module(f"imgcls.{verb}")
     try:
-        messages.check_groups(arguments)
+        sys.argv = [sys.argv[0], *paths.quoted(messages.check_groups(verb, arguments))]
         if verb == "train":
             sys.argv = importlib.import_module("imgcls.resume").hydra_arguments(sys.argv)
         module.main()

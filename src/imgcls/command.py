@@ -2,8 +2,10 @@
 
 import logging
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import hydra
@@ -17,6 +19,7 @@ from imgcls import config
 from imgcls.errors import UserError, one_line
 from imgcls.messages import PARTS, check_keys, take_unchosen
 from imgcls.paths import CONF, expanded
+from imgcls.run import check_place
 from imgcls.stopping import rank
 
 log = logging.getLogger(__name__)
@@ -52,28 +55,44 @@ class BeforeRun(Callback):
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         HydraConfig.instance().set_config(config)  # as Hydra does next: the directory is named by it
-        parts = {group: OmegaConf.to_container(config[group]) for group in PARTS if config.get(group)}
-        self.begin(config, "run", parts)
+        self.begin(config, "run")
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        self.begin(config, "sweep", {})  # of the parts, some may be swept: each job looks at its own
+        self.begin(config, "sweep")
+
+    def begin(self, config: DictConfig, mode: str) -> None:
+        """Checks the names, and makes the directory. Of what a hook raises, Hydra passes on an exit alone."""
+        name = config.hydra.help.app_name
+        try:
+            self.check(config, mode)
+            self.make(config, mode)
+        except UserError as error:
+            sys.exit(f"{name}: {one_line(error)}")
+        except Exception as error:  # there is no log file yet
+            with NamedTemporaryFile("w", prefix="imgcls-", suffix=".log", delete=False) as file:
+                traceback.print_exc(file=file)
+            sys.exit(f"{name}: {type(error).__name__}: {' '.join(str(error).split())} (traceback: {file.name})")
 
     @staticmethod
-    def begin(config: DictConfig, mode: str, parts: dict[str, Any]) -> None:
-        """Checks the names, and makes the directory. Of what a hook raises, Hydra passes on an exit alone."""
+    def check(config: DictConfig, mode: str) -> None:
+        check_keys(config)
+        check_place(config.get("resume"), Path(expanded(config.hydra[mode].dir)))
+        if mode == "sweep":
+            return  # some parts may be swept: each job looks at its own
+        parts = {group: OmegaConf.to_container(config[group]) for group in PARTS if config.get(group)}
+        take_unchosen(parts, config.hydra.overrides.task)
+
+    @staticmethod
+    def make(config: DictConfig, mode: str) -> None:
         folder = Path(expanded(config.hydra[mode].dir))
         given = any(override.startswith("hydra.sweep.dir=") for override in config.hydra.overrides.hydra)
+        with read_write(config.hydra), read_write(config.hydra[mode]):
+            config.hydra[mode].dir = str(folder)
         try:
-            check_keys(config)
-            take_unchosen(parts, config.hydra.overrides.task)
-            with read_write(config.hydra), read_write(config.hydra[mode]):
-                config.hydra[mode].dir = str(folder)
             if mode == "run" or given:  # else imgcls.sweep may take another
                 folder.mkdir(parents=True, exist_ok=True)
-        except UserError as error:
-            sys.exit(f"{config.hydra.help.app_name}: {one_line(error)}")
         except OSError as error:
-            sys.exit(
-                f"{config.hydra.help.app_name}: hydra.{mode}.dir={folder}: the folder can't be made "
-                f"({error.strerror}); give another, or make room or allow it"
-            )
+            raise UserError(
+                f"hydra.{mode}.dir={folder}: the folder can't be made ({error.strerror}); give another, or make room "
+                "or allow it"
+            ) from error

@@ -41,9 +41,11 @@ def fit(
             fit_once(trainer, classifier, data, run_dir, checkpoint)
             return pieces
         except NonFiniteLoss as error:
-            if config["trainer"].get("on_nonfinite") != "skip" or len(skipped) == MOST_SKIPS:
+            skips = config["trainer"].get("on_nonfinite") == "skip"
+            if not skips or len(skipped) == MOST_SKIPS:
                 if trainer.is_global_zero:
-                    raise
+                    more = f"; {MOST_SKIPS} batches were left out" if skips else ", or trainer.on_nonfinite=skip"
+                    raise NonFiniteLoss(f"{error}{more}") from error
                 sys.exit(0)  # rank 0 says it
             skipped.append(error.batch)
             if trainer.is_global_zero:

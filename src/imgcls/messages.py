@@ -14,6 +14,10 @@ from imgcls.paths import CONF
 NONE = {"callbacks": "[]", "logger": "[]", "scheduler": "constant", "augment": "none", "finetune": "none"}
 
 
+WHOLE, DIGITS = r"(?:0|[1-9](?:_?\d)*)", r"\d(?:_?\d)*"
+VALUE = re.compile(  # what Hydra's grammar reads as a truth value or a number
+    rf"(?i)true|false|[-+]?(?:(?:{WHOLE}\.?|{WHOLE}?\.{DIGITS})(?:e[-+]?{DIGITS})?|inf|nan)"
+)
 PARTS = ("callbacks", "logger")  # groups of which several files are chosen, each for the parts that it names
 
 
@@ -21,17 +25,28 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-def check_groups(arguments: list[str]) -> None:
-    """Raises UserError for `group=null` and `group=true`: Hydra takes them for faults of its own."""
-    for group, _, choice in (argument.lstrip("+").partition("=") for argument in arguments):
-        words = choice.strip("[]").split(",") if group and (CONF / group).is_dir() else []
+def check_groups(root: str, arguments: list[str]) -> list[str]:
+    """Returns a command line without `group=null` where the root config has null, too: Hydra takes no such word.
+
+    Raises:
+        UserError: another `group=null`, or `group=true`: Hydra takes them for faults of its own.
+    """
+    kept: list[str] = []
+    for argument in arguments:
+        group, _, choice = argument.lstrip("+").partition("=")
+        words = choice.lower().strip("[]").split(",") if group and (CONF / group).is_dir() else []
+        if words == ["null"] and root_keys(root, [CONF]).get(group, "") is None:
+            kept = [word for word in kept if not word.startswith(f"{group}=")]  # the last one counts
+            continue
         if "null" in words:
             otherwise = f"leave it out, or {nearest('', choices(group))}"
             instead = f"write {group}={NONE[group]}" if group in NONE else otherwise
             raise UserError(f"{group}={choice}: null is no choice; {instead}")
-        if any(re.fullmatch(r"(?i)true|false|[-+.\d].*", word) for word in words):
+        if any(VALUE.fullmatch(word) for word in words):
             advice = nearest("", choices(group), most=40)
             raise UserError(f"{group}={choice}: there is no such choice; {advice}")
+        kept.append(argument)
+    return kept
 
 
 def check_keys(config: DictConfig) -> None:
@@ -46,7 +61,7 @@ def check_keys(config: DictConfig) -> None:
     hydra = config.hydra
     folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
     known = {"hydra", *(group.partition("/")[0] for group in hydra.runtime.choices)}
-    known |= root_keys(hydra.job.config_name, folders)
+    known |= {*root_keys(hydra.job.config_name, folders)}
     given = [re.split("[.=@/]", override.lstrip("+~"))[0] for override in hydra.overrides.task]
     files = {path.stem for folder in folders for path in folder.glob("*.yaml")}
     for key in [*given, *map(str, config)]:
@@ -58,16 +73,22 @@ def check_keys(config: DictConfig) -> None:
         raise UserError(f"{key}: there is no such key{place}; {nearest(key, known)}")
 
 
-def root_keys(name: str, folders: list[Path]) -> set[str]:
-    """Returns the top-level keys and groups of a root config, and of the root configs that it takes in."""
+def root_keys(name: str, folders: list[Path]) -> dict[str, Any]:
+    """Returns the top-level keys of a root config with their values and its groups with their choices, and those of
+    the root configs that it takes in. A file that is no config, such as one of several documents, has none."""
     path = next((path for folder in folders if (path := folder / f"{name}.yaml").is_file()), None)
-    root = yaml.safe_load(path.read_text()) if path else {}
-    keys = set(root) - {"defaults"}
-    for entry in root.get("defaults", []):
-        if isinstance(entry, str):
-            keys |= root_keys(entry.strip("/"), folders) if entry != "_self_" else set()
-        else:  # {"optional local": default}, {"data@validation": digits}
-            keys |= {re.split("[./]", key.split()[-1].rpartition("@")[2].lstrip("/"))[0] for key in entry}
+    try:
+        root = yaml.safe_load(path.read_text()) if path else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):  # type: ignore[attr-defined]
+        root = None
+    keys = {str(key): value for key, value in root.items()} if isinstance(root, dict) else {}
+    entries = keys.pop("defaults", None)
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, str) and entry not in ("_self_", name):
+            keys |= root_keys(entry.strip("/"), folders)
+        elif isinstance(entry, dict):  # {"optional local": default}, {"data@validation": digits}
+            groups = {str(group).split()[-1].rpartition("@")[2].lstrip("/"): entry[group] for group in entry}
+            keys |= {re.split("[./]", group)[0]: choice for group, choice in groups.items()}
     return keys
 
 
@@ -78,8 +99,8 @@ def take_unchosen(config: Mapping[str, Any], overrides: Iterable[str]) -> list[s
     Raises:
         UserError: the settings are from the command line.
     """
-    resumed = [override for override in overrides if override.startswith("resume=")]
-    if resumed and resumed[-1] not in ("resume=auto", "resume=null"):
+    resumed = [override for override in overrides if override.lstrip("+").startswith("resume=")]
+    if resumed and resumed[-1].lstrip("+") not in ("resume=auto", "resume=null"):
         return []  # the settings go into the run's own config, which has the parts that it chose
     lines = []
     for group in PARTS:

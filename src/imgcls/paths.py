@@ -19,7 +19,10 @@ PATHS = (
 CONDITIONS = ("where", "baseline")  # of compare: `=`, `<` and `,` are their own, not of Hydra's grammar
 ONE = ("hydra.*", "resume")  # under -m these have one value, so that a comma parts nothing
 QUOTES = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
-PIECE = re.compile(rf"({QUOTES}|\[[^]]*\]|(?:choice|range|glob|sort|shuffle)\([^)]*\)|[^,]+)(?:,|$)")
+BRACES = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"  # of an interpolation, and two more within one another
+PIECE = re.compile(
+    rf"({QUOTES}|\[(?:\${BRACES}|[^]])*\]|(?:choice|range|glob|sort|shuffle)\([^)]*\)|(?:\${BRACES}|[^,])+)(?:,|$)"
+)
 GRAMMAR = re.compile(rf"{QUOTES}|\{{.*\}}|(?:choice|range|glob|sort|shuffle)\(.*\)|null|\?\?\?", re.DOTALL)
 OTHER = re.compile(r"(?i)[-+]?\.?\d.*|[-+]?inf|nan|true|false")  # Hydra may read it as no text
 

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from imgcls.errors import InUse, UserError, nearest
-from imgcls.run import hydra_quoted, rerooted, shown, write_text
+from imgcls.run import check_place, hydra_quoted, rerooted, shown, write_text
 from imgcls.stopping import rank
 
 log = logging.getLogger(__name__)
@@ -31,24 +31,22 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
         UserError: there is no run in it; or of ranks that torchrun or srun started, each would make a directory.
     """
     started = int(os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("WORLD_SIZE") or 1)
-    if started > 1 and not any(a.startswith(("hydra.run.dir=", "resume=")) for a in arguments):
+    bare = [a.lstrip("+") for a in arguments]
+    if started > 1 and not any(a.startswith(("hydra.run.dir=", "resume=")) for a in bare):
         raise UserError(f"{started} processes were started for one run: give all of them one folder, hydra.run.dir=…")
     many = "-m" in arguments or "--multirun" in arguments
     if not many:
         refuse_sweep(arguments)
     if many and any(a.startswith("sweep.") for a in arguments) and not any(a.startswith("sweep=") for a in arguments):
         arguments = [*arguments, "sweep=grid"]
-    given = [a.partition("=")[2] for a in arguments if a.startswith("resume=")]
+    given = [a.partition("=")[2] for a in bare if a.startswith("resume=")]
     given = [path[1:-1].replace("\\'", "'") if path[:1] in ("'", '"') else path for path in given]
     if not given or given[-1] in ("", "null", "auto"):
         return arguments
     if many:
         raise UserError(f"resume={given[-1]} goes on with one run; for the runs of a sweep give resume=auto")
     folder = Path(given[-1]).expanduser()
-    if not (folder / "config.yaml").is_file():
-        raise UserError(
-            f"resume={given[-1]}: there is no run in it (no config.yaml); expected a run directory, or auto"
-        )
+    check_place(given[-1], folder)
     of_a_choice = re.compile(r"(?!hydra\.)\w+\.[\w.]+=")  # that Hydra may not compose here; `put` knows the run's keys
     arguments = [f"++{a}" if of_a_choice.match(a) else a for a in arguments]
     return [*arguments, f"hydra.run.dir={hydra_quoted(str(folder.absolute()))}", "hydra.output_subdir=null"]
@@ -76,6 +74,7 @@ def resumed(config: dict[str, Any], run_dir: Path, changed: list[str]) -> dict[s
     config = {**config, "resume": None}
     if wanted is None:
         return config
+    check_place(wanted, run_dir)
     if wanted == "auto" and not (run_dir / "config.yaml").is_file():
         return config
     try:
@@ -113,6 +112,8 @@ def put(own: dict[str, Any], composed: dict[str, Any], override: str) -> None:
         raise UserError(
             f"{override}: the checkpoint has its state; of this, optimizer.lr alone can be changed on the way"
         )
+    if key.split(".")[0] in ("run_dir", "cwd", "names", "job", "git"):
+        raise UserError(f"{override}: the run's record has it from its start; leave it out")
     if key in ("seed", "optimized_metric"):
         raise UserError(f"{override}: the run began with {own[key]}, and its record would be wrong; start a new run")
     if key in ("trainer.max_epochs", "trainer.max_steps") and whole["scheduler"]["_target_"].endswith("one_cycle"):

@@ -20,6 +20,8 @@ from typing import Any
 
 import yaml
 
+from imgcls.errors import UserError
+
 log = logging.getLogger(__name__)
 
 
@@ -202,6 +204,17 @@ def shown(path: Path | str) -> str:
     """Returns a path as short as it can be written here."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
+
+
+def check_place(wanted: str | None, run_dir: Path) -> None:
+    """Raises UserError where `resume` names no run, or not the one that Hydra works in: a file has set it."""
+    if wanted in (None, "auto"):
+        return
+    folder = Path(str(wanted)).expanduser()
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"resume={wanted}: there is no run in it (no config.yaml); expected a run directory, or auto")
+    if folder.resolve() != run_dir.resolve():
+        raise UserError(f"resume={wanted}: a file can only set auto; give it on the command line of imgcls train")
 
 
 def hydra_quoted(text: str) -> str:

@@ -167,6 +167,10 @@ class Safeguard(Checkpoint):
         self.metrics, self.within = checkpoint.get("metrics", {}), checkpoint.get("within_epoch", {})
         if trainer.state.fn == TrainerFn.FITTING:
             now, before = (h["optimizer"].get("lr") for h in (pl_module.hparams, checkpoint["hyper_parameters"]))
+            if now != before and not before:
+                raise UserError(
+                    f"optimizer.lr={now}: the run's rates are {before}, and can't be scaled; start a new run"
+                )
             if now != before:  # given at the resume
                 scale_rates(checkpoint, now / before)
         size = trainer.datamodule.batch_size  # type: ignore[attr-defined]
@@ -194,7 +198,7 @@ class Safeguard(Checkpoint):
             what = f"the network is not finite after {where}; tensors with NaN or infinity: {len(spoilt)}, such as {spoilt[0]}"
         sound, _ = newest(self.path.parent)
         before = f"The weights before are in {shown(sound)}: try" if sound else "There is no checkpoint before it: try"
-        advice = "a lower optimizer.lr, trainer.gradient_clip_val=1, or trainer.on_nonfinite=skip"
+        advice = "a lower optimizer.lr or trainer.gradient_clip_val=1"
         error = NonFiniteLoss(f"{what}. {before} {advice}")
         error.batch = (epoch, index)
         return error
