@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -410,6 +411,15 @@ def test_eval_takes_the_list_of_its_root_alone(clean: Path) -> None:
     assert data_config(trained, {}, spec)["exclude"] == "/start/list"
     assert "exclude" not in data_config(trained, {"root": "other"}, spec)
     assert data_config(trained, {"root": "other", "exclude": "mine"}, spec)["exclude"] == "mine"
+
+
+def test_eval_takes_the_bits_that_the_set_names_where_training_had_none(clean: Path) -> None:
+    spec, trained = loaded(clean, None).spec, {"data": {}, "cwd": "/"}
+    wanted = {"_target_": "imgcls.data.imagefolder.ImageFolder", "root": "deep", "bits": 12}
+    ten = replace(spec, bits=10)
+    assert data_config(trained, wanted, spec)["bits"] == 12
+    assert data_config(trained, wanted, ten)["bits"] == 10
+    assert data_config(trained, wanted, ten, overrides=["data.bits=12"])["bits"] == 12
 
 
 def test_the_config() -> None:

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+
 from imgcls import config as configs
 from imgcls.allowed import allowed
 from imgcls.command import verb
@@ -26,7 +28,8 @@ def main(config: dict[str, Any], run_dir: Path) -> float:
     trainer_config = {**EVALUATION, **given(trained["trainer"], CARRIED), **given(config["trainer"])}
     if config["split"] not in ("test", "val", "train", "all"):
         raise UserError(f"split={config['split']}: expected test, val, train or all")
-    wanted = data_config(trained, config["data"], classifier.spec, trusted(config))
+    overrides = HydraConfig.get().overrides.task
+    wanted = data_config(trained, config["data"], classifier.spec, trusted(config), overrides)
     data = build_data(wanted, None, trained["seed"], config["split"])
     to_classes_of(classifier, data)
     trainer = build_trainer(trainer_config, [], [], run_dir)
@@ -55,11 +58,12 @@ def given(config: dict[str, Any] | None, keys: tuple[str, ...] | None = None) ->
 
 
 def data_config(
-    trained: dict[str, Any], wanted: dict[str, Any], spec: Any, trust: Sequence[str] = ()
+    trained: dict[str, Any], wanted: dict[str, Any], spec: Any, trust: Sequence[str] = (), overrides: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Returns the config of the data to test on: another set, or the run's own with what differs.
 
-    Images are prepared as the network expects them, whichever set they are of.
+    Images are prepared as the network expects them, whichever set they are of. The `bits` that the network was trained
+    with are used, too, unless one of the command line's overrides sets them.
 
     Raises:
         UserError: the checkpoint names a class for its data that is not on the allow-list.
@@ -73,7 +77,9 @@ def data_config(
     for key in ("root", "exclude"):  # relative to where the training was started
         if config.get(key) and not given(wanted, (key,)) and "://" not in config[key]:
             config[key] = str(Path(trained["cwd"]) / Path(config[key]).expanduser())
-    prepared = ("image_size", "channels", "crop_ratio", "interpolation")
+    prepared = ["image_size", "channels", "crop_ratio", "interpolation"]
+    if spec.bits is not None and not any(override.lstrip("+").startswith("data.bits=") for override in overrides):
+        prepared.append("bits")
     return config | {key: getattr(spec, key) for key in prepared if key in config or key in wanted}
 
 

@@ -165,6 +165,39 @@ def test_floats_with_gaps(tmp_path: Path) -> None:
     assert image[0].tolist() == [0, 255, 0, 255] and image[1:].unique().tolist() == [102]
 
 
+@pytest.mark.parametrize("bits", [8, 12])
+def test_infinity_is_white_with_bits(tmp_path: Path, bits: int) -> None:
+    Image.fromarray(np.array([[np.inf, -np.inf, np.nan, 2**bits - 1]], np.float32)).save(tmp_path / "a.tiff")
+    assert decode(str(tmp_path / "a.tiff"), 1, bits=bits).flatten().tolist() == [255, 0, 0, 255]
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_numbers_below_black_are_refused_with_bits(tmp_path: Path, kind: type) -> None:
+    Image.fromarray(np.array([[-3000, 4095]], kind)).save(tmp_path / "a.tiff")
+    with pytest.raises(UnreadableImage, match="are from -3000 to 4095, not 0 to 4095: shift them, so that 0 is black"):
+        decode(str(tmp_path / "a.tiff"), 1, bits=12)
+
+
+def write_unsigned_tiff(path: Path, values: list[int]) -> None:
+    """Writes a TIFF of one row of unsigned 32-bit integers, which is the type where the file names none."""
+    facts = [(256, len(values)), (257, 1), (258, 32), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1)]
+    facts.append((279, 4 * len(values)))
+    tags = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in facts)
+    content = struct.pack(f"<{len(values)}I", *values)
+    directory = struct.pack("<H", len(facts)) + tags + bytes(4)
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(content)) + content + directory)
+
+
+def test_unsigned_32_bit_integers(tmp_path: Path) -> None:
+    path = tmp_path / "a.tiff"
+    write_unsigned_tiff(path, [0, 2**31 - 1, 2**31, 2**32 - 1])
+    assert decode(str(path), 1, bits=32).flatten().tolist() == [0, 127, 128, 255]
+    assert decode(str(path), 1, bits=31).flatten().tolist() == [0, 255, 255, 255]
+    assert header(str(path))[2:] == ("unsigned 32-bit integers", 255, 2**32 - 1)
+    with pytest.raises(UnreadableImage, match="unsigned 32-bit integers are from 0 to 4.29497e\\+09, not 0 to 255"):
+        decode(str(path), 1)
+
+
 def test_16_bit_colours_of_which_some_are_used(tmp_path: Path) -> None:
     rows = np.tile(np.array([4095, 2048, 0], ">u2"), (HEIGHT, WIDTH))
     write_deep_png(tmp_path / "a.png", 2, rows)

@@ -113,7 +113,55 @@ def test_classes_with_the_names_of_splits(tmp_path: Path, caplog: pytest.LogCapt
     assert caplog.messages == []
 
 
-@pytest.mark.parametrize("classes", [("Training", "Testing"), ("train_images", "val_images", "test_images")])
+@pytest.mark.parametrize(
+    "tree",
+    [
+        ("invalid/y", "valid/x"), ("bus/x", "car/x", "train/x"), ("bus/y", "car", "train/a", "train/b"),
+        ("bus/a", "bus/b", "car/a", "car/b", "train/a", "train/b"), ("bus/x", "test/x", "train/x"),
+    ],
+)  # fmt: skip
+def test_classes_with_the_names_of_splits_and_folders_in_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, tree: tuple[str, ...]
+) -> None:
+    write_split(tmp_path, "set", 9, tree)
+    data = ready(tmp_path / "set")
+    assert data.spec.class_names == tuple(sorted({place.split("/")[0] for place in tree}))
+    assert sum(len(data.sets[split]) for split in SPLITS) == 9 * len(tree)
+    (line,) = caplog.messages
+    assert line.startswith(f"{tmp_path}/set is read as one set without splits: ") and line.endswith(
+        "classes, as are the folders beside"
+    )
+
+
+@pytest.mark.parametrize(
+    "beside", [("figures", "notes"), ("extra/cat", "extra/dog"), ("val_images/cat", "test_images/cat"), ("unlabelled",)]
+)
+def test_a_train_folder_stays_a_split(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, beside: tuple[str, ...]
+) -> None:
+    """Beside a few pictures, one more folder, or folders that are called nearly as splits."""
+    write_split(tmp_path, "train", 9)
+    for place in beside:
+        write_picture(tmp_path / place / "0.png")
+    assert ready(tmp_path).spec.class_names == CLASSES
+    assert "left out beside them: " + ", ".join(sorted({p.split("/")[0] for p in beside})) in caplog.text
+
+
+@pytest.mark.parametrize("classes", [("test_tube", "train_station"), ("Test-positive", "Train"), ("eval1", "eval2")])
+def test_classes_that_begin_as_splits(tmp_path: Path, classes: tuple[str, ...]) -> None:
+    write_split(tmp_path, "", 9, classes)
+    assert ready(tmp_path).spec.class_names == classes
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ("Training", "Testing"),
+        ("train_images", "val_images", "test_images"),
+        ("trainset", "Test-2"),
+        ("train2017", "val2017"),
+    ],
+)
 def test_splits_that_would_be_classes(tmp_path: Path, classes: tuple[str, ...]) -> None:
     write_split(tmp_path, "", 3, classes)
     assert "splits, no classes; expected root/train/<class>/…" in refused(tmp_path)
@@ -161,6 +209,25 @@ def test_training_where_test_lacks_a_class(
     target, predicted = (table[column].map(names) for column in ("target", "prediction"))
     f1 = f1_score(target, predicted, average="macro", zero_division=0)
     assert measured["test/f1"] == pytest.approx(f1) == json.loads(Path("again/metrics.json").read_text())["test/f1"]
+
+
+def test_other_data_is_read_with_the_bits_of_training(here: Callable[..., None], tmp_path: Path) -> None:
+    for name, grey in (("dark", 600), ("light", 3400)):
+        for i in range(20):
+            path = tmp_path / "deep" / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            noise = np.random.default_rng(i).integers(-200, 200, (16, 16))
+            Image.fromarray((grey + noise).astype(np.uint16)).save(path)
+    data = ["data=imagefolder", "data.root=deep"]
+    options = ["data.bits=12", "data.channels=1", "data.image_size=16", "data.batch_size=8", "data.num_workers=0"]
+    epochs = ["trainer.max_epochs=2", "hydra.run.dir=run"]
+    here("train", *data, *options, "backbone=simple_cnn", "logger=csv", *epochs)
+    for name, arguments in (("own", []), ("other", data), ("mine", [*data, "data.bits=16"])):
+        here("eval", "checkpoint=run", "split=test", "data.num_workers=0", *arguments, f"hydra.run.dir={name}")
+    own, other, mine = (
+        json.loads(Path(name, "metrics.json").read_text())["test/loss"] for name in ("own", "other", "mine")
+    )
+    assert other == own != mine
 
 
 def test_a_class_that_only_val_has(tmp_path: Path) -> None:

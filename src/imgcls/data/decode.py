@@ -21,7 +21,8 @@ warnings.filterwarnings("ignore", message="The image decoding and encoding capab
 
 MAX_PIXELS = 178_956_970  # where Pillow, too, takes an image for a bomb
 Image.MAX_IMAGE_PIXELS = None  # `_opened` looks for itself, at a limit that can be set
-FLOATS, COLOURS = "floats", "16-bit colours"  # types of numbers, as `Header` says them
+# Types of numbers, as `Header` says them.
+FLOATS, COLOURS, UNSIGNED = "floats", "16-bit colours", "unsigned 32-bit integers"
 EXTENSIONS = frozenset([".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"])
 FAULTS = (RuntimeError, OSError, ValueError, SyntaxError, EOFError)  # what decoders raise
 
@@ -46,11 +47,11 @@ def decode(path: str, channels: int, max_pixels: int = MAX_PIXELS, bits: int | N
     transparency is dropped.
 
     Of images of more than 8 bits, `2**bits - 1` is white. Without `bits` the type of the numbers decides: white is
-    65535 of 16-bit integers, 255 of 32-bit ones, 1 of floats. NaN is black.
+    65535 of 16-bit integers, 255 of 32-bit ones, 1 of floats. NaN is black, infinity white.
 
     Raises:
-        UnreadableImage: the file is missing, empty, truncated, no image, one of more than `max_pixels`, or without
-            `bits` one with numbers beyond black and white.
+        UnreadableImage: the file is missing, empty, truncated, no image, one of more than `max_pixels`, one with
+            numbers below black, or without `bits` one with numbers beyond white.
     """
     try:
         data = np.fromfile(path, np.uint8)
@@ -125,7 +126,7 @@ def header(path: str, max_pixels: int = MAX_PIXELS) -> Header:
             numbers, white = _numbers(opened)
             out = Header(opened.format or "", opened.mode, numbers, white)
             if numbers:
-                values = _finite(opened, white)
+                values = _finite(opened, numbers, white)
                 peak = 256 * values.max() + 255 if numbers == COLOURS else values.max()  # the upper 8 bits were read
                 out = out._replace(peak=float(peak))
     except FAULTS:
@@ -139,13 +140,18 @@ def _numbers(opened: ImageFile.ImageFile) -> tuple[str, float]:
         return FLOATS, 1.0
     if opened.mode.startswith("I;16") or (opened.mode == "I" and opened.format in ("PNG", "PPM")):
         return "16-bit integers", 65535.0
+    if opened.mode == "I" and "I;32N" in str(opened.tile):  # Pillow's word for TIFF's unsigned ones
+        return UNSIGNED, 255.0
     if opened.mode == "I":
         return "32-bit integers", 255.0
     return (COLOURS, 65535.0) if re.search("[ABKX];16[BLN]", str(opened.tile)) else ("", 255.0)
 
 
-def _finite(image: Image.Image, white: float) -> np.ndarray:
-    return np.nan_to_num(np.asarray(image, dtype=np.float64), nan=0.0, posinf=white, neginf=0.0)
+def _finite(image: Image.Image, numbers: str, white: float) -> np.ndarray:
+    values = np.asarray(image)
+    if numbers == UNSIGNED:  # Pillow takes those from 2**31 on for negative
+        values = values.view(np.uint32)
+    return np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=white, neginf=0.0)
 
 
 def _pillow(opened: ImageFile.ImageFile, bits: int | None) -> Tensor:
@@ -153,13 +159,13 @@ def _pillow(opened: ImageFile.ImageFile, bits: int | None) -> Tensor:
     numbers, white = _numbers(opened)
     image = ImageOps.exif_transpose(opened)
     if image.mode.startswith(("I", "F")):
-        values, slack = _finite(image, white), 0.5 if numbers == FLOATS else 0.0  # filters leave floats a bit outside
+        white = white if bits is None else 2.0**bits - 1
+        values, slack = _finite(image, numbers, white), 0.5 * white if numbers == FLOATS else 0.0  # filters overshoot
         low, high = values.min(initial=0), values.max(initial=0)
-        if bits is None and (low < -slack * white or high > (1 + slack) * white):
-            raise ValueError(
-                f"its {numbers} are from {low:g} to {high:g}, not 0 to {white:g}: data.bits says what is white"
-            )
-        array = _to_8_bits(values, white if bits is None else 2**bits - 1)
+        if low < -slack or (bits is None and high > white + slack):
+            advice = "data.bits says what is white" if bits is None else "shift them, so that 0 is black"
+            raise ValueError(f"its {numbers} are from {low:g} to {high:g}, not 0 to {white:g}: {advice}")
+        array = _to_8_bits(values, white)
     else:
         if "transparency" in image.info:
             image = image.convert("RGBA")  # Pillow asks for this step
