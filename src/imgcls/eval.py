@@ -96,7 +96,7 @@ def of_checkpoint(config: dict[str, Any], elsewhere: bool, trust: Sequence[str])
     root = str(config.get("root"))
     if not elsewhere and ("://" in root or root.startswith("local:")):
         raise UserError(f"the checkpoint's data lies at {root}; to read from there give data.root={root}")
-    config = {key: value for key, value in config.items() if elsewhere or key not in ("cache", "storage_options")}
+    config = {key: value for key, value in config.items() if key not in ("cache", "storage_options")}
     return config | ({"download": False} if "download" in inspect.signature(kind).parameters else {})
 
 
