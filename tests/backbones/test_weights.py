@@ -254,7 +254,6 @@ def test_a_file_that_is_no_state_dict(content: Any, tmp_path: Path) -> None:
         load(tmp_path / "no.pth")
 
 
-@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 @pytest.mark.parametrize(
     "odd", [{1: torch.zeros(2)}, {None: torch.zeros(2)}, {"bias": torch.zeros(2, device="meta")},
             {"bias": torch.zeros(2).to_sparse()}, {"bias": torch.zeros(2, dtype=torch.complex64)}]

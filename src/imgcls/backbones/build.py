@@ -147,7 +147,7 @@ def load_safetensors(path: Path) -> tuple[Any, list[str] | None]:
 def load_tensors(path: Path) -> Any:
     """Loads a file of torch.save that holds nothing but tensors and plain Python; code in it is never run."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Detected pickle protocol")
+        warnings.filterwarnings("ignore", message="Detected pickle protocol|Validating sparse tensor")
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
