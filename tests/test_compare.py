@@ -24,7 +24,8 @@ from test_conf import composed
 
 from imgcls import compare
 from imgcls.importance import importances
-from imgcls.runs import Damaged, curves, differences, read_runs
+from imgcls.run import write_config
+from imgcls.runs import Damaged, curves, differences, read_config, read_runs
 
 Here = Callable[..., None]
 base = cache(composed)
@@ -257,6 +258,23 @@ def test_malformed_files_damage_their_own_run_alone(here: Here, capsys: pytest.C
         (Path("runs/good/environment.json")).write_text(json.dumps({file: json.loads(content)}))
         with pytest.raises(Damaged, match="environment.json can't be read"):
             differences(Path("runs/good"), Path("runs/good"))
+
+
+def test_aliases_are_neither_read_nor_written(here: Here) -> None:
+    """Nine lines of them can stand for more than memory holds."""
+    write_run(Path("runs/good"))
+    for name, first, more in (("lists", "[x, x]", "[{}]"), ("maps", "{x: 1}", "{{<<: [{}]}}")):
+        lines = [f"a0: &a0 {first}"]
+        for i in range(1, 10):
+            lines.append(f"a{i}: &a{i} " + more.format(", ".join([f"*a{i - 1}"] * 9)))
+        (write_run(Path(f"runs/{name}")) / "config.yaml").write_text("\n".join(lines))
+    found = read_runs("runs").set_index("name")
+    assert found["status"].to_dict() == {"good": "finished", "lists": "damaged", "maps": "damaged"}
+    assert found.loc["lists", "reason"] == "config.yaml can't be read: it has aliases, which no run writes"
+    shared = ["*", "&"]
+    config = {"names": {"run": "a*b"}, "one": shared, "other": shared}
+    write_config(Path("runs/good"), config)
+    assert read_config(Path("runs/good")) == config
 
 
 def test_values_of_any_type_and_names_of_the_table(here: Here) -> None:

@@ -141,7 +141,18 @@ def write_record(run_dir: Path, config: dict[str, Any], data: dict[str, Any]) ->
 
 def write_config(run_dir: Path, config: dict[str, Any]) -> None:
     """Writes what a resume goes on with."""
-    write_text(run_dir / "config.yaml", yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+    write_text(run_dir / "config.yaml", yaml_text(config))
+
+
+class PlainDumper(yaml.SafeDumper):  # type: ignore[name-defined,misc]
+    """Writes what stands in several places at each of them, and no aliases, which `imgcls compare` does not read."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def yaml_text(content: dict[str, Any]) -> str:
+    return yaml.dump(content, Dumper=PlainDumper, sort_keys=False, allow_unicode=True)
 
 
 def write_text(path: Path, text: str) -> None:

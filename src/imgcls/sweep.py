@@ -29,7 +29,7 @@ from imgcls.best import Metrics, direction, optimised
 from imgcls.errors import InUse, UserError, nearest, one_line
 from imgcls.jobs import Job, Jobs, job_name, short_hash
 from imgcls.launchers import keep_apart, outcomes, stoppable
-from imgcls.run import hydra_quoted, shown
+from imgcls.run import hydra_quoted, shown, yaml_text
 from imgcls.space import Settings, choices, overrides
 from imgcls.stopping import SIGNALS
 
@@ -132,7 +132,7 @@ class Sweep(Sweeper):
         self.folder.mkdir(parents=True, exist_ok=True)
         words = {"name": self.folder.name, "command": shlex.join(sys.orig_argv), **self.identity}
         limit = {"n_trials": self.settings.n_trials} if self.settings.sampler else {}
-        path.write_text(yaml.safe_dump(words | limit, sort_keys=False, allow_unicode=True))
+        path.write_text(yaml_text(words | limit))
 
     def grid(self) -> None:
         """Runs a job for each combination, but those that a former start of this name has finished."""

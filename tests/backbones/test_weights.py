@@ -254,6 +254,17 @@ def test_a_file_that_is_no_state_dict(content: Any, tmp_path: Path) -> None:
         load(tmp_path / "no.pth")
 
 
+@pytest.mark.parametrize(
+    "odd", [{1: torch.zeros(2)}, {None: torch.zeros(2)}, {"bias": torch.zeros(2, device="meta")},
+            {"bias": torch.zeros(2).to_sparse()}, {"bias": torch.zeros(2, dtype=torch.complex64)}]
+)  # fmt: skip
+def test_names_and_tensors_that_no_network_has(odd: dict[Any, Tensor], tmp_path: Path) -> None:
+    torch.save(nn.Linear(2, 2).state_dict() | odd, tmp_path / "odd.pth")
+    with pytest.raises(UserError, match=f"expected a state dict, .* but {next(iter(odd))!r} is no such name") as caught:
+        load_weights(nn.Linear(2, 2), tmp_path / "odd.pth")
+    assert "\n" not in str(caught.value)
+
+
 def test_an_empty_state_dict_is_refused(tmp_path: Path) -> None:
     torch.save({}, tmp_path / "empty.pth")
     with pytest.raises(UserError, match="only 0 of"):

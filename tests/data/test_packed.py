@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from imgcls.augment import Augment
 from imgcls.data.base import SPLITS, ImageDataModule
 from imgcls.data.decode import UnreadableImage
 from imgcls.data.imagefolder import ImageFolder
+from imgcls.data.manifest import facts_of
 from imgcls.data.packed import PackedData, PackedImages
 from imgcls.errors import UserError
 
@@ -163,6 +165,28 @@ def test_a_manifest_without_a_key_or_with_a_wrong_fact(folder: Path) -> None:
     ):
         path.write_text(json.dumps(whole | {"spec": whole["spec"] | {name: fact}}))
         assert fault in refused()
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.npy", "/x.npy", "train/../../x.npy", "train/a/x.npy", "other.npy", "train\\\\x.npy", ""]
+)
+def test_names_that_no_pack_has(folder: Path, name: str) -> None:
+    packed(folder)
+    files = json.loads(Path("out/manifest.json").read_text())["files"]
+    change(files=files | {name: files["train.npy"]})
+    said = refused()
+    assert said.startswith(f"out/manifest.json: files.{name}") and "string should match pattern" in said
+
+
+@pytest.mark.parametrize(
+    "table", [np.zeros(36), np.array([{}] * 36, object), np.zeros((6, 6), [("label", "<i8")]), np.zeros(36, [("name", "S3")])]
+)  # fmt: skip
+def test_a_table_that_no_pack_has(folder: Path, table: np.ndarray) -> None:
+    packed(folder)
+    np.save("out/train.npy", table)
+    files = json.loads(Path("out/manifest.json").read_text())["files"]
+    change(files=files | {"train.npy": asdict(facts_of(Path("out/train.npy")))})
+    assert refused().startswith("out/train.npy is no table")
 
 
 def test_never_above_the_size_that_was_packed(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

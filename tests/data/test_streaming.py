@@ -2,9 +2,12 @@
 
 import json
 import multiprocessing
+import os
 import pickle
+import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from imgcls.data import streaming
 from imgcls.data.base import SPLITS, ImageDataModule
 from imgcls.data.decode import decode
 from imgcls.data.imagefolder import ImageFolder
+from imgcls.data.manifest import facts_of
 from imgcls.data.streaming import StreamingData
 from imgcls.errors import UserError
 
@@ -184,6 +188,90 @@ def test_what_is_wrong(out: Path, tmp_path: Path) -> None:
     assert refused(root=out) == f"data.root={out} has no val split, and a stream can't be cut; pack it again"
     path.write_text(json.dumps({**manifest, "format": "pixels"}))
     assert refused(root=out).endswith("is packed as pixels; expected litdata; set data=packed")
+
+
+@dataclass
+class Leaves:
+    """Pickled, it is a call that leaves a folder behind."""
+
+    trace: Path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.trace),)
+
+
+def foreign(out: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes the index of the training images; the manifest agrees with it."""
+    index, manifest = (
+        json.loads((out / "train/index.json").read_text()),
+        json.loads((out / "manifest.json").read_text()),
+    )
+    change(index)
+    (out / "train/index.json").write_text(json.dumps(index))
+    for name in manifest["files"]:
+        manifest["files"][name] = asdict(facts_of(out / name))
+    (out / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("remote", [False, True])
+@pytest.mark.parametrize("out", ["64MB"], indirect=True)
+def test_code_in_shards_does_not_run(out: Path, tmp_path: Path, remote: bool) -> None:
+    shutil.rmtree(out / "train")
+    writer = streaming.shard_writer(out / "train")
+    for place in range(31):
+        writer[place] = {"image": Leaves(tmp_path / "ran"), "label": 0}
+    writer.done()
+    writer.merge()
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["files"] = {name: facts for name, facts in manifest["files"].items() if (out / name).is_file()}
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    foreign(out, lambda index: None)
+    data = stream_of(root=f"local:{out}" if remote else str(out), cache="cache")
+    with pytest.raises(UserError, match=r"train/index.json: config.data_format.0: input should be 'bytes'; expected"):
+        next(iter(data.train_dataloader()))
+    with pytest.raises(UserError, match=r"train/index.json: config.data_format.0"):
+        data.sets["train"].picture(0)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (lambda index: index["config"].update(compression="zstd"), "config.compression: input should be null"),
+        (lambda index: index["config"].update(encryption={"level": "chunk"}), "config.encryption: input should be null"),
+        (lambda index: index["config"].update(data_spec="[]"), "config.data_spec: input should be '"),
+        (lambda index: index["config"].update(item_loader="TokensLoader"), "config.item_loader: input should be '"),
+        (lambda index: index.update(shards=[]), "shards: unexpected keyword argument"),
+        (lambda index: index.update(updated_at="../../elsewhere"), "updated_at: string should match pattern"),
+        (lambda index: index["chunks"][0].update(filename="../../x.bin"), "chunks.0.filename: string should match"),
+        (lambda index: index["chunks"][0].update(chunk_size=40), "it has 40 images, and the table 31"),
+        (lambda index: index.clear(), "chunks: field required"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("out", ["64MB"], indirect=True)
+def test_an_index_that_no_pack_writes(
+    out: Path, tmp_path: Path, change: Callable[[dict[str, Any]], object], fault: str
+) -> None:
+    foreign(out, change)
+    before = {path for path in tmp_path.rglob("*") if "cache" not in path.parts}
+    for root in (str(out), f"local:{out}"):
+        data = stream_of(root=root, cache="cache")
+        with pytest.raises(UserError) as caught:
+            data.train_dataloader()
+        assert f"/train/index.json: {fault}" in str(caught.value) and "\n" not in str(caught.value)
+    assert {path for path in tmp_path.rglob("*") if "cache" not in path.parts} == before
+
+
+@pytest.mark.parametrize("out", ["64MB"], indirect=True)
+def test_nothing_is_fetched_to_outside_the_cache(out: Path, tmp_path: Path) -> None:
+    (out.parent / "theirs.npy").write_text("ours")
+    (tmp_path / "cache").mkdir(exist_ok=True)
+    (tmp_path / "kept.npy").write_text("kept")
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["files"]["../../kept.npy"] = asdict(facts_of(out.parent / "theirs.npy"))
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    assert "files.../../kept.npy" in refused(root=f"local:{out}", cache=str(tmp_path / "cache"))
+    assert (tmp_path / "kept.npy").read_text() == "kept"
 
 
 def test_it_is_a_datamodule(out: Path) -> None:

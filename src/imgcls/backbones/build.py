@@ -120,12 +120,22 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
             pass
     keys = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "net")
     state = next((state[k] for k in keys if isinstance(state, Mapping) and isinstance(state.get(k), Mapping)), state)
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping):
         raise UserError(f"weights={path}: expected a state dict, names to tensors, but found {type(state).__name__}")
+    if odd := [key for key, value in state.items() if not (isinstance(key, str) and is_plain(value))]:
+        expected = "expected a state dict, names to dense tensors of real numbers"
+        raise UserError(f"weights={path}: {expected}, but {odd[0]!r:.60} is no such name, or has no such tensor")
     for prefix in ("module.", "network.", "_orig_mod."):
         if sum(key.startswith(prefix) for key in state) > len(state) / 2:
             state = {key.removeprefix(prefix): value for key, value in state.items()}
     return dict(state), names
+
+
+def is_plain(value: object) -> bool:
+    """Says whether it is a tensor that a network's own can be filled with."""
+    if not isinstance(value, Tensor) or value.layout is not torch.strided:
+        return False
+    return not (value.is_meta or value.is_quantized or value.is_complex())
 
 
 def load_safetensors(path: Path) -> tuple[Any, list[str] | None]:
@@ -140,7 +150,7 @@ def load_safetensors(path: Path) -> tuple[Any, list[str] | None]:
 def load_tensors(path: Path) -> Any:
     """Loads a file of torch.save that holds nothing but tensors and plain Python; code in it is never run."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Detected pickle protocol")
+        warnings.filterwarnings("ignore", message="Detected pickle protocol|Validating sparse tensor")
         return torch.load(path, map_location="cpu", weights_only=True)
 
 

@@ -4,14 +4,17 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from imgcls.data.base import Cut
 from imgcls.data.spec import DataSpec
 from imgcls.errors import UserError
 
 VERSION = 1
+# Of the files that `imgcls pack` writes: each lies in the pack, wherever that is fetched from.
+Name = Annotated[str, Field(pattern=r"^(train|val|test)(\.npy|\.bin|/[a-z0-9][a-z0-9._-]*)$")]
 
 
 @dataclass
@@ -46,7 +49,7 @@ class Manifest:
     test_fraction: Cut
     splits: dict[str, SplitFacts]
     skipped: list[str]
-    files: dict[str, FileFacts]
+    files: dict[Name, FileFacts]
 
 
 def read_manifest(root: Path, formats: tuple[str, ...]) -> Manifest:
@@ -57,7 +60,7 @@ def read_manifest(root: Path, formats: tuple[str, ...]) -> Manifest:
         version, found = stored["version"], stored["format"]
     except FileNotFoundError as error:
         raise UserError(f"data.root={root}: there is no manifest.json; {advice}") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} can't be read ({type(error).__name__}); {advice}") from error
     if version != VERSION:
         raise UserError(f"data.root={root} is a pack of version {version}; this is version {VERSION}: pack it again")

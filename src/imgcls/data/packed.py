@@ -23,6 +23,7 @@ from imgcls.data.decode import UnreadableImage, decode_jpeg, in_channels
 from imgcls.data.imagefolder import FolderImages, PictureModule, evaluation_transform
 from imgcls.data.manifest import check_files, read_manifest
 from imgcls.data.spec import DataSpec
+from imgcls.errors import UserError
 from imgcls.stopping import rank
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,15 @@ class Pack:
 
     @cached_property
     def records(self) -> np.ndarray:
-        return np.load(self.root / f"{self.split}.npy", mmap_mode="r").view(np.ndarray)
+        path = self.root / f"{self.split}.npy"
+        try:
+            table = np.lib.format.open_memmap(path, mode="r").view(np.ndarray)  # it reads no Python objects
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} is no table ({type(error).__name__}); pack again") from error
+        *record, (name, kind) = ((field[0], field[1]) for field in table.dtype.descr)
+        if table.ndim != 1 or record != RECORD or name != "name" or not kind.startswith("|S"):
+            raise UserError(f"{path} is no table of images; pack again")
+        return table
 
     @cached_property
     def content(self) -> Tensor:

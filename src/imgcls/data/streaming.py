@@ -24,6 +24,7 @@ from imgcls.data.decode import in_channels
 from imgcls.data.manifest import check_files, facts_of
 from imgcls.data.packed import Pack, PackedData, PackedImages
 from imgcls.data.sampler import world_size
+from imgcls.data.shards import check_shards
 from imgcls.errors import UserError
 from imgcls.keyed import key_seed
 from imgcls.run import cache_dir
@@ -60,8 +61,15 @@ class Shards(Pack):
     stream: Any = field(init=False, default=None)
 
     def open(self, kind: Callable[..., Stream], **settings: Any) -> Stream:
-        where = {} if self.url == str(self.root) else {"cache_dir": str(self.root / "shards")}
-        stream = kind(f"{self.url}/{self.split}", storage_options=self.options, **where, **settings)
+        index = self.root / self.split / "index.json"
+        check_shards(index, len(self.records))
+        if self.url != str(self.root):
+            settings["cache_dir"] = str(self.root / "shards")
+        where = f"{self.url}/{self.split}"
+        stream = kind(where, storage_options=self.options, index_path=str(index), **settings)
+        check_shards(
+            Path(stream.input_dir.path or "", index.name), len(self.records)
+        )  # its copy, which may be an older one
         # Its way for local files gives whole shards to ranks: not the same number to each, and to some none.
         stream.posix_fast = None
         return stream
@@ -152,18 +160,19 @@ class StreamingData(PackedData):
         with tempfile.TemporaryDirectory(dir=folder) as own:
             try:
                 downloader = get_downloader(self.url, own, [], self.storage_options)
-                downloader.download_file(f"{self.url}/{name}", f"{own}/{name}")
-                Path(own, name).replace(folder / name)
+                downloader.download_file(f"{self.url}/{name}", f"{own}/fetched")
+                (folder / name).parent.mkdir(exist_ok=True)
+                Path(own, "fetched").replace(folder / name)
             except Exception as error:  # each kind of storage has errors of its own
                 reason = " ".join(str(error).split())[:120] or type(error).__name__
                 advice = "check data.root and the access"
                 raise UserError(f"{self.url}/{name} can't be fetched ({reason}); {advice}") from error
 
     def prepare_data(self) -> None:
-        """Fetches the tables; the shards come while they are read."""
+        """Fetches the tables and what says how shards are read; the shards come while they are read."""
         files = self.manifest.files
         if self.url != str(self.root):
-            files = {name: facts for name, facts in files.items() if name.endswith(".npy")}
+            files = {name: facts for name, facts in files.items() if name.endswith((".npy", "/index.json"))}
             for name, facts in files.items():
                 if not (self.root / name).is_file() or facts_of(self.root / name) != facts:
                     self.fetch(self.root, name)
