@@ -125,7 +125,7 @@ def test_wrong_distillation(given: dict[str, Any]) -> None:
 
 
 def test_progress_shows_no_validation_of_an_epoch_before(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="imgcls.progress"):
         fit(Digits(batch_size=32), [EpochProgress()], check_val_every_n_epoch=2)
     lines = [line for line in caplog.messages if line.startswith("epoch ")]
     assert ["val/top1" in line for line in lines] == [False, True, False, True]

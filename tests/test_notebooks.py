@@ -60,6 +60,7 @@ def test_they_run() -> None:
     check(outputs)
 
 
+@pytest.mark.slow
 def test_images_that_can_not_be_read_are_left_out(here: Callable[..., None], folder: Path) -> None:
     settings = ("data=imagefolder", f"data.root={folder}", "data.image_size=16", "data.num_workers=0", "logger=csv")
     skip = ("data.on_error=skip", "data.max_errors=0.5", "data.test_fraction=0.4", "trainer.max_epochs=1")

@@ -56,7 +56,9 @@ def test_what_hydras_grammar_has_already(word: str, value: Any) -> None:
     ],
 )
 def test_a_comma_parts_jobs(value: str, jobs: list[str]) -> None:
-    assert list(parsed(quoted(["-m", f"data.root={value}"])[1]).sweep_string_iterator()) == jobs
+    override = parsed(quoted(["-m", f"data.root={value}"])[1])
+    many = override.is_sweep_override()
+    assert (list(override.sweep_string_iterator()) if many else [override.get_value_element_as_str()]) == jobs
 
 
 def test_home(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,6 +92,7 @@ def check_report(sweep: Path) -> None:
     assert len(set(places)) == len(panels)
 
 
+@pytest.mark.slow
 def test_no_report_without_a_key() -> None:
     command = [sys.executable, str(ROOT / "docs" / "wandb_report.py"), "runs/sweeps/mine"]
     bare = {name: value for name, value in os.environ.items() if name != "WANDB_API_KEY"} | {"HOME": str(Path.cwd())}

@@ -161,7 +161,7 @@ def test_a_manifest_without_a_key_or_with_a_wrong_fact(folder: Path) -> None:
     for name, fact, fault in (
         ("wings", 2, "spec.wings: unexpected keyword argument"),
         ("mean", [], "data.mean and data.std have 0 numbers for 3 channels"),
-        ("std", [0.0], "std=[0.0, 0.0, 0.0]: expected a ratio above 0 and at most 1, a size of 1 or more, std above 0"),
+        ("std", [0.0], "std=[0.0, 0.0, 0.0]: expected a ratio above 0 and at most 1, std above 0"),
     ):
         path.write_text(json.dumps(whole | {"spec": whole["spec"] | {name: fact}}))
         assert fault in refused()
