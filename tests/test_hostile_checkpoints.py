@@ -176,6 +176,13 @@ def test_a_network_of_a_trusted_package(said: Said, here: Callable[..., None], m
     assert "pyproject.toml can't be read" in said(*predict)
 
 
+def test_what_was_compiled_is_not_compiled_again() -> None:
+    content = torch.load(write(GOOD), weights_only=True)
+    content["hyper_parameters"]["compile"] = True
+    torch.save(content, "evil.ckpt")
+    assert ImageClassifier.load_from_checkpoint("evil.ckpt").network._compiled_call_impl is None
+
+
 CIFAR = {
     "_target_": "imgcls.data.torchvision_sets.TorchvisionImages", "dataset": "CIFAR10", "root": "made", "image_size": 8,
     "channels": 3, "class_names": ["cat", "dog"], "mean": [0.5], "std": [0.5],
