@@ -16,10 +16,6 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-import imgcls.data.digits
-import imgcls.report
-import imgcls.safeguard
-import imgcls.training  # noqa: F401
 from imgcls.__main__ import main
 
 NETWORKS = ("resnet20", "simple_cnn")

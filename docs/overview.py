@@ -7,8 +7,8 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import yaml
 
-from imgcls.figures import as_picture
-from imgcls.training import build_data
+from imgcls.engine.build import build_data
+from imgcls.report.figures import as_picture
 
 run = Path(sys.argv[1])
 config = yaml.safe_load((run / "config.yaml").read_text())

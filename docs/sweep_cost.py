@@ -12,9 +12,9 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 
-from imgcls import fit as fitting
-from imgcls import loggers
 from imgcls.__main__ import main
+from imgcls.engine import recovery as fitting
+from imgcls.loggers import loggers
 
 trials = int(sys.argv[1]) if len(sys.argv) > 1 else 50
 marks, fits = [], []

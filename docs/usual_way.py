@@ -35,14 +35,14 @@ from torch.utils.data import DataLoader
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from imgcls import config as configs
 from imgcls.backbones.simple_cnn import simple_cnn
-from imgcls.command import CONF
-from imgcls.hardware import keep_freed_memory
-from imgcls.metrics import Evaluation, MeanLoss
-from imgcls.progress import EpochProgress
-from imgcls.train import build_all, build_classifier, checked
-from imgcls.training import build_data, build_trainer, prepare
+from imgcls.commands.train import build_all, build_classifier, checked
+from imgcls.commands.verb import CONF
+from imgcls.config import check as configs
+from imgcls.engine.build import build_data, build_trainer, prepare
+from imgcls.engine.hardware import keep_freed_memory
+from imgcls.loggers.progress import EpochProgress
+from imgcls.tasks.metrics import Evaluation, MeanLoss
 
 ROUNDS, SECONDS = 3, 3.0
 UNSEEN = {"file": io.StringIO(), "force_terminal": True}  # of Lightning's bar: drawn, but not seen

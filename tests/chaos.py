@@ -14,9 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from imgcls import checkpoint
 from imgcls.__main__ import main
-from imgcls.classifier import ImageClassifier
+from imgcls.engine import checkpoint
+from imgcls.tasks.classification import ImageClassifier
 
 
 def before(owner: Any, name: str, action: Callable[[], None]) -> None:

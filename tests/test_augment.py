@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from imgcls import config as configs
-from imgcls.augment import Augment, BatchAugment, Mix, ThreeAugment, chosen, patches, rectangles, worker_transform
+from imgcls.augment.batch import Augment, BatchAugment, Mix, ThreeAugment, chosen, patches, rectangles, worker_transform
+from imgcls.config import check as configs
 from imgcls.data.memory import MemoryImages
-from imgcls.data.spec import DataSpec
 from imgcls.errors import UserError
+from imgcls.spec import DataSpec
 
 CLASSES = 10
 

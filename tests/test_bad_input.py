@@ -13,7 +13,7 @@ import torch
 from conftest import imgcls, write_picture
 from test_resume import train  # noqa: F401  (a fixture)
 
-from imgcls.classifier import ImageClassifier
+from imgcls.tasks.classification import ImageClassifier
 
 Said = Callable[..., str]
 
@@ -129,7 +129,7 @@ def test_what_fails_in_the_hook_before_a_run(said: Said, monkeypatch: pytest.Mon
     def failing(config: object) -> None:
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr("imgcls.command.check_keys", failing)
+    monkeypatch.setattr("imgcls.commands.verb.check_keys", failing)
     for many in ([], ["-m", "seed=1,2"]):
         line, _, file = said("train", *many).partition(" (traceback: ")
         assert line == "imgcls train: RuntimeError: two lines"
@@ -212,8 +212,8 @@ def checkpoint(said: Said) -> Path:
     """A checkpoint as train writes it, of a network that has learnt nothing."""
     from test_conf import composed, settings
 
-    from imgcls.train import build_classifier
-    from imgcls.training import build_data
+    from imgcls.commands.train import build_classifier
+    from imgcls.engine.build import build_data
 
     config = composed()
     classifier = build_classifier(config, settings(config), build_data(config["data"], config["augment"], 0))

@@ -16,9 +16,9 @@ from torch import nn
 from torch.profiler import profile
 
 from imgcls.backbones.build import build_network
-from imgcls.data.spec import DataSpec
 from imgcls.errors import UserError
-from imgcls.turns import count_reads, flops
+from imgcls.spec import DataSpec
+from imgcls.tools.bench.meter import count_reads, flops
 
 SHORT = ("bench.seconds=0.1", "bench.rounds=2", "data.batch_size=16")
 

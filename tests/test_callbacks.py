@@ -10,13 +10,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from imgcls import config as configs
-from imgcls.callbacks import ProgressiveResizing
-from imgcls.classifier import ImageClassifier
+from imgcls.callbacks.all import ProgressiveResizing
+from imgcls.callbacks.distillation import Distillation
+from imgcls.config import check as configs
 from imgcls.data.digits import Digits
-from imgcls.distillation import Distillation
 from imgcls.errors import UserError
-from imgcls.progress import EpochProgress
+from imgcls.loggers.progress import EpochProgress
+from imgcls.tasks.classification import ImageClassifier
 
 SIMPLE = {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4}
 
@@ -24,7 +24,7 @@ SIMPLE = {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4}
 def fit(data: Digits, callbacks: list[Callback], backbone: dict[str, Any] = SIMPLE, **settings: Any) -> ImageClassifier:
     module = ImageClassifier(
         vars(data.spec), backbone, {"_target_": "torch.nn.CrossEntropyLoss"}, {"_target_": "torch.optim.SGD", "lr": 0.1},
-        {"_target_": "imgcls.schedulers.constant"},
+        {"_target_": "imgcls.optim.schedulers.constant"},
     )  # fmt: skip
     settings = {"max_epochs": 4, "limit_train_batches": 2, "limit_val_batches": 1, **settings}
     quiet: dict[str, Any] = {
@@ -121,11 +121,13 @@ def test_a_student_learns_from_its_teacher(tmp_path: Path) -> None:
 @pytest.mark.parametrize("given", [{"temperature": 0.0}, {"weight": 1.5}])
 def test_wrong_distillation(given: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=rf"callbacks\.{next(iter(given))}="):
-        configs.check({"_target_": "imgcls.distillation.Distillation", "teacher": "nowhere", **given}, "callbacks")
+        configs.check(
+            {"_target_": "imgcls.callbacks.distillation.Distillation", "teacher": "nowhere", **given}, "callbacks"
+        )
 
 
 def test_progress_shows_no_validation_of_an_epoch_before(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO", logger="imgcls.progress"):
+    with caplog.at_level("INFO", logger="imgcls.loggers.progress"):
         fit(Digits(batch_size=32), [EpochProgress()], check_val_every_n_epoch=2)
     lines = [line for line in caplog.messages if line.startswith("epoch ")]
     assert ["val/top1" in line for line in lines] == [False, True, False, True]

@@ -12,10 +12,10 @@ import pytest
 import torch
 from test_resume import SHORT, cut, train  # noqa: F401  (fixtures)
 
-from imgcls.checkpoint import damage, newest, not_finite, write_whole
-from imgcls.classifier import ImageClassifier
+from imgcls.engine.checkpoint import damage, newest, not_finite, write_whole
+from imgcls.engine.resume import newest_whole
 from imgcls.errors import UserError
-from imgcls.resume import newest_whole
+from imgcls.tasks.classification import ImageClassifier
 
 Train = Callable[..., Any]
 

@@ -14,18 +14,18 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imgcls.callbacks import EMA, SaveConfig
-from imgcls.classifier import ImageClassifier, load_checkpoint
-from imgcls.data.base import Batch
+from imgcls.callbacks.all import EMA, SaveConfig
 from imgcls.data.digits import Digits
+from imgcls.data.module import Batch
+from imgcls.engine.build import prepare
 from imgcls.errors import UserError
-from imgcls.training import prepare
+from imgcls.tasks.classification import ImageClassifier, load_checkpoint
 
 CNN = {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4}
 LOSS = {"_target_": "torch.nn.CrossEntropyLoss"}
 SGD = {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9}
-CONSTANT = {"_target_": "imgcls.schedulers.constant"}
-COSINE = {"_target_": "imgcls.schedulers.cosine", "warmup_epochs": 0.5}
+CONSTANT = {"_target_": "imgcls.optim.schedulers.constant"}
+COSINE = {"_target_": "imgcls.optim.schedulers.cosine", "warmup_epochs": 0.5}
 AUGMENT = {"crop": "padded", "erase": 0.3, "mixup": {"alpha": 0.8, "probability": 0.5}}
 
 
@@ -240,8 +240,8 @@ def test_evaluation_is_over_all_images() -> None:
     "loss",
     [
         LOSS | {"label_smoothing": 0.2},
-        {"_target_": "imgcls.losses.FocalLoss"},
-        {"_target_": "imgcls.losses.BinaryCrossEntropy"},
+        {"_target_": "imgcls.tasks.losses.FocalLoss"},
+        {"_target_": "imgcls.tasks.losses.BinaryCrossEntropy"},
     ],
 )
 def test_evaluation_measures_the_likelihood_whatever_the_training_loss_is(loss: dict[str, Any]) -> None:

@@ -22,10 +22,10 @@ from rich.cells import cell_len
 from scipy import stats
 from test_conf import composed
 
-from imgcls import compare
-from imgcls.importance import importances
-from imgcls.run import write_config
-from imgcls.runs import Damaged, curves, differences, read_config, read_runs
+from imgcls.runs.read import Damaged, curves, differences, read_config, read_runs
+from imgcls.runs.record import write_config
+from imgcls.tools.compare import command as compare
+from imgcls.tools.compare.importance import importances
 
 Here = Callable[..., None]
 base = cache(composed)
@@ -100,7 +100,7 @@ def test_a_training_as_it_is_read(here: Here, monkeypatch: pytest.MonkeyPatch) -
     def broken(*_: Any) -> None:
         raise RuntimeError("the disk\nis gone")
 
-    monkeypatch.setattr("imgcls.train.finish", broken)
+    monkeypatch.setattr("imgcls.commands.train.finish", broken)
     with pytest.raises(RuntimeError):
         here("train", *given, "hydra.run.dir=runs/two")
     one, two = (row for _, row in read_runs("runs").iterrows())

@@ -9,14 +9,14 @@ from conftest import ROOT
 from hydra import compose, initialize_config_dir
 from test_pack import packed
 
-from imgcls import config as configs
-from imgcls import pack
 from imgcls.backbones.build import build_network
-from imgcls.data.base import ImageDataModule
+from imgcls.callbacks.finetune import Finetune
+from imgcls.commands.train import FAULTS, Settings, build_classifier
+from imgcls.config import check as configs
+from imgcls.data.module import ImageDataModule
+from imgcls.engine.build import build_data, build_trainer
 from imgcls.errors import UserError
-from imgcls.finetune import Finetune
-from imgcls.train import FAULTS, Settings, build_classifier
-from imgcls.training import build_data, build_trainer
+from imgcls.tools.pack import command as pack
 
 CONF = ROOT / "conf"
 NEEDED = {  # what a user must give with a choice

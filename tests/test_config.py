@@ -12,14 +12,14 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from pydantic import Field
 
-from imgcls.augment import Augment, Mix
-from imgcls.config import arguments, build, check, locate, plain, typed
+from imgcls.augment.batch import Augment, Mix
+from imgcls.config.check import arguments, build, check, locate, plain, typed
+from imgcls.config.messages import check_groups, check_keys, explain, take_unchosen
+from imgcls.config.paths import CONF
 from imgcls.errors import UserError, nearest
-from imgcls.messages import check_groups, check_keys, explain, take_unchosen
-from imgcls.paths import CONF
 
 SGD = "torch.optim.SGD"
-AUGMENT = "imgcls.augment.Augment"
+AUGMENT = "imgcls.augment.batch.Augment"
 
 
 def refused(function: Callable[..., Any], *given: Any, **named: Any) -> str:
@@ -32,7 +32,7 @@ def refused(function: Callable[..., Any], *given: Any, **named: Any) -> str:
 # locate
 
 
-@pytest.mark.parametrize(("name", "found"), [(SGD, torch.optim.SGD), ("imgcls.config.locate", locate)])
+@pytest.mark.parametrize(("name", "found"), [(SGD, torch.optim.SGD), ("imgcls.config.check.locate", locate)])
 def test_locate(name: str, found: Any) -> None:
     assert locate(name) is found
 

@@ -17,12 +17,12 @@ from safetensors import safe_open
 from sklearn.datasets import load_sample_images
 from test_predict import run, write_checkpoint
 
-from imgcls import export
 from imgcls.backbones.build import load_weights
-from imgcls.classifier import ImageClassifier
+from imgcls.commands import export
 from imgcls.data.digits import Digits
-from imgcls.data.files import Files
-from imgcls.data.spec import DataSpec
+from imgcls.data.loading.files import Files
+from imgcls.spec import DataSpec
+from imgcls.tasks.classification import ImageClassifier
 
 __all__ = ["run"]  # a fixture
 SIZES = {"resnet20": 32, "mobilenet_v3_small": 224, "efficientnet_b0": 224, "vit_small": 224, "inception_v3": 299}

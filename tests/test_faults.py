@@ -16,10 +16,10 @@ from test_chaos import assert_same_run
 from test_resume import train  # noqa: F401  (a fixture)
 
 from imgcls.__main__ import main
-from imgcls.data.decode import MAX_PIXELS, UnreadableImage, decode
 from imgcls.data.imagefolder import ImageFolder
+from imgcls.data.loading.decode import MAX_PIXELS, UnreadableImage, decode
+from imgcls.engine.signals import STOPPED
 from imgcls.errors import UserError
-from imgcls.stopping import STOPPED
 
 Said = Callable[..., str]
 OPTIONS = [

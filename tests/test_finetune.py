@@ -11,18 +11,18 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from test_conf import composed, files
 from torch import Tensor, nn
 
-from imgcls import config as configs
-from imgcls.augment import Augment, BatchAugment
+from imgcls.augment.batch import Augment, BatchAugment
 from imgcls.backbones.build import build_network, reset_head
 from imgcls.backbones.torchvision import torchvision_network
-from imgcls.callbacks import EMA
-from imgcls.classifier import ImageClassifier, load_checkpoint
+from imgcls.callbacks.all import EMA
+from imgcls.callbacks.finetune import Finetune, layers
+from imgcls.callbacks.linear_probe import Features, changes_images, learning_part
+from imgcls.config import check as configs
 from imgcls.data.digits import Digits
+from imgcls.engine.build import to_augment
 from imgcls.errors import UserError
-from imgcls.finetune import Finetune, layers
-from imgcls.linear_probe import Features, changes_images, learning_part
-from imgcls.optimizers import build_optimizer
-from imgcls.training import to_augment
+from imgcls.optim.optimizers import build_optimizer
+from imgcls.tasks.classification import ImageClassifier, load_checkpoint
 
 CNN = {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4}
 ADAMW = {"_target_": "torch.optim.AdamW", "lr": 0.01, "weight_decay": 0.1}
@@ -48,7 +48,7 @@ def fit(
     data = Digits(batch_size=64, augment=Augment(**(augment or {})))
     module = ImageClassifier(
         vars(data.spec), backbone, {"_target_": "torch.nn.CrossEntropyLoss"}, optimizer,
-        {"_target_": "imgcls.schedulers.constant"},
+        {"_target_": "imgcls.optim.schedulers.constant"},
         augment or {},
     )  # fmt: skip
     quiet: dict[str, Any] = {
@@ -197,7 +197,7 @@ def test_layers_of_every_kind_of_network(backbone: dict[str, Any], size: int, le
 @pytest.mark.parametrize("given", [{"head_epochs": -1}, {"layer_epochs": -1}, {"body_lr": 0.0}, {"layer_decay": 1.5}])
 def test_wrong_settings(given: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=rf"callbacks\.finetune\.{next(iter(given))}="):
-        configs.check({"_target_": "imgcls.finetune.Finetune", **given}, "callbacks.finetune")
+        configs.check({"_target_": "imgcls.callbacks.finetune.Finetune", **given}, "callbacks.finetune")
 
 
 class Losses(Callback):

@@ -9,10 +9,10 @@ import pytest
 import torch
 from conftest import imgcls
 
-from imgcls import allowed
 from imgcls.backbones.build import build_network
-from imgcls.classifier import ImageClassifier
+from imgcls.config import allowed
 from imgcls.errors import UserError
+from imgcls.tasks.classification import ImageClassifier
 
 Said = Callable[..., str]
 GOOD = {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4, "dropout": 0.0}
@@ -124,7 +124,7 @@ def test_the_loss_and_the_like_are_not_built(here: Callable[..., None]) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["trap.Data", "os.mkdir", "imgcls.data.digits.np.load", "imgcls.data.base.UserError"]
+    "target", ["trap.Data", "os.mkdir", "imgcls.data.digits.np.load", "imgcls.data.module.UserError"]
 )
 def test_the_data_of_a_checkpoint(target: str, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path.cwd())
@@ -217,7 +217,7 @@ def test_a_temperature_that_is_none(temperature: float, said: Said) -> None:
         ({"data": {"batch_size": 0}}, "the checkpoint's config.data.batch_size=0"),
         ({"data": {"root": 5}}, "the checkpoint's config.data.root=5"),
         ({"cwd": 5}, "the checkpoint's config.cwd=5"),
-        ({"data": {"_target_": "imgcls.data.base.ImageDataModule"}}, "the checkpoint's data._target_="),
+        ({"data": {"_target_": "imgcls.data.module.ImageDataModule"}}, "the checkpoint's data._target_="),
     ],
 )
 def test_a_config_that_is_none(config: dict[str, Any], expected: str, said: Said) -> None:

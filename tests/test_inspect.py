@@ -21,14 +21,14 @@ from pages import HOSTILE, elements
 from PIL import Image
 from test_conf import composed
 
-from imgcls import config as configs
 from imgcls.__main__ import main
-from imgcls.data import index
+from imgcls.commands.eval import data_config
+from imgcls.config import check as configs
 from imgcls.data.imagefolder import ImageFolder
-from imgcls.data.scan import look, near_duplicates, near_pairs, to_compare
+from imgcls.data.loading import listing as index
 from imgcls.errors import UserError
-from imgcls.eval import data_config
-from imgcls.inspect import Settings
+from imgcls.tools.inspect.command import Settings
+from imgcls.tools.inspect.scan import look, near_duplicates, near_pairs, to_compare
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
 Run = Callable[..., tuple[dict[str, Any], str, Path]]

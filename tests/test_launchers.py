@@ -17,14 +17,14 @@ from conftest import imgcls
 from filelock import FileLock
 from test_sweep import TINY, jobs, same
 
-from imgcls.jobs import Job
-from imgcls.stopping import STOPPED
+from imgcls.engine.signals import STOPPED
+from imgcls.sweeps.jobs import Job
 
 LEADER = """
 import os, time
 from pathlib import Path
-from imgcls.launchers import Follower
-from imgcls.stopping import SIGNALS
+from imgcls.sweeps.launchers import Follower
+from imgcls.engine.signals import SIGNALS
 
 def task(config):
     SIGNALS.install()
@@ -99,7 +99,7 @@ def test_a_job_that_was_killed_is_marked(tmp_path: Path) -> None:
 def test_a_stopped_grid_says_how_to_go_on(
     here: Callable[..., None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from imgcls.callbacks import LossCurve
+    from imgcls.callbacks.all import LossCurve
 
     def stop(self: Any, trainer: Any, *_: Any) -> None:
         if trainer.current_epoch == 1 and Path(trainer.default_root_dir).name.startswith("1_"):

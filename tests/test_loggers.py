@@ -20,8 +20,8 @@ import torch
 from conftest import imgcls
 from test_resume import train  # noqa: F401  (a fixture)
 
-from imgcls import loggers
-from imgcls.classifier import ImageClassifier
+from imgcls.loggers import loggers
+from imgcls.tasks.classification import ImageClassifier
 
 OPTIONS = ["data.batch_size=64", "trainer.max_epochs=3", "test=false", "hydra.run.dir=run"]
 ANSWERS = {  # of W&B's GraphQL interface, as far as a run needs it to begin
@@ -220,8 +220,8 @@ def test_a_full_disk(
 
 def test_the_table_is_there_whatever_logs(train: Callable[..., Any]) -> None:  # noqa: F811
     """And says which epoch was best, also of a run that chose no logger; the checkpoint is of that epoch."""
-    from imgcls.best import optimised
-    from imgcls.runs import read_run
+    from imgcls.runs.best_epoch import optimised
+    from imgcls.runs.read import read_run
 
     assert train(*OPTIONS, "logger=[]", "optimized_metric=[val/loss,val/top1]") is None
     losses = [float(row["val/loss"]) for row in rows()]

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imgcls import config as configs
+from imgcls.config import check as configs
 from imgcls.errors import UserError
-from imgcls.losses import BinaryCrossEntropy, CrossEntropyLoss, FocalLoss
+from imgcls.tasks.losses import BinaryCrossEntropy, CrossEntropyLoss, FocalLoss
 
 
 def batch(seed: int = 0, classes: int = 5) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -105,11 +105,11 @@ def test_smoothing_is_the_same_for_classes_and_for_shares(loss: nn.Module) -> No
 @pytest.mark.parametrize("name", ["CrossEntropyLoss", "BinaryCrossEntropy", "FocalLoss"])
 @pytest.mark.parametrize("smoothing", [-0.1, 1.0, 1.5])
 def test_bound_of_smoothing(name: str, smoothing: float) -> None:
-    node = {"_target_": f"imgcls.losses.{name}", "label_smoothing": smoothing}
+    node = {"_target_": f"imgcls.tasks.losses.{name}", "label_smoothing": smoothing}
     with pytest.raises(UserError, match=r"loss\.label_smoothing="):
         configs.build(node, "loss")
 
 
 def test_bound_of_gamma() -> None:
     with pytest.raises(UserError, match=r"loss\.gamma=-1"):
-        configs.build({"_target_": "imgcls.losses.FocalLoss", "gamma": -1}, "loss")
+        configs.build({"_target_": "imgcls.tasks.losses.FocalLoss", "gamma": -1}, "loss")

@@ -14,10 +14,10 @@ import torch
 from conftest import imgcls
 from test_resume import SHORT, cut, train  # noqa: F401  (fixtures)
 
-from imgcls import resume
-from imgcls.classifier import ImageClassifier
+from imgcls.engine import resume
+from imgcls.engine.signals import STOPPED
 from imgcls.errors import UserError
-from imgcls.stopping import STOPPED
+from imgcls.tasks.classification import ImageClassifier
 
 Said = Callable[..., str]
 Train = Callable[..., Any]

@@ -10,10 +10,10 @@ from torch.profiler import ProfilerActivity, profile
 from torchmetrics import Metric
 from torchmetrics import classification as torchmetrics
 
-from imgcls.classifier import ImageClassifier
-from imgcls.data.base import Batch
-from imgcls.figures import reliability
-from imgcls.metrics import Evaluation, MeanLoss, Predictions, metric_names
+from imgcls.data.module import Batch
+from imgcls.report.figures import reliability
+from imgcls.tasks.classification import ImageClassifier
+from imgcls.tasks.metrics import Evaluation, MeanLoss, Predictions, metric_names
 
 
 def batches(classes: int, count: int = 3, seed: int = 0) -> list[tuple[Tensor, Tensor]]:

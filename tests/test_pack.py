@@ -19,12 +19,12 @@ from hydra.core.global_hydra import GlobalHydra
 from torchvision.io import decode_image
 
 from imgcls.__main__ import main
-from imgcls.data import packing
-from imgcls.data.decode import decode
 from imgcls.data.imagefolder import ImageFolder
+from imgcls.data.loading.decode import decode
 from imgcls.data.packed import PackedData
 from imgcls.errors import UserError
-from imgcls.pack import Settings, pack
+from imgcls.tools.pack import packing
+from imgcls.tools.pack.command import Settings, pack
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
 

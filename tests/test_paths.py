@@ -8,7 +8,7 @@ import pytest
 from conftest import write_picture
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from imgcls.paths import expand, quoted
+from imgcls.config.paths import expand, quoted
 
 AS_THEY_ARE = [
     "~/pics", "/a b/c", "a=b,c", "it's", "it\\'s", "back\\", "x\\y", "2024", "1e5", "-3", "true", "ünï/ö", "..", "./x", "-", "*.jpg",

@@ -22,14 +22,14 @@ from PIL import Image
 from test_conf import composed
 from torch import nn
 
-from imgcls import config as configs
-from imgcls import export, predict
-from imgcls.callbacks import SaveConfig
-from imgcls.classifier import ImageClassifier
+from imgcls.callbacks.all import SaveConfig
+from imgcls.commands import export, predict
+from imgcls.config import check as configs
 from imgcls.data.digits import Digits
-from imgcls.data.files import find_images
-from imgcls.data.spec import DataSpec
-from imgcls.training import build_trainer
+from imgcls.data.loading.files import find_images
+from imgcls.engine.build import build_trainer
+from imgcls.spec import DataSpec
+from imgcls.tasks.classification import ImageClassifier
 
 RGB = DataSpec(("cat", "dog", "fox"), 3, 32, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), crop_ratio=0.8)
 
@@ -198,7 +198,7 @@ def test_top_k_embedding_and_flip(checkpoint: Path, folder: Path, run: Callable[
 
 
 def predict_image(path: str) -> torch.Tensor:
-    from imgcls.data.files import Files
+    from imgcls.data.loading.files import Files
 
     images, _, _ = Files(RGB).__getitems__([path])
     assert images is not None
@@ -221,7 +221,7 @@ def test_parquet(
     checkpoint: Path, folder: Path, run: Callable[..., None], said: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not one of the template's packages")
-    monkeypatch.setattr("imgcls.rows.ROW_GROUP", 16)
+    monkeypatch.setattr("imgcls.commands.prediction_files.ROW_GROUP", 16)
     (folder / "cat" / "00.jpg").rename(folder / "cat" / os.fsdecode(b"00\xff.jpg"))  # a name that is no UTF-8
     run("predict", f"checkpoint={checkpoint}", f"source={folder}", "out=p.parquet", "embedding=true", "batch_size=8")
     run("predict", f"checkpoint={checkpoint}", f"source={folder}", "out=p.jsonl", "embedding=true", "batch_size=8")

@@ -25,18 +25,18 @@ from torch import Tensor, nn
 from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
 
-from imgcls import report as reports
 from imgcls.__main__ import main
-from imgcls.calibration import fit_temperature
-from imgcls.checkpoint import add_to_checkpoint
-from imgcls.classifier import ImageClassifier, load_checkpoint
-from imgcls.data.base import Batch
 from imgcls.data.memory import MemoryImages
+from imgcls.data.module import Batch
+from imgcls.engine.calibration import fit_temperature
+from imgcls.engine.checkpoint import add_to_checkpoint
 from imgcls.errors import UserError
-from imgcls.figures import draw_confusion, reliability
-from imgcls.gradcam import grad_cam
-from imgcls.metrics import Predictions
-from imgcls.report import Report, confused_pairs, draw_report, make_report, print_summary, write_report
+from imgcls.report import test_report as reports
+from imgcls.report.figures import draw_confusion, reliability
+from imgcls.report.heatmaps import grad_cam
+from imgcls.report.test_report import Report, confused_pairs, draw_report, make_report, print_summary, write_report
+from imgcls.tasks.classification import ImageClassifier, load_checkpoint
+from imgcls.tasks.metrics import Predictions
 
 # Temperature
 
@@ -336,7 +336,7 @@ def test_trained_with_a_temperature(run: Callable[..., None], capfd: pytest.Capt
 
 @pytest.mark.slow
 def test_a_sharded_network_has_a_temperature_and_no_heat() -> None:
-    strategy = "trainer.strategy={_target_: imgcls.distributed.FullyShardStrategy}"
+    strategy = "trainer.strategy={_target_: imgcls.engine.ranks.FullyShardStrategy}"
     done = imgcls("train", "trainer=ddp_cpu", strategy, "temperature=true", "logger=csv", "hydra.run.dir=two", *SHORT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("no Grad-CAM (the network is sharded over processes)") == 1

@@ -11,11 +11,11 @@ from conftest import imgcls, write_picture
 from test_compare import Here, write_run
 from test_pack import packed
 
-from imgcls.checkpoint import add_to_checkpoint
 from imgcls.data.digits import Digits
 from imgcls.data.imagefolder import ImageFolder
 from imgcls.data.packed import PackedData
-from imgcls.reproduce import say_changes
+from imgcls.engine.checkpoint import add_to_checkpoint
+from imgcls.tools.reproduce import say_changes
 
 SHORT = (
     "backbone.width=4",

@@ -15,9 +15,9 @@ import torch
 from test_chaos import assert_same_run
 from test_wandb import read_back
 
-from imgcls.checkpoint import damage, find_checkpoint
-from imgcls.classifier import ImageClassifier
-from imgcls.stopping import STOPPED
+from imgcls.engine.checkpoint import damage, find_checkpoint
+from imgcls.engine.signals import STOPPED
+from imgcls.tasks.classification import ImageClassifier
 
 SHORT = ["logger=csv", "data.batch_size=64", "trainer.log_every_n_steps=3", "trainer.max_epochs=3"]
 

@@ -11,7 +11,7 @@ from test_pack import packed
 from test_resume import train  # noqa: F401  (a fixture)
 
 from imgcls.data import streaming
-from imgcls.stopping import STOPPED
+from imgcls.engine.signals import STOPPED
 
 pytestmark = pytest.mark.filterwarnings("ignore:Your `IterableDataset` has `__len__` defined")
 OPTIONS = [

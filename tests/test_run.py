@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from imgcls import run
-from imgcls.reproduce import uncommitted
-from imgcls.run import git_state, write_record
+from imgcls.runs import record as run
+from imgcls.runs.record import git_state, write_record
+from imgcls.tools.reproduce import uncommitted
 
 
 def git(*words: str) -> str:

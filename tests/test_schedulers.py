@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from imgcls import config as configs
+from imgcls.config import check as configs
 from imgcls.errors import UserError
-from imgcls.schedulers import Schedule, Steps, constant, cosine, multi_step, one_cycle, plateau
+from imgcls.optim.schedulers import Schedule, Steps, constant, cosine, multi_step, one_cycle, plateau
 
 RATE = 0.5
 
@@ -184,6 +184,6 @@ def test_a_shape_with_an_end_needs_one(build: Callable[[Optimizer, Steps], Sched
     ],
 )  # fmt: skip
 def test_wrong_options(options: dict[str, Any]) -> None:
-    options = options | {"_target_": f"imgcls.schedulers.{options['_target_']}"}
+    options = options | {"_target_": f"imgcls.optim.schedulers.{options['_target_']}"}
     with pytest.raises(UserError, match=rf"scheduler\.{list(options)[-1]}"):
         configs.build(options, "scheduler", optimizer=sgd(), steps=Steps(10, 40))

@@ -17,9 +17,9 @@ import yaml
 from conftest import ROOT, imgcls
 
 from imgcls.data.digits import Digits
-from imgcls.data.splits import stratified_fold
-from imgcls.distributed import take_gpu
-from imgcls.jobs import LONGEST, Job, Jobs, job_name
+from imgcls.data.loading.splits import stratified_fold
+from imgcls.engine.ranks import take_gpu
+from imgcls.sweeps.jobs import LONGEST, Job, Jobs, job_name
 
 TINY = ("trainer=cpu", "trainer.limit_train_batches=2", "trainer.max_epochs=2", "logger=csv", "test=false")
 SPACE = "optimizer.lr=tag(log,interval(1e-4,1e-1))"
@@ -95,7 +95,7 @@ def test_a_search_goes_on_where_it_was_stopped(here: Callable[..., None], monkey
     """Stopped in its second trial, after the first epoch; then with more trials; against one that was never stopped."""
     command = ("train", "-m", *TINY, "sweep=optuna", SPACE, "data.batch_size=16,32")
     here(*command, "sweep.n_trials=3", "sweep.name=whole")
-    from imgcls.callbacks import LossCurve
+    from imgcls.callbacks.all import LossCurve
 
     def stop(self: Any, trainer: Any, *_: Any) -> None:
         if trainer.current_epoch == 1 and Path(trainer.default_root_dir).name.startswith("1_"):
@@ -257,7 +257,7 @@ def test_launchers_compose(here: Callable[..., None], capsys: pytest.CaptureFixt
 
 def test_jobs_side_by_side_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """On a machine that says it has three GPUs, of which the user gives two."""
-    monkeypatch.setattr("imgcls.distributed.HELD", [])
+    monkeypatch.setattr("imgcls.engine.ranks.HELD", [])
     taken = []
     for _ in range(3):  # each its own process, in earnest
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2")

@@ -189,7 +189,7 @@ def test_debug_presets(preset: str, here: Here) -> None:
 
 @pytest.mark.slow
 def test_sharded_on_two_cpu_processes(here: Here) -> None:
-    strategy = "{_target_: imgcls.distributed.FullyShardStrategy}"
+    strategy = "{_target_: imgcls.engine.ranks.FullyShardStrategy}"
     done = imgcls("train", "trainer=ddp_cpu", f"trainer.strategy={strategy}", "logger=csv", *SHORT)
     assert done.returncode == 0, done.stderr
     here("eval", f"checkpoint={run_directory()}")

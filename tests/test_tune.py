@@ -8,12 +8,12 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from imgcls.callbacks import ProgressiveResizing
-from imgcls.classifier import ImageClassifier
+from imgcls.callbacks.all import ProgressiveResizing
+from imgcls.callbacks.distillation import Distillation
+from imgcls.callbacks.finetune import Finetune
+from imgcls.commands.tune import tune
 from imgcls.data.digits import Digits
-from imgcls.distillation import Distillation
-from imgcls.finetune import Finetune
-from imgcls.tune import tune
+from imgcls.tasks.classification import ImageClassifier
 
 
 @pytest.mark.slow
@@ -32,7 +32,7 @@ def classifier(data: Digits) -> ImageClassifier:
     return ImageClassifier(
         vars(data.spec), {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4},
         {"_target_": "torch.nn.CrossEntropyLoss"}, {"_target_": "torch.optim.SGD", "lr": 0.1},
-        {"_target_": "imgcls.schedulers.constant"},
+        {"_target_": "imgcls.optim.schedulers.constant"},
     )  # fmt: skip
 
 

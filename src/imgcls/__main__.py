@@ -10,8 +10,8 @@ import sys
 import types
 from typing import Any
 
+from imgcls.engine.signals import SIGNALS, WARNINGS
 from imgcls.errors import UserError, nearest, one_line
-from imgcls.stopping import SIGNALS, WARNINGS
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 VERBS = {
@@ -24,6 +24,10 @@ VERBS = {
     "compare": "runs side by side: a table, a CSV, and a page to click",
     "reproduce": "run a run again, and say whether the result is the same",
     "bench": "measure what a training costs beyond the network's own arithmetic",
+}
+
+MODULES = {verb: f"tools.{verb}.command" for verb in ("inspect", "pack", "compare", "bench")} | {
+    "reproduce": "tools.reproduce"
 }
 
 
@@ -118,13 +122,13 @@ def _run(verb: str, arguments: list[str]) -> None:
         SIGNALS.install(*WARNINGS)  # which would end the process while all is imported
     from hydra.errors import ConfigCompositionException, OverrideParseException
 
-    from imgcls import messages, paths
+    from imgcls.config import messages, paths
 
-    module = importlib.import_module(f"imgcls.{verb}")
+    module = importlib.import_module(f"imgcls.{MODULES.get(verb, f'commands.{verb}')}")
     try:
         sys.argv = [sys.argv[0], *paths.quoted(messages.check_groups(verb, arguments))]
         if verb == "train":
-            sys.argv = importlib.import_module("imgcls.resume").hydra_arguments(sys.argv)
+            sys.argv = importlib.import_module("imgcls.engine.resume").hydra_arguments(sys.argv)
         module.main()
     except UserError as error:
         sys.exit(f"imgcls {verb}: {one_line(error)}")

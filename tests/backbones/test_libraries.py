@@ -12,9 +12,9 @@ from torchvision.models._api import WeightsEnum
 from imgcls.backbones.build import build_network, try_shapes
 from imgcls.backbones.timm import timm_network
 from imgcls.backbones.torchvision import adapt_stem, torchvision_network
-from imgcls.classifier import ImageClassifier
-from imgcls.data.base import Batch
+from imgcls.data.module import Batch
 from imgcls.errors import UserError
+from imgcls.tasks.classification import ImageClassifier
 
 TORCHVISION = "imgcls.backbones.torchvision.torchvision_network"
 TIMM = "imgcls.backbones.timm.timm_network"

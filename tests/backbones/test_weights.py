@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imgcls.backbones.build import build_network, load_weights
-from imgcls.checkpoint import find_checkpoint
-from imgcls.classifier import ImageClassifier, load_checkpoint
+from imgcls.engine.checkpoint import find_checkpoint
 from imgcls.errors import UserError
+from imgcls.tasks.classification import ImageClassifier, load_checkpoint
 
 CIFAR = "imgcls.backbones.resnet_cifar.resnet_cifar"
 CNN = "imgcls.backbones.simple_cnn.simple_cnn"

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from imgcls.data.decode import UnreadableImage, decode, header
-from imgcls.data.files import Files
-from imgcls.data.spec import DataSpec
+from imgcls.data.loading.decode import UnreadableImage, decode, header
+from imgcls.data.loading.files import Files
 from imgcls.errors import UserError
+from imgcls.spec import DataSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
 

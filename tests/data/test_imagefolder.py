@@ -16,13 +16,13 @@ from sklearn.metrics import f1_score
 from timm.data import create_transform
 from torchvision.transforms import v2
 
-from imgcls.augment import Augment
-from imgcls.config import build
-from imgcls.data.base import SPLITS
-from imgcls.data.decode import UnreadableImage, decode
+from imgcls.augment.batch import Augment
+from imgcls.config.check import build
 from imgcls.data.imagefolder import ImageFolder, evaluation_transform
-from imgcls.data.spec import DataSpec
+from imgcls.data.loading.decode import UnreadableImage, decode
+from imgcls.data.module import SPLITS
 from imgcls.errors import UserError, one_line
+from imgcls.spec import DataSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
 

@@ -11,8 +11,8 @@ from conftest import write_picture
 from PIL import Image
 
 from imgcls.data import imagenet as module
-from imgcls.data.base import SPLITS
 from imgcls.data.imagenet import TARS, ImageNet
+from imgcls.data.module import SPLITS
 from imgcls.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")

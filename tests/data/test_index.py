@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from conftest import write_picture
 
-from imgcls.data import index as module
 from imgcls.data.imagefolder import FolderImages, ImageFolder
-from imgcls.data.index import as_names, folder_index
+from imgcls.data.loading import listing as module
+from imgcls.data.loading.listing import as_names, folder_index
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
 

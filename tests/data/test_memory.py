@@ -10,11 +10,11 @@ from conftest import ROOT
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
-from imgcls.augment import Augment
-from imgcls.config import build
-from imgcls.data.base import SPLITS, Batch
+from imgcls.augment.batch import Augment
+from imgcls.config.check import build
 from imgcls.data.digits import Digits
 from imgcls.data.memory import MemoryImages
+from imgcls.data.module import SPLITS, Batch
 from imgcls.errors import UserError
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

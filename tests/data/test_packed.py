@@ -13,11 +13,11 @@ from conftest import write_picture
 from test_pack import packed
 from torch.utils.data import DataLoader
 
-from imgcls.augment import Augment
-from imgcls.data.base import SPLITS, ImageDataModule
-from imgcls.data.decode import UnreadableImage
+from imgcls.augment.batch import Augment
 from imgcls.data.imagefolder import ImageFolder
-from imgcls.data.manifest import facts_of
+from imgcls.data.loading.decode import UnreadableImage
+from imgcls.data.loading.manifest import facts_of
+from imgcls.data.module import SPLITS, ImageDataModule
 from imgcls.data.packed import PackedData, PackedImages
 from imgcls.errors import UserError
 

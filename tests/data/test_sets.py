@@ -13,13 +13,13 @@ import pytest
 import torch
 from torchvision import datasets
 
-from imgcls.config import build
-from imgcls.data.base import SPLITS
+from imgcls.config.check import build
 from imgcls.data.digits import Digits
 from imgcls.data.memory import MemoryDataModule, MemoryImages
-from imgcls.data.spec import per_channel
+from imgcls.data.module import SPLITS
 from imgcls.data.torchvision_sets import TorchvisionImages
 from imgcls.errors import UserError
+from imgcls.spec import per_channel
 
 NAMES = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
 

@@ -18,12 +18,12 @@ from test_pack import packed
 from torch import distributed
 from torch.utils.data import DataLoader
 
-from imgcls.augment import Augment
+from imgcls.augment.batch import Augment
 from imgcls.data import streaming
-from imgcls.data.base import SPLITS, ImageDataModule
-from imgcls.data.decode import decode
 from imgcls.data.imagefolder import ImageFolder
-from imgcls.data.manifest import facts_of
+from imgcls.data.loading.decode import decode
+from imgcls.data.loading.manifest import facts_of
+from imgcls.data.module import SPLITS, ImageDataModule
 from imgcls.data.streaming import StreamingData
 from imgcls.errors import UserError
 

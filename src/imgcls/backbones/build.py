@@ -12,10 +12,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from imgcls import config as configs
-from imgcls.allowed import allowed
-from imgcls.data.spec import DataSpec
+from imgcls.config import check as configs
+from imgcls.config.allowed import allowed
 from imgcls.errors import UserError
+from imgcls.spec import DataSpec
 
 log = logging.getLogger(__name__)
 FIRST_WEIGHTS = ("pretrained", "weights")  # keys of a backbone that say where they come from

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from imgcls.data.memory import MemoryDataModule
-from imgcls.data.spec import DataSpec
+from imgcls.spec import DataSpec
 
 
 class Digits(MemoryDataModule):

@@ -13,15 +13,15 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 
-from imgcls.augment import worker_transform
-from imgcls.data.base import Batch, ImageDataModule, ImageDataset, Loader, Place, Positive, cores
-from imgcls.data.decode import EXTENSIONS, MAX_PIXELS, UnreadableImage, decode
-from imgcls.data.faults import Unreadable, with_stand_ins
-from imgcls.data.folders import class_folders, name_left_out, split_folders
-from imgcls.data.index import as_names, folder_index
-from imgcls.data.sampler import EpochSampler
-from imgcls.data.spec import DataSpec
+from imgcls.augment.batch import worker_transform
+from imgcls.data.loading.decode import EXTENSIONS, MAX_PIXELS, UnreadableImage, decode
+from imgcls.data.loading.folders import class_folders, name_left_out, split_folders
+from imgcls.data.loading.listing import as_names, folder_index
+from imgcls.data.loading.sampler import EpochSampler
+from imgcls.data.loading.unreadable import Unreadable, with_stand_ins
+from imgcls.data.module import Batch, ImageDataModule, ImageDataset, Loader, Place, Positive, cores
 from imgcls.errors import UserError
+from imgcls.spec import DataSpec
 
 
 class FolderImages(ImageDataset):

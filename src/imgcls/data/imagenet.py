@@ -19,8 +19,8 @@ from pathlib import Path
 from filelock import FileLock
 from torchvision.datasets import imagenet
 
-from imgcls.data.folders import class_folders, named
 from imgcls.data.imagefolder import ImageFolder
+from imgcls.data.loading.folders import class_folders, named
 from imgcls.errors import UserError
 
 TARS = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from imgcls.augment import worker_transform
-from imgcls.data.base import Batch, ImageDataModule, ImageDataset
-from imgcls.data.decode import in_channels
-from imgcls.data.sampler import EpochSampler
+from imgcls.augment.batch import worker_transform
+from imgcls.data.loading.decode import in_channels
+from imgcls.data.loading.sampler import EpochSampler
+from imgcls.data.module import Batch, ImageDataModule, ImageDataset
 from imgcls.errors import UserError
 
 

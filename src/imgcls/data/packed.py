@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imgcls.data.base import Cut, Place
-from imgcls.data.decode import UnreadableImage, decode_jpeg, in_channels
 from imgcls.data.imagefolder import FolderImages, PictureModule, evaluation_transform
-from imgcls.data.manifest import check_files, read_manifest
-from imgcls.data.spec import DataSpec
+from imgcls.data.loading.decode import UnreadableImage, decode_jpeg, in_channels
+from imgcls.data.loading.manifest import check_files, read_manifest
+from imgcls.data.module import Cut, Place
+from imgcls.engine.signals import rank
 from imgcls.errors import UserError
-from imgcls.stopping import rank
+from imgcls.spec import DataSpec
 
 log = logging.getLogger(__name__)
 

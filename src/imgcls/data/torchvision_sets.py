@@ -10,10 +10,10 @@ import numpy as np
 from filelock import FileLock
 from torchvision import datasets
 
-from imgcls.data.base import Place
 from imgcls.data.memory import MemoryDataModule
-from imgcls.data.spec import DataSpec
+from imgcls.data.module import Place
 from imgcls.errors import UserError
+from imgcls.spec import DataSpec
 
 IDX = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
 FILES = {"FashionMNIST": IDX, "CIFAR10": ["cifar-10-batches-py"], "CIFAR100": ["cifar-100-python"]}

@@ -1,0 +1,125 @@
+"""imgcls eval: the test of a checkpoint, on its own data or on other data with the same classes."""
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+
+from imgcls.commands.verb import verb
+from imgcls.config import check as configs
+from imgcls.config.allowed import allowed
+from imgcls.errors import UserError, nearest
+from imgcls.runs.record import shown
+
+
+@verb("eval")
+def main(config: dict[str, Any], run_dir: Path) -> float:
+    """Tests a checkpoint and writes a report; returns its top1."""
+    from imgcls.engine.build import build_data, build_trainer, prepare, run_test
+    from imgcls.engine.checkpoint import find_checkpoint
+    from imgcls.report.test_report import print_summary
+    from imgcls.tasks.classification import load_checkpoint
+
+    path = find_checkpoint(str(config["checkpoint"]))
+    classifier, trained = load_checkpoint(path, trusted(config))
+    prepare(trained["seed"])
+    trainer_config = {**EVALUATION, **given(trained["trainer"], CARRIED), **given(config["trainer"])}
+    if config["split"] not in ("test", "val", "train", "all"):
+        raise UserError(f"split={config['split']}: expected test, val, train or all")
+    overrides = HydraConfig.get().overrides.task
+    wanted = data_config(trained, config["data"], classifier.spec, trusted(config), overrides)
+    data = build_data(wanted, None, trained["seed"], config["split"])
+    to_classes_of(classifier, data)
+    trainer = build_trainer(trainer_config, [], [], run_dir)
+    report = run_test(trainer, classifier, data, run_dir)
+    if report is None:  # not the first process
+        return 0.0
+    print_summary(f"Test of {shown(path)}", report, {"test report": shown(run_dir)})
+    return report.metrics["test/top1"]
+
+
+CARRIED = ("accelerator", "precision", "benchmark", "deterministic", "limit_test_batches")
+EVALUATION = {
+    "_target_": "lightning.pytorch.Trainer", "devices": 1, "precision": "auto", "inference_mode": True,
+    "enable_progress_bar": False, "enable_model_summary": False,
+}  # fmt: skip
+
+
+def trusted(config: dict[str, Any]) -> list[str]:
+    """Returns the packages whose code a checkpoint may run, beside ours: the key `trust`."""
+    return configs.typed(config["trust"], list[str], "trust")  # type: ignore[no-any-return]
+
+
+def given(config: dict[str, Any] | None, keys: tuple[str, ...] | None = None) -> dict[str, Any]:
+    """Returns the entries that are set, of these keys alone where they are named."""
+    return {k: v for k, v in (config or {}).items() if v is not None and (keys is None or k in keys)}
+
+
+def data_config(
+    trained: dict[str, Any], wanted: dict[str, Any], spec: Any, trust: Sequence[str] = (), overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Returns the config of the data to test on: another set, or the run's own with what differs.
+
+    Images are prepared as the network expects them, whichever set they are of. The `bits` that the network was trained
+    with are used, too, unless one of the command line's overrides sets them.
+
+    Raises:
+        UserError: the checkpoint names a class for its data that is not on the allow-list.
+    """
+    if "_target_" in wanted:  # the user's own choice
+        config = given(wanted)
+    else:
+        config = {**of_checkpoint(trained["data"], "root" in given(wanted), trust), **given(wanted)}
+    if given(wanted, ("root",)) and not given(wanted, ("exclude",)):
+        config.pop("exclude", None)  # a list of files of the root that the network was trained on
+    for key in ("root", "exclude"):  # relative to where the training was started
+        if config.get(key) and not given(wanted, (key,)) and "://" not in config[key]:
+            config[key] = str(Path(trained["cwd"]) / Path(config[key]).expanduser())
+    prepared = ["image_size", "channels", "crop_ratio", "interpolation"]
+    if spec.bits is not None and not any(override.lstrip("+").startswith("data.bits=") for override in overrides):
+        prepared.append("bits")
+    return config | {key: getattr(spec, key) for key in prepared if key in config or key in wanted}
+
+
+def of_checkpoint(config: dict[str, Any], elsewhere: bool, trust: Sequence[str]) -> dict[str, Any]:
+    """Returns the data config of a checkpoint without what would go to the network or write files by its word.
+
+    Args:
+        elsewhere: the user says where the data lies.
+
+    Raises:
+        UserError: its class is not on the allow-list, or the data lies at an address.
+    """
+    kind = allowed(config.get("_target_"), "data", trust)
+    root = str(config.get("root"))
+    if not elsewhere and ("://" in root or root.startswith("local:")):
+        raise UserError(f"the checkpoint's data lies at {root}; to read from there give data.root={root}")
+    config = {key: value for key, value in config.items() if key not in ("cache", "storage_options")}
+    return config | ({"download": False} if "download" in inspect.signature(kind).parameters else {})
+
+
+def to_classes_of(classifier: Any, data: Any) -> None:
+    """Relabels the data by class name to the checkpoint's order.
+
+    Raises:
+        UserError: the data has a class that the checkpoint does not know, or other channels.
+    """
+    known, found = classifier.spec.class_names, data.spec.class_names
+    if data.spec.channels != classifier.spec.channels:
+        raise UserError(
+            f"the data has {data.spec.channels} channels, the checkpoint {classifier.spec.channels}; set data.channels={classifier.spec.channels}"
+        )
+    if known == found:
+        return
+    if unknown := [name for name in found if name not in known]:
+        raise UserError(
+            f"the data has the class {unknown[0]!r}, which the checkpoint does not know; {nearest(unknown[0], known)}"
+        )
+    import torch
+
+    order = torch.tensor([known.index(name) for name in found])
+    for dataset in data.sets.values():
+        dataset.targets = order[dataset.targets]
+    data.use_spec(classifier.spec)

@@ -1,0 +1,173 @@
+"""imgcls predict: labels and probabilities of image files, one row a file, written as they come."""
+
+import contextlib
+import csv
+import importlib.util
+import logging
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from imgcls.commands.eval import EVALUATION, given, trusted
+from imgcls.commands.verb import verb
+from imgcls.config import check as configs
+from imgcls.errors import UserError
+from imgcls.runs.record import shown
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from imgcls.commands.prediction_files import Rows
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The types of conf/predict.yaml's own keys."""
+
+    out: str | None
+    overwrite: bool
+    top_k: Annotated[int, Field(ge=1)]
+    embedding: bool
+    tta: Literal["flip"] | None
+    batch_size: Annotated[int, Field(ge=1)] | None
+    num_workers: Annotated[int, Field(ge=0)] | None
+    max_pixels: Annotated[int, Field(ge=1)]
+
+
+@verb("predict")
+def main(config: dict[str, Any], run_dir: Path) -> None:
+    """Predicts all images of the source; fails at the end where some could not be read."""
+    settings = configs.typed({k: v for k, v in config.items() if k in Settings.__annotations__}, Settings, "")
+    out = Path(settings.out).expanduser() if settings.out else run_dir / "predictions.csv"
+    unreadable = out.with_name(f"{out.name}.unreadable.csv")
+    check_out(out, (".csv", ".jsonl", ".parquet"), settings.overwrite, unreadable)
+    if out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise UserError(f"out={out} needs the package pyarrow, which is not installed; install it, or take .jsonl")
+    from imgcls.commands.prediction_files import writer
+    from imgcls.data.loading.files import Failure, file_loader, images_of
+    from imgcls.engine.build import build_trainer, prepare
+    from imgcls.engine.checkpoint import find_checkpoint
+    from imgcls.tasks.classification import load_checkpoint
+
+    failures: list[Failure] = []
+    paths = images_of("source", str(config["source"]), failures)
+    classifier, trained = load_checkpoint(find_checkpoint(str(config["checkpoint"])), trusted(config))
+    prepare(trained["seed"])
+    carried = given(trained["trainer"], ("accelerator", "precision", "benchmark", "deterministic"))
+    trainer = build_trainer({**EVALUATION, **carried, **given(config["trainer"])}, [], [], run_dir)
+    batch_size = settings.batch_size or trained["data"].get("batch_size", 64)
+    loader = file_loader(paths, classifier.spec, batch_size, settings.num_workers, settings.max_pixels)
+    predict = Predictor(classifier, trainer, settings)
+    try:
+        with appearing(out.parent) as folder, writer(folder / out.name, settings.embedding) as write:
+            done, failed = run(loader, predict, write, failures, folder / unreadable.name)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"out={out} can't be written ({reason}); free some disk or give another name") from error
+    except KeyboardInterrupt:
+        log.error("interrupted; nothing is left of %s", shown(out))
+        sys.exit(130)
+    log.info("predictions: %s", shown(out))
+    if failed:
+        raise UserError(
+            f"{failed:,} of {done + failed:,} could not be read; see {shown(unreadable)}; the others are done"
+        )
+    unreadable.unlink(missing_ok=True)  # of the output that was overwritten
+
+
+def check_out(out: Path, endings: tuple[str, ...], overwrite: bool, *beside: Path) -> None:
+    """Raises UserError where `out` has another ending, or it or a file that comes beside it is there already."""
+    if out.suffix not in endings:
+        raise UserError(f"out={out}: expected a file name that ends in {' or '.join(endings)}")
+    for path in (out, *beside):
+        if path.is_dir() or (path.exists() and not overwrite):
+            raise UserError(f"out={out}: {shown(path)} is there already; give another name, or overwrite=true")
+
+
+@contextlib.contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """Yields a hidden folder; what is in it moves to `folder` if the block ends well, and is deleted otherwise."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as partial:
+        yield Path(partial)
+        for path in Path(partial).iterdir():
+            path.replace(folder / path.name)
+
+
+class Predictor:
+    """The network on the trainer's device and in its precision, as a test has it."""
+
+    def __init__(self, classifier: Any, trainer: Any, settings: Settings) -> None:
+        self.device, self.precision, self.settings = trainer.strategy.root_device, trainer.precision_plugin, settings
+        self.classifier = self.precision.convert_module(classifier).to(self.device)
+        self.names, self.head_inputs = classifier.spec.class_names, list[Any]()
+        if settings.embedding:
+            head = classifier.network.get_submodule(classifier.network.head_names[0])
+            head.register_forward_pre_hook(lambda module, inputs: self.head_inputs.append(inputs[0]))
+
+    def __call__(self, paths: list[str], images: "Tensor") -> "Rows":
+        """Returns the rows of `images (N, C, H, W) uint8`; their embeddings are those of the images as they are."""
+        import torch
+
+        from imgcls.commands.prediction_files import Rows
+
+        with torch.inference_mode(), self.precision.forward_context():
+            images = images.to(self.device, non_blocking=True)
+            probabilities = self.classifier(images).float().softmax(1)
+            if self.settings.tta == "flip":
+                probabilities = (probabilities + self.classifier(images.flip(-1)).float().softmax(1)) / 2
+            best = probabilities.topk(min(self.settings.top_k, len(self.names)))
+            labels = [[self.names[i] for i in row] for row in best.indices.tolist()]
+            embeddings = None
+            if self.head_inputs:
+                features = self.head_inputs[0].float()
+                # The head of some networks is a convolution: the mean over places.
+                embeddings = (features.mean((2, 3)) if features.ndim == 4 else features).cpu().numpy()
+                self.head_inputs.clear()
+            return Rows(paths, labels, best.values.cpu().numpy(), embeddings)
+
+
+def run(
+    loader: Any, predict: Predictor, write: Callable[["Rows"], None], failures: list[Any], unreadable: Path
+) -> tuple[int, int]:
+    """Writes a row for each image and those that can't be read to `unreadable`; returns how many of each there were."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    done, failed, start, console = 0, 0, time.perf_counter(), Console()
+    told = start
+    columns = TextColumn("predicting"), BarColumn(24), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)  # the source is listed as it is read
+        for images, paths, refused in loader:
+            if images is not None:
+                write(predict(paths, images))
+            failures += refused
+            write_failures(unreadable, failures)
+            done, failed = done + len(paths), failed + len(failures)
+            failures.clear()
+            now = time.perf_counter()
+            line = f"{done:,} images, {done / (now - start):,.0f} images/s"
+            bar.update(task, description=line)
+            if not console.is_terminal and now - told > 30:
+                told = now
+                log.info(line)
+    write_failures(unreadable, failures)  # of the source, after the last batch
+    log.info(line)
+    return done, failed + len(failures)
+
+
+def write_failures(path: Path, failures: list[tuple[str, str]]) -> None:
+    """Appends paths and reasons to a CSV; none makes no file."""
+    if failures:
+        new = not path.exists()
+        with path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            csv.writer(file).writerows([("path", "reason"), *failures] if new else failures)

@@ -1,0 +1,98 @@
+"""What all verbs share: Hydra composes the config, and a user's mistake ends in one line."""
+
+import logging
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS
+from omegaconf import DictConfig, OmegaConf, read_write
+
+from imgcls.config import check as config
+from imgcls.config.messages import PARTS, check_keys, take_unchosen
+from imgcls.config.paths import CONF, expanded
+from imgcls.engine.signals import rank
+from imgcls.errors import UserError, one_line
+from imgcls.runs.record import check_place
+
+log = logging.getLogger(__name__)
+
+
+def verb(name: str) -> Callable[[Callable[[dict[str, Any], Path], Any]], Callable[[], None]]:
+    """Turns `run(config, run_dir)` into the verb's entry point. `config` is plain dicts, all resolved."""
+
+    def decorate(run: Callable[[dict[str, Any], Path], Any]) -> Callable[[], None]:
+        def task(cfg: DictConfig) -> Any:
+            hydra_config = HydraConfig.get()
+            try:
+                plain = config.plain(cfg)
+                for line in take_unchosen(plain, hydra_config.overrides.task):
+                    log.log(logging.DEBUG if rank() else logging.WARNING, line)
+                return run(plain, Path(hydra_config.runtime.output_dir))
+            except UserError as error:
+                if hydra_config.mode == RunMode.MULTIRUN:
+                    raise  # the sweeper decides what it means; Hydra puts the traceback into run.log
+                log.debug("%s", one_line(error), exc_info=True)  # into run.log alone
+                sys.exit(f"imgcls {name}: {one_line(error)}")
+
+        # What Hydra itself builds (launchers, sweepers, hooks) is named by files that the user trusts.
+        trusted = UNSAFE_DISABLE_EXECUTION_CHECKS
+        main: Callable[[], None] = hydra.main(str(CONF), name, execution_whitelist=trusted)(task)
+        return main
+
+    return decorate
+
+
+class BeforeRun(Callback):
+    """Hydra's hook between config and run directory: what is wrong by then leaves no directory."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        HydraConfig.instance().set_config(config)  # as Hydra does next: the directory is named by it
+        self.begin(config, "run")
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        self.begin(config, "sweep")
+
+    def begin(self, config: DictConfig, mode: str) -> None:
+        """Checks the names, and makes the directory. Of what a hook raises, Hydra passes on an exit alone."""
+        name = config.hydra.help.app_name
+        try:
+            self.check(config, mode)
+            self.make(config, mode)
+        except UserError as error:
+            sys.exit(f"{name}: {one_line(error)}")
+        except Exception as error:  # there is no log file yet
+            with NamedTemporaryFile("w", prefix="imgcls-", suffix=".log", delete=False) as file:
+                traceback.print_exc(file=file)
+            sys.exit(f"{name}: {type(error).__name__}: {' '.join(str(error).split())} (traceback: {file.name})")
+
+    @staticmethod
+    def check(config: DictConfig, mode: str) -> None:
+        check_keys(config)
+        check_place(config.get("resume"), Path(expanded(config.hydra[mode].dir)))
+        if mode == "sweep":
+            return  # some parts may be swept: each job looks at its own
+        parts = {group: OmegaConf.to_container(config[group]) for group in PARTS if config.get(group)}
+        take_unchosen(parts, config.hydra.overrides.task)
+
+    @staticmethod
+    def make(config: DictConfig, mode: str) -> None:
+        folder = Path(expanded(config.hydra[mode].dir))
+        given = any(override.startswith("hydra.sweep.dir=") for override in config.hydra.overrides.hydra)
+        with read_write(config.hydra), read_write(config.hydra[mode]):
+            config.hydra[mode].dir = str(folder)
+        try:
+            if mode == "run" or given:  # else imgcls.sweeps.sweeper may take another
+                folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"hydra.{mode}.dir={folder}: the folder can't be made ({error.strerror}); give another, or make room "
+                "or allow it"
+            ) from error

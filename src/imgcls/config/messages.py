@@ -1,0 +1,153 @@
+"""What is said of names: of choices, keys and parts that a command line or a file of conf/ gets wrong."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from imgcls.config.paths import CONF
+from imgcls.errors import UserError, nearest
+
+NONE = {"callbacks": "[]", "logger": "[]", "scheduler": "constant", "augment": "none", "finetune": "none"}
+
+
+WHOLE, DIGITS = r"(?:0|[1-9](?:_?\d)*)", r"\d(?:_?\d)*"
+VALUE = re.compile(  # what Hydra's grammar reads as a truth value or a number
+    rf"(?i)true|false|[-+]?(?:(?:{WHOLE}\.?|{WHOLE}?\.{DIGITS})(?:e[-+]?{DIGITS})?|inf|nan)"
+)
+PARTS = ("callbacks", "logger")  # groups of which several files are chosen, each for the parts that it names
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def check_groups(root: str, arguments: list[str]) -> list[str]:
+    """Returns a command line without `group=null` where the root config has null, too: Hydra takes no such word.
+
+    Raises:
+        UserError: another `group=null`, or `group=true`: Hydra takes them for faults of its own.
+    """
+    kept: list[str] = []
+    for argument in arguments:
+        group, _, choice = argument.lstrip("+").partition("=")
+        words = choice.lower().strip("[]").split(",") if group and (CONF / group).is_dir() else []
+        if words == ["null"] and root_keys(root, [CONF]).get(group, "") is None:
+            kept = [word for word in kept if not word.startswith(f"{group}=")]  # the last one counts
+            continue
+        if "null" in words:
+            otherwise = f"leave it out, or {nearest('', choices(group))}"
+            instead = f"write {group}={NONE[group]}" if group in NONE else otherwise
+            raise UserError(f"{group}={choice}: null is no choice; {instead}")
+        if any(VALUE.fullmatch(word) for word in words):
+            advice = nearest("", choices(group), most=40)
+            raise UserError(f"{group}={choice}: there is no such choice; {advice}")
+        kept.append(argument)
+    return kept
+
+
+def check_keys(config: DictConfig) -> None:
+    """Looks at the top-level keys of a composed config, for those that are misspelt or another verb's.
+
+    Known are the keys and groups of the verb's root config, all groups that were chosen, and what an
+    interpolation names; in files also the keys of other verbs, because conf/local is for all of them.
+
+    Raises:
+        UserError: a key that nothing reads.
+    """
+    hydra = config.hydra
+    folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
+    known = {"hydra", *(group.partition("/")[0] for group in hydra.runtime.choices)}
+    known |= {*root_keys(hydra.job.config_name, folders)}
+    given = [re.split("[.=@/]", override.lstrip("+~"))[0] for override in hydra.overrides.task]
+    files = {path.stem for folder in folders for path in folder.glob("*.yaml")}
+    for key in [*given, *map(str, config)]:
+        elsewhere = key not in given and any(key in root_keys(name, folders) for name in files)
+        used = rf"\${{[^{{}}]*\b{re.escape(key)}\b"
+        if key in known or elsewhere or re.search(used, OmegaConf.to_yaml(config)):
+            continue
+        place = "" if key in given else " (a file of the config sets it)"
+        raise UserError(f"{key}: there is no such key{place}; {nearest(key, known)}")
+
+
+def root_keys(name: str, folders: list[Path]) -> dict[str, Any]:
+    """Returns the top-level keys of a root config with their values and its groups with their choices, and those of
+    the root configs that it takes in. A file that is no config, such as one of several documents, has none."""
+    path = next((path for folder in folders if (path := folder / f"{name}.yaml").is_file()), None)
+    try:
+        root = yaml.safe_load(path.read_text()) if path else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):  # type: ignore[attr-defined]
+        root = None
+    keys = {str(key): value for key, value in root.items()} if isinstance(root, dict) else {}
+    entries = keys.pop("defaults", None)
+    for entry in entries if isinstance(entries, list) else ():
+        if isinstance(entry, str) and entry not in ("_self_", name):
+            keys |= root_keys(entry.strip("/"), folders)
+        elif isinstance(entry, dict):  # {"optional local": default}, {"data@validation": digits}
+            groups = {str(group).split()[-1].rpartition("@")[2].lstrip("/"): entry[group] for group in entry}
+            keys |= {re.split("[./]", group)[0]: choice for group, choice in groups.items()}
+    return keys
+
+
+def take_unchosen(config: Mapping[str, Any], overrides: Iterable[str]) -> list[str]:
+    """Takes callbacks and loggers out of a plain config that have settings, but were not chosen and so have no
+    `_target_`. Returns a line for each of them.
+
+    Raises:
+        UserError: the settings are from the command line.
+    """
+    resumed = [override for override in overrides if override.lstrip("+").startswith("resume=")]
+    if resumed and resumed[-1].lstrip("+") not in ("resume=auto", "resume=null"):
+        return []  # the settings go into the run's own config, which has the parts that it chose
+    lines = []
+    for group in PARTS:
+        parts = config.get(group) or {}
+        bare = [name for name, node in parts.items() if isinstance(node, dict) and "_target_" not in node]
+        for name in bare:
+            del parts[name]
+            present = [part for part in parts if parts[part]]
+            place, advice = f"{group}.{name}", choosing(group, name, present) or nearest(name, present)
+            if any(override.lstrip("+").startswith((f"{place}.", f"{place}=")) for override in overrides):
+                raise UserError(f"{place}: it is not chosen; {advice}")
+            lines.append(f"{place}: its settings are not used, because it is not chosen; {advice}")
+    return lines
+
+
+def choosing(group: str, name: str, present: Iterable[str]) -> str:
+    """Returns how a callback or logger is chosen beside those that are present; "" where it is none of ours."""
+    header = f"@package {group}.{name}\n"  # of a group that gives one: finetune
+    if any(header in path.read_text() for path in (CONF / name).glob("*.yaml")):
+        return f"write {name}=…; {nearest('', set(choices(name)) - {NONE.get(name)})}"
+    files = {stem: yaml.safe_load((CONF / group / f"{stem}.yaml").read_text()) for stem in choices(group)}
+    of_it = [stem for stem, keys in files.items() if name in keys]
+    if not of_it:
+        return ""
+    chosen = [stem for stem, keys in files.items() if {*keys} & {*present}]
+    chosen.sort(key=lambda stem: stem != "default")
+    return f"write {group}=[{','.join([*chosen, of_it[0]])}]"
+
+
+def explain(error: Exception) -> str:
+    """Returns what Hydra says of a command line that it can't compose, in one line and with the nearest right word."""
+    from hydra.errors import MissingConfigException, OverrideParseException
+    from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+    if isinstance(error, OverrideParseException):
+        return f"{error.override}: {' '.join(error.message.split())}"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, choice = error.missing_cfg_file.rpartition("/")
+        options = error.options or choices(group)
+        return f"{group}={choice}: there is no such choice; {nearest(choice, options, most=40)}"
+    cause = error.__cause__
+    if isinstance(cause, ConfigKeyError | AttributeError) and isinstance(cause, OmegaConfBaseException):
+        known = [str(key) for key in cause.parent_node] if cause.parent_node is not None else []  # type: ignore[attr-defined]
+        group, _, name = str(cause.full_key).partition(".")
+        if group in PARTS and (advice := choosing(group, name, known)):
+            return f"{cause.full_key}: it is not chosen; {advice}"
+        return f"{cause.full_key}: there is no such key; {nearest(str(cause.key), known)}"
+    if isinstance(cause, OmegaConfBaseException):
+        return f"{cause.full_key}: {str(cause).splitlines()[0]}"
+    return " ".join(str(error).split())

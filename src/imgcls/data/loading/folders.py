@@ -1,0 +1,120 @@
+"""Where the splits and the classes of a folder set lie: `root/<class>/…` or `root/<split>/<class>/…`.
+
+A folder is a split by its name, in upper or lower case, and only where it holds class folders: a class may be called
+train or valid. Where other folders hold images beside such a folder, it may still be a class (see `is_flat`).
+"""
+
+import logging
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from imgcls.data.loading.decode import is_image
+from imgcls.data.loading.splits import SPLITS
+from imgcls.engine.signals import rank
+from imgcls.errors import UserError
+
+log = logging.getLogger(__name__)
+
+NAMES = {  # of two folders of one split, that whose name comes first is taken
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+WORDS = "|".join(name for names in NAMES.values() for name in names)
+LIKE_A_SPLIT = re.compile(rf"({WORDS})(?:[-_ ]?(?:images?|sets?|data|[0-9]+))?", re.IGNORECASE)
+
+
+def subfolders(folder: Path) -> list[str]:
+    """Returns the names of the folders in a folder, sorted; hidden ones are left out."""
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def named(root: Path, names: Iterable[str]) -> list[Path]:
+    """Returns the folders of `root` that have one of these names, in upper or lower case, in the order of the names."""
+    found = subfolders(root)
+    return [root / folder for name in names for folder in reversed(found) if folder.lower() == name]
+
+
+def candidates(root: Path) -> dict[str, Path]:
+    """Returns the folder of each split that is there by its name, with class folders in it."""
+    found = {split: [path for path in named(root, NAMES[split]) if holds_classes(path)] for split in SPLITS}
+    return {split: paths[0] for split, paths in found.items() if paths}
+
+
+def named_splits(root: Path) -> dict[str, Path]:
+    """Returns the folder of each split; none where those with the names of splits are classes."""
+    found = candidates(root)
+    return {} if is_flat(root, found) else found
+
+
+def is_flat(root: Path, found: dict[str, Path]) -> bool:
+    """Whether the folders with the names of splits are classes, as the folders beside them are.
+
+    They are splits where two of them have classes in common. Otherwise they are classes where no train folder has two
+    classes and any folder beside them holds images, or where two folders each hold a tenth of what train holds.
+    """
+    inside = [name for path in found.values() for name in subfolders(path)]
+    if not found or len(inside) > len(set(inside)) > 1:
+        return False
+    beside = [root / name for name in subfolders(root) if not LIKE_A_SPLIT.fullmatch(name)]
+    counts = [number for folder in beside if (number := image_count([folder]))]
+    classes = [found["train"] / name for name in subfolders(found["train"])] if "train" in found else []
+    if len(classes) < 2 or len(counts) < 2:
+        return len(classes) < 2 and bool(counts)
+    tenth = image_count(classes) / 10
+    return sum(number >= tenth for number in counts) > 1
+
+
+def image_count(folders: Iterable[Path]) -> int:
+    return sum(is_image(file) for folder in folders for _, _, files in os.walk(folder) for file in files)
+
+
+def holds_classes(folder: Path) -> bool:
+    """Whether there is a folder with an image in it or below."""
+    walks = (os.walk(folder / name) for name in subfolders(folder))
+    return any(is_image(file) for walk in walks for _, _, files in walk for file in files)
+
+
+def split_folders(root: Path) -> dict[str, Path]:
+    """Returns the folder of each split that there is; a root without split folders is all train.
+
+    Raises:
+        UserError: there is no train folder, or what would be the classes has the names of splits.
+    """
+    found = named_splits(root) or {"train": root}
+    if "train" not in found:
+        others = ", ".join(path.name for path in found.values())
+        raise UserError(f"{root} has {others} but no train folder; expected root/train/<class>/…")
+    classes = subfolders(found["train"])
+    matches = [LIKE_A_SPLIT.fullmatch(name) for name in classes]
+    if all(matches) and len({match[1].lower() for match in matches if match}) > 1:
+        listed = ", ".join(classes[:5])
+        raise UserError(f"{found['train']} has the folders {listed}: splits, no classes; expected root/train/<class>/…")
+    return found
+
+
+def left_out(root: Path, folders: Iterable[Path]) -> list[str]:
+    """Returns the folders beside those of the splits, which are not read."""
+    used = set(folders)
+    return [] if root in used else [name for name in subfolders(root) if root / name not in used]
+
+
+def name_left_out(root: Path, folders: Iterable[Path]) -> None:
+    """Says in a line which folders beside the splits are not read, or that folders with their names are classes."""
+    used = list(folders)
+    if rank() == 0 and root in used and (names := [path.name for path in candidates(root).values()]):
+        line = "%s is read as one set without splits: %s, too, are classes, as are the folders beside"
+        log.warning(line, root, ", ".join(names))
+    if rank() == 0 and (names := left_out(root, used)):
+        listed = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+        beside = " and ".join(path.name for path in used)
+        log.warning("%s is read as the splits %s; left out beside them: %s", root, beside, listed)
+
+
+def class_folders(folder: Path) -> list[str]:
+    """Returns the names of the class folders, sorted."""
+    if names := subfolders(folder):
+        return names
+    raise UserError(f"{folder} has no class folders; expected {folder}/<class>/<image files>")

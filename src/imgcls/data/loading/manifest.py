@@ -1,0 +1,101 @@
+"""What the manifest.json of a pack says of the set and of its files."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from imgcls.data.module import Cut
+from imgcls.errors import UserError
+from imgcls.spec import DataSpec
+
+VERSION = 1
+# Of the files that `imgcls pack` writes: each lies in the pack, wherever that is fetched from.
+Name = Annotated[str, Field(pattern=r"^(train|val|test)(\.npy|\.bin|/[a-z0-9][a-z0-9._-]*)$")]
+
+
+@dataclass
+class SplitFacts:
+    """What a manifest says of a split."""
+
+    images: int
+    shape: list[int]  # (H, W, C) of the images, 0 for what differs
+    classes: dict[str, int]
+
+
+@dataclass
+class FileFacts:
+    """What a manifest says of a file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass
+class Manifest:
+    """What `imgcls pack` says of a set; other keys, or none of one of these, are refused."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    version: int
+    format: str
+    size: int | None  # of the short side, at most, in pixels
+    quality: int
+    spec: DataSpec
+    val_fraction: Cut
+    test_fraction: Cut
+    splits: dict[str, SplitFacts]
+    skipped: list[str]
+    files: dict[Name, FileFacts]
+
+
+def read_manifest(root: Path, formats: tuple[str, ...]) -> Manifest:
+    """Returns the manifest of a pack that has one of `formats`."""
+    path, advice = root / "manifest.json", "expected a directory that `imgcls pack` made"
+    try:
+        stored = json.loads(path.read_text())
+        version, found = stored["version"], stored["format"]
+    except FileNotFoundError as error:
+        raise UserError(f"data.root={root}: there is no manifest.json; {advice}") from error
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} can't be read ({type(error).__name__}); {advice}") from error
+    if version != VERSION:
+        raise UserError(f"data.root={root} is a pack of version {version}; this is version {VERSION}: pack it again")
+    if found not in formats:
+        other = "streaming" if found == "litdata" else "packed"
+        raise UserError(f"data.root={root} is packed as {found}; expected {' or '.join(formats)}; set data={other}")
+    try:
+        manifest = TypeAdapter(Manifest).validate_python(stored)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}; {advice}") from error
+    except UserError as error:  # what the facts themselves say
+        raise UserError(f"{path}: {error}; {advice}") from error
+    splits, files = manifest.splits, manifest.files
+    if absent := [split for split in ("train", *splits) if split not in splits or f"{split}.npy" not in files]:
+        raise UserError(f"{path} has no split {absent[0]}, or no file {absent[0]}.npy; {advice}")
+    return manifest
+
+
+def facts_of(path: Path) -> FileFacts:
+    """Returns what a manifest says of a file."""
+    with path.open("rb") as file:
+        return FileFacts(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def check_files(root: Path, files: dict[str, FileFacts], verify: bool) -> None:
+    """Raises UserError where a file is not as the manifest says: its size, and with `verify` its checksum."""
+    for name, expected in files.items():
+        path = root / name
+        if not path.is_file():
+            fault = "is missing"
+        elif (found := path.stat().st_size) != expected.bytes:
+            fault = f"has {found:,} bytes instead of {expected.bytes:,}"
+        elif verify and facts_of(path) != expected:
+            fault = "is damaged: its checksum is another"
+        else:
+            continue
+        raise UserError(f"{path} {fault}; copy the pack again or make it again")

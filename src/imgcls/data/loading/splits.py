@@ -1,0 +1,72 @@
+"""The names of the splits, how one is cut from another, and what each must hold."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from imgcls.engine.signals import rank
+from imgcls.errors import UserError
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "test")
+
+
+def stratified(targets: np.ndarray, fraction: float, seed: int = 0) -> np.ndarray:
+    """Returns the sorted indices of a part of `targets` with the same share of each class.
+
+    A class gives at least one sample and keeps one, where it has two.
+    """
+    generator = np.random.default_rng(seed)
+    chosen = []
+    by_label = np.argsort(targets, kind="stable")
+    for members in np.split(by_label, np.flatnonzero(np.diff(targets[by_label])) + 1):
+        count = min(max(round(fraction * len(members)), 1), max(len(members) - 1, 1)) if fraction < 1 else len(members)
+        chosen.append(generator.permutation(members)[:count])
+    return np.sort(np.concatenate(chosen))
+
+
+def stratified_fold(targets: np.ndarray, folds: int, fold: int, seed: int = 0) -> np.ndarray:
+    """Returns the sorted indices of one of `folds` parts of `targets`, which share nothing and hold all of it.
+
+    Of each class, and of all, each part has the same number of samples, or one more.
+    """
+    shuffled = np.random.default_rng(seed).permutation(len(targets))
+    by_label = shuffled[np.argsort(targets[shuffled], kind="stable")]
+    return np.sort(by_label[fold::folds])
+
+
+def check_targets(targets: Tensor, class_names: Sequence[str], split: str) -> None:
+    """Raises UserError where a split is empty, a label is out of range, or a class has no image to train on."""
+    if not len(targets):
+        raise UserError(f"the {split} split is empty; give it images, or a larger share of them")
+    low, high = int(targets.min()), int(targets.max())
+    if low < 0 or high >= len(class_names):
+        raise UserError(
+            f"the {split} split has labels from {low} to {high}; expected 0 to {len(class_names) - 1}, "
+            f"one for each of the {len(class_names)} classes"
+        )
+    if split == "train" and (names := absent(targets, class_names)):
+        raise UserError(f"the train split has no image of {names}; give each class an image to train on")
+
+
+def name_absent(targets: Tensor, class_names: Sequence[str], split: str) -> None:
+    """Says which classes a split has no image of: nothing is measured of them."""
+    if rank() == 0 and (names := absent(targets, class_names)):
+        log.warning(
+            "the %s split has no image of %s; such a class counts in mean precision, recall and F1 only "
+            "where it is predicted",
+            split,
+            names,
+        )
+
+
+def absent(targets: Tensor, class_names: Sequence[str]) -> str:
+    """Returns how many classes have no target, and the first of their names; "" where there is none."""
+    counts = torch.bincount(targets, minlength=len(class_names))
+    names = [class_names[i] for i in torch.nonzero(counts == 0).flatten().tolist()]
+    shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+    return f"{len(names)} of {len(class_names)} classes ({shown})" if names else ""

@@ -1,0 +1,99 @@
+"""Images that can't be read while a network is trained: left out, listed, counted, and too many of them end the run."""
+
+import csv
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from imgcls.data.loading.decode import UnreadableImage
+from imgcls.data.module import Batch, ImageDataset
+from imgcls.errors import UserError
+from imgcls.runs.record import shown
+
+log = logging.getLogger(__name__)
+
+
+def with_stand_ins(read: Callable[[list[int]], Batch], keys: Sequence[int], length: int, black: torch.Tensor) -> Batch:
+    """Returns a batch in which copies of its readable images, with their targets, stand for the others.
+
+    Runs in the workers: an index `~i` tells the host that the image `i` can't be read. Where none can, images are
+    `black (C, H, W)` and targets -1. What is drawn for an image depends on its key alone, so the others are as ever.
+    """
+    found: list[Batch | None] = []
+    for key in keys:
+        try:
+            found.append(read([key]))
+        except UnreadableImage:
+            found.append(None)
+    whole = [batch for batch in found if batch is not None] or [Batch(black[None], torch.tensor([-1]), torch.tensor(0))]
+    chosen = [batch or whole[place % len(whole)] for place, batch in enumerate(found)]
+    index = torch.as_tensor(keys).clamp_min(0) % length
+    bad = torch.tensor([batch is None for batch in found])
+    images, targets = (torch.cat([batch[column] for batch in chosen]) for column in (0, 1))
+    return Batch(images, targets, torch.where(bad, ~index, index))
+
+
+class Unreadable:
+    """The images of a split that a run can't read.
+
+    Args:
+        most: the share of the split's images above which the run ends.
+        folder: the run directory, with the list `unreadable.csv` of all splits.
+    """
+
+    def __init__(self, split: str, images: ImageDataset, training: bool, most: float, folder: Path) -> None:
+        self.split, self.images, self.training, self.most = split, images, training, most
+        self.path, self.names = folder / "unreadable.csv", set[str]()
+
+    def note(self, batch: Batch) -> Batch:
+        """Lists what the workers could not read; in evaluation it becomes padding.
+
+        Raises:
+            UserError: there are too many, or in training none of a batch can be read.
+        """
+        bad = batch.indices < 0
+        if not bad.any():
+            return batch
+        indices = torch.where(bad, ~batch.indices, batch.indices)
+        for index in indices[bad].unique().tolist():
+            self.add(index)
+        if self.training and (batch.targets < 0).any():
+            raise UserError(f"no image of a batch can be read; see {shown(self.path)}")
+        return Batch(batch.images, batch.targets if self.training else batch.targets.masked_fill(bad, -1), indices)
+
+    def add(self, index: int) -> None:
+        """Lists an image that is not listed yet: by this process, by another of the run, or before a resume."""
+        name = self.images.name(index)
+        if name in self.names:
+            return
+        self.names |= {row["path"] for row in listed(self.path) if row["split"] == self.split}
+        if name not in self.names:
+            log.warning("%s can't be read and is left out; see %s", shown(name), shown(self.path))
+            new = not self.path.exists()
+            with self.path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+                row = (self.split, name, self.reason(index))
+                csv.writer(file).writerows([("split", "path", "reason"), row] if new else [row])
+            self.names.add(name)
+        if len(self.names) > self.most * len(self.images):
+            raise UserError(
+                f"{len(self.names)} of {len(self.images):,} {self.split} images can't be read, a larger share than "
+                f"data.max_errors={self.most:g}; see {shown(self.path)}: mend them, or allow more"
+            )
+
+    def reason(self, index: int) -> str:
+        """Returns why an image can't be read."""
+        try:
+            self.images.picture(index)
+        except UnreadableImage as error:
+            return error.reason()
+        return "it can be read now"
+
+
+def listed(path: Path) -> list[dict[str, str]]:
+    """Returns the rows of an unreadable.csv: split, path, reason."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))

@@ -1,0 +1,137 @@
+"""Several processes: ranks started for one job of a sweep, and sharding over all devices."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies.launchers import subprocess_script
+
+from imgcls.errors import UserError
+from imgcls.runs.record import hydra_quoted
+
+HELD: list[FileLock] = []  # of the GPU that this process has
+PATIENCE = 30  # seconds after which a rank that has failed is no more waited for
+Ranks = list[subprocess.Popen[bytes]]
+RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def rank_command(local_rank: int) -> tuple[list[str], str]:
+    """Returns the command and folder that start a rank beside rank 0: this one job, in the same run directory.
+
+    Lightning would replay the command line, and with `-m` in it the whole sweep.
+    """
+    hydra = HydraConfig.get()
+    name = str(hydra.job.config_name)
+    verb = name if name in ("bench", "reproduce") else "train"  # a config of another name is train's
+    sources = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
+    command = [
+        sys.executable,
+        "-m",
+        "imgcls",
+        verb,
+        f"--config-name={name}",
+        *(f"--config-dir={path}" for path in sources),
+        *hydra.overrides.task,
+    ]
+    command += ["hydra.mode=RUN", f"hydra.run.dir={hydra_quoted(hydra.runtime.output_dir)}", "hydra.output_subdir=null"]
+    command += [f"hydra.job.name={verb}_rank{local_rank}"]
+    return command, hydra.runtime.cwd
+
+
+@contextmanager
+def single_job() -> Iterator[None]:
+    """Around one training: its ranks are started by `rank_command`, and nothing of them stays for the next job."""
+    before = {name: os.environ.get(name) for name in RANK_VARIABLES}
+    first = before["LOCAL_RANK"] is None  # not itself a rank that another process started
+    if HydraConfig.get().runtime.choices.get("hydra/launcher") == "joblib" and first:
+        take_gpu(Path(HydraConfig.get().sweep.dir))
+    ranks: Ranks = []
+    subprocess_script._hydra_subprocess_cmd = rank_command  # type: ignore[assignment]
+    subprocess_script._launch_process_observer = lambda child_processes: watch(ranks, child_processes)
+    try:
+        yield
+        for process in ranks:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(PATIENCE)
+    except RuntimeError as error:  # what a collective says where one of them has gone
+        if reason := failure(ranks, 5):
+            raise UserError(reason) from error
+        raise
+    finally:
+        for process in ranks:
+            process.kill()  # it would wait for this one
+        ranks.clear()
+        if first:
+            if torch.distributed.is_available() and torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
+
+
+def watch(ranks: Ranks, started: Ranks) -> None:
+    """Ends this process where one of the ranks that it started fails and it waits for that on the device.
+
+    In place of Lightning's, which kills it after a few seconds with no word, and with it the sweep.
+    """
+
+    def look() -> None:
+        while ranks and not failure(ranks):
+            time.sleep(1)
+        time.sleep(PATIENCE if ranks else 0)  # where the wait ends in an error, the run closes all by itself
+        if reason := failure(ranks):
+            print(f"imgcls train: {reason}", file=sys.stderr, flush=True)
+            for process in ranks:
+                process.kill()
+            os._exit(1)
+
+    ranks += started
+    threading.Thread(target=look, daemon=True).start()
+
+
+def failure(ranks: Ranks, seconds: float = 0) -> str | None:
+    """Returns which of the ranks has failed, if one does within some seconds."""
+    for number, process in enumerate(ranks, 1):
+        with suppress(subprocess.TimeoutExpired):
+            if status := process.wait(seconds):
+                why = "killed, as the system does where memory is short" if status == -9 else f"status {status}"
+                return f"process {number + 1} of this training ended ({why}); go on with resume=RUN_DIR"
+    return None
+
+
+def take_gpu(folder: Path) -> None:
+    """Of several GPUs, leaves this process one that no other job of the sweep has, for as long as it lives."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())]
+    if len(gpus) < 2:
+        return
+    for gpu in gpus:
+        lock = FileLock(folder / f".gpu-{gpu}.lock")
+        with suppress(Timeout):
+            lock.acquire(blocking=False)
+            HELD.append(lock)
+            break
+    else:
+        gpu = gpus[os.getpid() % len(gpus)]  # more jobs than GPUs
+    os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+
+
+class FullyShardStrategy(ModelParallelStrategy):
+    """FSDP2 over all devices; checkpoints are whole, one file, as in any other run."""
+
+    def __init__(self) -> None:
+        super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()

@@ -1,0 +1,131 @@
+"""The jobs of a sweep: what each is called, what became of it, and how far they all are."""
+
+import hashlib
+import json
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from imgcls.runs.record import write_text
+
+LONGEST = 100  # bytes of a name: file systems take 255, and tables less
+
+
+@dataclass
+class Job:
+    """One training of a sweep."""
+
+    number: int
+    overrides: list[str]
+    folder: Path
+    state: str = "running"  # then finished, failed or pruned
+    values: list[float] | None = None  # of the metrics that are optimised
+    error: str = ""
+
+    def status(self) -> str | None:
+        """Returns what the training itself says of its state."""
+        try:
+            return str(json.loads((self.folder / "status.json").read_text())["status"])
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def done(self) -> bool:
+        return self.status() in ("finished", "pruned")
+
+    def in_use(self) -> bool:
+        """Whether a process trains in its folder, and so has the lock that imgcls.engine.resume.claim takes."""
+        path = self.folder / ".lock"
+        try:
+            with FileLock(path, blocking=False) if path.exists() else nullcontext():
+                return False
+        except Timeout:
+            return True
+
+    def mark_stopped(self) -> None:
+        """Puts into its status.json that it was stopped, where its process was killed before it could say so."""
+        if self.status() == "running" and not self.in_use():
+            path = self.folder / "status.json"
+            facts = json.loads(path.read_text()) | {"status": "stopped", "error": "killed with the sweep"}
+            write_text(path, json.dumps(facts, indent=2) + "\n")
+
+
+@dataclass
+class Jobs:
+    """All jobs of a sweep that have begun."""
+
+    name: str
+    metric: str
+    direction: str  # "min" or "max"
+    total: int = 0
+    begun: list[Job] = field(default_factory=list)
+    start: tuple[int, float] | None = None  # jobs that were done when this process began, and when that was
+
+    def best(self) -> Job | None:
+        """Returns the job with the best value of the first metric."""
+        sign = -1 if self.direction == "min" else 1
+        finished = [job for job in self.begun if job.state == "finished" and job.values]
+        return max(finished, key=lambda job: sign * job.values[0], default=None)  # type: ignore[index]
+
+    def failed(self) -> list[str]:
+        return [job.folder.name for job in self.begun if job.state == "failed"]
+
+    def line(self) -> str:
+        """Returns what is done, running and failed, the best so far, and the time left."""
+        count = Counter(job.state for job in self.begun)
+        done = len(self.begun) - count["running"]
+        self.start = self.start or (done, time.monotonic())
+        words = [f"{count[state]} {state}" for state in ("running", "pruned", "failed") if count[state]]
+        out = f"sweep {self.name}: {', '.join([f'{done} of {self.total} done', *words])}"
+        if (best := self.best()) is not None and best.values is not None:
+            out += f"; best {self.metric} {best.values[0]:.4f} (job {best.number})"
+        if self.start[0] < done < self.total:
+            seconds = round((time.monotonic() - self.start[1]) / (done - self.start[0]) * (self.total - done))
+            out += f"; {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left"
+        return out
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Around jobs that run elsewhere: prints the line whenever one of them has ended."""
+        done = threading.Event()
+
+        def watch() -> None:
+            while not done.wait(2.0):
+                ended = [
+                    j for j in self.begun if j.state == "running" and j.status() in ("finished", "pruned", "failed")
+                ]
+                for job in ended:
+                    job.state = str(job.status())
+                if ended:
+                    print(self.line(), flush=True)
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+
+def job_name(overrides: list[str], excluded: set[str]) -> str:
+    """Returns overrides as the name of a folder. Where it is too long, keys lose what comes before their last dot, and
+    where it still is, it is cut and ends in a hash."""
+    parts = "|".join(map(re.escape, excluded)) or "$."
+    kept = [o for o in overrides if not re.match(rf"\+*({parts})[.=]", o)]
+    kept = [re.sub(r"\d+\.\d{5,}(e[-+]?\d+)?", lambda number: f"{float(number[0]):.4g}", o) for o in kept]
+    for names in (kept, [re.sub(r"^[^=]*\.", "", o) for o in kept]):
+        name = re.sub(r"[^\w.=,+~-]+", "_", ",".join(names))
+        if len(name.encode()) <= LONGEST:
+            return name
+    return f"{name.encode()[: LONGEST - 9].decode(errors='ignore')}-{short_hash(','.join(overrides))}"
+
+
+def short_hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()

@@ -1,0 +1,143 @@
+"""imgcls bench: what a training costs beyond the network's own arithmetic.
+
+Three things are measured in turns, in one process, so that a machine that is busy with something else slows all
+of them alike:
+
+- floor: forward, backward and optimizer step on one batch that lies on the device, in a bare loop;
+- loader: the batches alone, as training gets them;
+- train: what `imgcls train` does between two validations, with its loggers, metrics and progress bar.
+"""
+
+import io
+import json
+import logging
+import os
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from pydantic import Field
+
+from imgcls.commands.train import Settings, build_all, build_classifier, checked
+from imgcls.commands.verb import verb
+from imgcls.config import check as configs
+from imgcls.errors import UserError
+from imgcls.runs.record import shown
+
+SPEEDS = {"floor": "bare network", "loader": "loader alone", "train": "imgcls train"}
+
+
+@dataclass(frozen=True)
+class Turns:
+    """The types of conf/bench.yaml's own keys."""
+
+    seconds: Annotated[float, Field(gt=0)]
+    rounds: Annotated[int, Field(ge=1)]
+
+
+@verb("bench")
+def main(config: dict[str, Any], run_dir: Path) -> float:
+    """Measures one config; returns the ratio of the training to the floor."""
+    turns = configs.typed(config.pop("bench"), Turns, "bench")
+    path = configs.typed(config.pop("json"), Path | None, "json")
+    if path:
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise UserError(f"json={path}: expected a file, new or there already, that can be written")
+    settings = checked(config)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler's own notes; read when torch is imported
+    from imgcls.engine.ranks import single_job
+
+    with single_job():
+        figures = measure(config, settings, turns, run_dir)
+    if figures is None:  # not the first process
+        return 0.0
+    (run_dir / "bench.json").write_text(json.dumps(figures, indent=2) + "\n")
+    rows = [figures]
+    if HydraConfig.get().mode == RunMode.MULTIRUN:  # all jobs up to this one
+        files = sorted(run_dir.parent.glob("*/bench.json"), key=lambda f: int(f.parent.name.partition("_")[0]))
+        rows = [json.loads(file.read_text()) for file in files]
+    if path:
+        path.write_text(json.dumps(rows if len(rows) > 1 else figures, indent=2) + "\n")
+    show(rows)
+    print(f"figures: {shown(run_dir / 'bench.json')}")
+    return float(figures["ratio"])
+
+
+def measure(config: dict[str, Any], settings: Settings, turns: Turns, run_dir: Path) -> dict[str, Any] | None:
+    """Trains as `imgcls train` does, without end, validation and checkpoints, for as long as the turns take; on rank 0
+    returns what was measured."""
+    from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+    from lightning.pytorch.strategies import ModelParallelStrategy
+    from rich.console import Console
+
+    from imgcls.engine.build import build_data, build_trainer, prepare
+    from imgcls.loggers.progress import EpochProgress
+    from imgcls.tools.bench.meter import TakeTurns
+
+    prepare(settings.seed)
+    data = build_data(config["data"], config["augment"], settings.seed)
+    classifier = build_classifier(config, settings, data)
+    callbacks = [c for c in build_all(config, "callbacks") if not isinstance(c, Checkpoint | EarlyStopping)]
+    for progress in (c for c in callbacks if isinstance(c, EpochProgress)):
+        progress.console = Console(file=io.StringIO(), force_terminal=True)  # drawn, but not seen
+    endless = {**config["trainer"], "max_epochs": 10**6, "max_steps": -1, "limit_val_batches": 0}
+    meter = TakeTurns(turns.seconds, turns.rounds)
+    trainer = build_trainer(endless, [*callbacks, meter], [], run_dir)
+    if isinstance(trainer.strategy, ModelParallelStrategy):
+        raise UserError("bench measures one device or trainer=ddp; a sharded network has no copy to compare with")
+    for node in (config.get("logger") or {}).values():
+        if node and "mode" in node:
+            node["mode"] = "offline"  # nothing of a benchmark is uploaded
+    logging.getLogger("imgcls.loggers.progress").setLevel(logging.WARNING)  # a line an epoch is written, not shown
+    trainer.loggers = build_all(config, "logger")
+    try:
+        trainer.fit(classifier, datamodule=data)
+    finally:
+        for logger in trainer.loggers:
+            logger.finalize("success")
+        if "wandb" in sys.modules:
+            sys.modules["wandb"].finish()
+    if not trainer.is_global_zero:
+        return None
+    return {"backbone": config["backbone"].get("name") or config["names"]["backbone"], **meter.figures()}
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Prints one run in full, or a table with a row for each."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    if len(rows) > 1:
+        table = Table("backbone", box=box.SIMPLE, caption="floor, loader, train: images a second")
+        for name in ("parameters", "GFLOPs", *SPEEDS, "ratio", "reads a step", "memory"):
+            table.add_column(name, justify="right")
+        for row in rows:
+            size = [f"{row['parameters'] / 1e6:,.2f} M", f"{row['flops'] / 1e9:,.3f}"]
+            speeds = [f"{row[f'{name}_images_per_second']:,.0f}" for name in SPEEDS]
+            rest = (
+                f"{row['ratio']:.3f}",
+                f"{row['device_reads_per_step']:g}",
+                f"{row['peak_memory_bytes'] / 1e9:.1f} GB",
+            )
+            table.add_row(row["backbone"], *size, *speeds, *rest)
+        return console.print(table)
+    (row,) = rows
+    spread = {name: "{:,.0f} to {:,.0f}".format(*row[f"{name}_spread"]) for name in SPEEDS}
+    for name, words in {
+        **{SPEEDS[name]: f"{row[f'{name}_images_per_second']:,.0f} images/s ({spread[name]})" for name in SPEEDS},
+        "training to bare network": "{:.3f} ({:.3f} to {:.3f})".format(row["ratio"], *row["ratio_spread"]),
+        "bound by": row["bound_by"],
+        "reads from the device": f"{row['device_reads_per_step']:g} a step",
+        "peak memory": f"{row['peak_memory_bytes'] / 1e9:.2f} GB",
+        "network": f"{row['parameters']:,} parameters, {row['flops'] / 1e9:.3f} GFLOPs forward for an image",
+        "device": f"{row['device']}, precision {row['precision']}",
+    }.items():
+        console.print(f"  {name:<25}{words}")

@@ -1,0 +1,190 @@
+"""What `imgcls bench` hangs into a training: it stops now and then, and lets the bare network and the loader run."""
+
+import copy
+import itertools
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Generator, Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from torch import nn
+from torch.profiler import profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from imgcls.backbones.build import on_meta
+from imgcls.data.module import Batch, ImageDataModule
+from imgcls.optim.optimizers import build_optimizer
+from imgcls.spec import DataSpec
+from imgcls.tasks.classification import ImageClassifier
+
+# Events that make the host wait for the device: what follows depends on values that they bring.
+READS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal")
+READ_EVENTS = {f"aten::{name}" for name in READS} | {"Memcpy DtoH (Device -> Pageable)"}
+PROFILED_STEPS = 20
+
+
+class TakeTurns(Callback):
+    """Measures images a second of the training that it is a callback of, of the bare network, and of the loader.
+
+    Args:
+        seconds: that each turn lasts.
+        rounds: number of turns of each.
+    """
+
+    def __init__(self, seconds: float, rounds: int) -> None:
+        self.seconds, self.rounds = seconds, rounds
+        self.rates: dict[str, list[float]] = {"floor": [], "loader": [], "train": []}
+        self.facts: dict[str, Any] = {}
+        self.turns: Generator[None, int, None] | None = None
+
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: ImageClassifier, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        if self.turns is None:
+            self.turns = self.measure(trainer, pl_module, batch)
+            next(self.turns)
+        else:
+            self.turns.send(batch_idx)
+
+    def measure(self, trainer: Trainer, classifier: ImageClassifier, batch: Batch) -> Generator[None, int, None]:
+        """Measures from within the training: at each `yield` that takes a step, and gives its place in the epoch."""
+        data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        images, batches, bare = len(batch.targets), endless(data), bare_steps(trainer, classifier, batch)
+        workers = data.train_dataloader().num_workers
+        warmup = 3 + 3 * workers  # batches that workers made ready in the others' turns are not counted
+        bare(2)
+        steps = max(round(3 * self.seconds / timed(bare, 3)), 3)
+        self.facts = describe(classifier) | {"steps_per_turn": steps}
+        self.beside = workers > 0 and classifier.device.type != "cpu"  # the loader's cores are not the network's
+        for _ in range(self.rounds):
+            bare(3)
+            self.rates["floor"].append(steps * images * trainer.world_size / timed(bare, steps))
+            for _ in range(warmup):
+                next(batches)
+            loaded, start = 0, now()
+            while (seconds := now() - start) < self.seconds:
+                loaded += len(next(batches).targets)
+            self.rates["loader"].append(loaded * trainer.world_size / seconds)
+            for _ in range(warmup):
+                yield
+            start = now()
+            for _ in range(steps):
+                yield
+            self.rates["train"].append(steps * images * trainer.world_size / (now() - start))
+        while (yield):  # steps within an epoch are looked at, from its first
+            pass
+        with profile() as profiler:
+            looked_at = max(min(PROFILED_STEPS, int(trainer.num_training_batches) - 2), 1)
+            for _ in range(looked_at):
+                yield
+        self.facts["device_reads_per_step"] = count_reads(profiler) / looked_at
+        trainer.should_stop = True
+        while True:
+            yield
+
+    def figures(self) -> dict[str, Any]:
+        """Returns what was measured, plain."""
+        ratios = [train / floor for train, floor in zip(self.rates["train"], self.rates["floor"], strict=True)]
+        out: dict[str, Any] = {"ratio": statistics.median(ratios), "ratio_spread": [min(ratios), max(ratios)]}
+        for name, rates in self.rates.items():
+            out[f"{name}_images_per_second"] = statistics.median(rates)
+            out[f"{name}_spread"] = [min(rates), max(rates)]
+        return out | self.facts | {"bound_by": self.bound(out["ratio"]), "peak_memory_bytes": peak_memory()}
+
+    def bound(self, ratio: float) -> str:
+        """Says what the time goes to, from the time an image takes in each of the three."""
+        floor, loader, train = (1 / statistics.median(self.rates[name]) for name in ("floor", "loader", "train"))
+        cost = max(loader - floor, 0.0) if self.beside else loader  # hidden behind the network, or in its time
+        if ratio >= 0.95 or train <= floor:
+            return "the network"
+        return "the loader" if cost > (train - floor) / 2 else "the work around the network"
+
+
+def bare_steps(trainer: Trainer, classifier: ImageClassifier, batch: Batch) -> Callable[[int], None]:
+    """Returns what takes n steps of a copy of the network on one batch, with nothing around them."""
+    whole: nn.Module = copy.deepcopy(classifier.network)
+    probed = (
+        batch.images.is_floating_point()
+    )  # features, computed once (imgcls.callbacks.finetune): the head is all that runs
+    network = whole.get_submodule(classifier.head_name) if probed else whole
+    if classifier.hparams["compile"]:
+        network.compile()
+    optimizer = build_optimizer(classifier.hparams["optimizer"], whole, classifier.device, classifier.fused_steps())
+    images = (batch.images if probed else classifier.normalise(batch.images)).detach()
+    targets = batch.targets.clone()
+    every, count = trainer.accumulate_grad_batches, itertools.count(1)
+
+    def run(steps: int) -> None:
+        for number in itertools.islice(count, steps):
+            with trainer.precision_plugin.forward_context():
+                loss = classifier.training_loss(network(images), targets)[1]
+            loss.backward()
+            if number % every == 0:
+                optimizer.step()
+                optimizer.zero_grad()
+
+    return run
+
+
+def count_reads(profiler: profile) -> int:
+    """Returns how often the host waited for a value of the device.
+
+    The fused steps of the CPU look at their own step counts, which lie on the CPU always; these do not count.
+    """
+
+    def fused(event: Any) -> bool:
+        return event is not None and (event.name.startswith("aten::_fused") or fused(event.cpu_parent))
+
+    return sum(event.name in READ_EVENTS and not fused(event) for event in profiler.events())
+
+
+def endless(data: ImageDataModule) -> Iterator[Batch]:
+    """Yields the batches of epoch after epoch from a loader of its own."""
+    loader = data.train_dataloader()
+    for epoch in itertools.count():
+        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+        yield from loader
+
+
+def describe(classifier: ImageClassifier) -> dict[str, Any]:
+    """Returns the facts of a training that its speed depends on."""
+    device, network = classifier.device, classifier.network
+    threads = f"{device.type}, {torch.get_num_threads()} threads"
+    return {
+        "parameters": sum(p.numel() for p in network.parameters()), "flops": flops(network, classifier.spec),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else threads,
+        "precision": classifier.trainer.precision,
+    }  # fmt: skip
+
+
+def flops(network: nn.Module, spec: DataSpec) -> int:
+    """Returns the floating-point operations (two for a multiply-add) of one image forward."""
+    training = network.training
+    with FlopCounterMode(display=False) as counter:
+        on_meta(network.eval(), 1, spec.channels, spec.image_size, spec.image_size)
+    network.train(training)
+    return counter.get_total_flops()
+
+
+def peak_memory() -> int:
+    """Returns bytes: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def timed(run: Callable[[int], None], steps: int) -> float:
+    start = now()
+    run(steps)
+    return now() - start
+
+
+def now() -> float:
+    """Returns seconds, when the device has done all that it was given."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    return time.perf_counter()

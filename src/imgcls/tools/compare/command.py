@@ -1,0 +1,218 @@
+"""imgcls compare: runs side by side, from their directories alone: a table here, a CSV, and a page to click."""
+
+import contextlib
+import operator
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from imgcls.commands.verb import verb
+from imgcls.config import check as configs
+from imgcls.errors import UserError, nearest
+from imgcls.runs.best_epoch import direction
+from imgcls.runs.record import shown
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+OPERATORS = {"!=": operator.ne, "<=": operator.le, ">=": operator.ge, "=": operator.eq, "<": operator.lt, ">": operator.gt}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The types of conf/compare.yaml's own keys."""
+
+    runs: str | list[str]
+    where: str | list[str] | None
+    sort: str | None
+    metric: str | None
+    group: str | None
+    baseline: str | None
+
+
+@verb("compare")
+def main(config: dict[str, Any], run_dir: Path) -> None:
+    """Compares runs, and names those that are damaged or did not finish."""
+    settings = configs.typed(config, Settings, "")
+    if settings.baseline and not settings.group:
+        raise UserError(f"baseline={settings.baseline} needs group=seed or group=fold, over which runs are paired")
+    from imgcls.runs import read as runs
+    from imgcls.tools.compare import page as compare_page
+
+    table = where(runs.read_runs(settings.runs), settings.where)
+    target = column(table, settings.metric) if settings.metric else optimised(table)
+    if not table[target].dtype.kind == "f" or table[target].isna().all():
+        raise UserError(f"metric={target}: none of the runs that are compared has such a measured value")
+    by = column(table, (settings.sort or target).removeprefix("-"))
+    table = ordered(table, by, bool(settings.sort) and settings.sort.startswith("-"))
+    differing = sorted(differing_config(table), key=lambda name: name != by)  # it is the last to find no room
+    groups, pair, notes = None, {}, list[str]()
+    if settings.group:
+        over = column(table, settings.group)
+        keys = [name for name in differing if name != over]
+        counted, notes = once_each(table, [*keys, over], target)
+        groups = grouped(counted, over, keys, target, settings.baseline)
+    if len(table) == 2:
+        with contextlib.suppress(runs.Damaged):  # which is named
+            pair = runs.differences(*map(Path, table["path"]))
+    table.to_csv(run_dir / "runs.csv", index=False, errors="backslashreplace")
+    if groups is not None:
+        groups.to_csv(run_dir / "groups.csv", index=False, errors="backslashreplace")
+    found = compare_page.Comparison(table, differing, target, groups, pair, notes)
+    compare_page.show(found)
+    compare_page.write_page(found, run_dir / "index.html")
+    print(f"page: {shown(run_dir / 'index.html')}\ntable: {shown(run_dir / 'runs.csv')}")
+
+
+def column(table: "pd.DataFrame", name: str) -> str:
+    """Returns the column that a name means: `lr` is `optimizer.lr`, `val/top1` is `best/val/top1`."""
+    ends = [found for found in table.columns if found.endswith(f".{name}")]
+    for found in (name, *(ends if len(ends) == 1 else ()), f"best/{name}", f"test/{name}"):
+        if found in table:
+            return found
+    advice = f"it could be {', '.join(ends)}; give one of them" if ends else nearest(name, table.columns)
+    raise UserError(f"{name}: no run has a value of this name; {advice}")
+
+
+def optimised(table: "pd.DataFrame") -> str:
+    """Returns the column of the metric that most of the runs optimised."""
+    found = [name for name in table.columns if name.startswith("best/")]
+    if not found:
+        raise UserError("no run has a whole epoch in its metrics.csv: there is nothing to compare")
+    wanted = {f"best/{metric}" for metric in table["optimized_metric"].mode()}
+    return next((name for name in found if name in wanted), found[-1])
+
+
+def where(table: "pd.DataFrame", conditions: str | list[str] | None, key: str = "where") -> "pd.DataFrame":
+    """Returns the rows for which all conditions hold: `backbone=resnet20`, `lr<0.1`, `status!=finished`.
+
+    Raises:
+        UserError: no comparison, no such column, or no row is left.
+    """
+    import pandas as pd
+
+    for text in [conditions] if isinstance(conditions, str) else conditions or []:
+        for condition in re.split(r"\s*,\s*|\s+and\s+", text.strip()):
+            parts = re.fullmatch(r"([^!<>=]+?)\s*(!=|<=|>=|=|<|>)\s*(.*)", condition)
+            if parts is None:
+                raise UserError(f"{key}={condition}: expected name=value, or with != < > <= >=")
+            values: Any = table[column(table, parts[1])]
+            given: Any = pd.to_numeric(parts[3], errors="coerce")
+            numbers = pd.to_numeric(values, errors="coerce")
+            if given == given and numbers.notna().any():
+                values = numbers
+            elif parts[2] in ("=", "!="):
+                values, given = values.map(written).str.lower(), parts[3].lower()
+            else:
+                raise UserError(f"{key}={condition}: {parts[2]} compares numbers")
+            table = table[OPERATORS[parts[2]](values, given)]
+    if not len(table):
+        raise UserError(f"{key}={conditions}: no run that is compared is like this; take a condition away")
+    return table
+
+
+def written(value: Any) -> str:
+    """Returns a value as it is written on a command line."""
+    return "null" if value is None or value != value else str(value).removesuffix(".0")
+
+
+def ordered(table: "pd.DataFrame", by: str, reverse: bool = False) -> "pd.DataFrame":
+    """Returns the runs by a column: metrics best first, other values from small to large, or the reverse."""
+    upwards = "/" not in by or direction(by) == "min"
+
+    def comparable(values: "pd.Series[Any]") -> "pd.Series[Any]":
+        return values if values.dtype != object else values.astype(str).where(values.notna())  # numbers among words
+
+    return table.sort_values(by, ascending=upwards != reverse, kind="stable", ignore_index=True, key=comparable)
+
+
+def differing_config(table: "pd.DataFrame") -> list[str]:
+    """Returns the config's names of which runs have different values, those of the command line first.
+
+    A value that comes with another's choice (`backbone.depth` with `backbone`) is left out, unless a command line set it.
+    """
+    from imgcls.runs.read import COSTS, FACTS, METRICS
+
+    known = table[table["optimized_metric"].notna()]
+    names = [
+        n
+        for n in table.columns
+        if n not in (*FACTS, *COSTS, "optimized_metric") and not n.startswith((*METRICS, "logger", "callbacks.pruning"))
+    ]
+    found = [n for n in names if known[n].nunique(dropna=False) > 1]
+    words = " ".join(known["overrides"].dropna().astype(str).unique())
+    given = [name for name in found if re.search(rf"(?:^|[ ,+]){re.escape(name)}=", words)]
+
+    def implied(name: str) -> bool:
+        ends = [place for place, letter in enumerate(name) if letter == "."]
+        return any(name[:end] in found and known.groupby(name[:end], dropna=False)[name].nunique(dropna=False).max() == 1 for end in ends)  # fmt: skip
+
+    return given + [name for name in found if name not in given and not implied(name)]
+
+
+def finished(table: "pd.DataFrame", target: str) -> "pd.DataFrame":
+    return table[(table["status"] == "finished") & table[target].notna()]
+
+
+def once_each(table: "pd.DataFrame", names: list[str], target: str) -> "tuple[pd.DataFrame, list[str]]":
+    """Returns the finished runs with the newest alone of those that are the same by these names, a seed among them:
+    a repeat is no new sample, and would make the spread smaller. Also returns a line that says so."""
+    done = finished(table, target)
+    ages = done["path"].map(lambda path: Path(path, "config.yaml").stat().st_mtime)
+    newest = done.loc[ages.sort_values(kind="stable").index].drop_duplicates(names, keep="last")
+    kept = done.loc[done.index.isin(newest.index)]
+    left = done["name"].drop(kept.index)
+    if not len(left):
+        return kept, []
+    named = ", ".join(left.head(5)) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
+    return kept, [f"repeats: of runs with the same {names[-1]} and config the newest counts, not {named}"]
+
+
+def grouped(table: "pd.DataFrame", over: str, keys: list[str], target: str, baseline: str | None) -> "pd.DataFrame":
+    """Returns mean and sample standard deviation over seeds or folds of the finished runs of each config.
+
+    With a baseline also the mean difference from it over the seeds that both have, half of its 95% confidence
+    interval, and p of the paired t-test and of Wilcoxon's signed-rank test (scipy.stats).
+    """
+    import pandas as pd
+
+    done = finished(table, target)
+    if not len(done):
+        raise UserError(f"group={over}: no run has finished, so there is no mean of {target}")
+    keys = keys or ["data"]
+    numbers = [n for n in (target, f"test/{target.rpartition('/')[2]}", "seconds") if n in table]
+    numbers = list(dict.fromkeys(numbers))
+    done = done.assign(**{name: done[name].map(written) for name in keys})
+    groups = done.groupby(keys, sort=False)
+    out = groups[numbers].agg(["mean", "std"])
+    out.columns = [" ".join(name) for name in out.columns]
+    out.insert(0, "runs", groups.size())
+    if baseline is not None:
+        values = done.groupby([*keys, over], sort=False)[target].mean().unstack(over)
+        chosen = where(done, baseline, "baseline")[keys].drop_duplicates()
+        if len(chosen) > 1:
+            raise UserError(
+                f"baseline={baseline}: {len(chosen)} configs are like this; expected one, by {', '.join(keys)}"
+            )
+        place: Any = tuple(chosen.iloc[0]) if len(keys) > 1 else chosen.iloc[0, 0]
+        tests = [{} if i == place else paired_test(row, values.loc[place]) for i, row in values.iterrows()]
+        out = out.join(pd.DataFrame(tests, index=values.index))
+    return out.reset_index()
+
+
+def paired_test(values: "pd.Series[float]", baseline: "pd.Series[float]") -> dict[str, float]:
+    """Compares two configs by their runs with the same seed or fold; with fewer than two such there is no test."""
+    import warnings
+
+    from scipy import stats
+
+    differences = (values - baseline).dropna()
+    out = {"pairs": len(differences), "difference": differences.mean()}
+    if len(differences) > 1 and differences.std() > 0:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of few samples; their number stands beside it
+            test = stats.ttest_1samp(differences, 0)
+            low, high = test.confidence_interval(0.95)
+            out |= {"95%": (high - low) / 2, "p (t)": test.pvalue, "p (Wilcoxon)": stats.wilcoxon(differences).pvalue}
+    return out
