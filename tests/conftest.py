@@ -1,21 +1,18 @@
 """What all tests share: the command run as users run it, and small sets of pictures."""
 
 import os
-import subprocess
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
+from support.pictures import write_picture
+from support.runs import SHORT
 
-ROOT = Path(__file__).parents[1]
-os.environ |= {
-    "OMP_NUM_THREADS": "1",  # several tests run at a time: threads of each on all cores would wait for one another
-    "WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true", "WANDB_CONSOLE": "off",
-    "WANDB_X_DISABLE_STATS": "true", "WANDB_X_DISABLE_MACHINE_INFO": "true",
-}  # fmt: skip
+from imgcls.engine.signals import STOPPED
+from imgcls.tasks.classification import ImageClassifier
 
 
 @pytest.fixture(autouse=True)
@@ -25,13 +22,6 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
     for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR"):
         monkeypatch.setenv(name, str(tmp_path))
-
-
-def imgcls(*arguments: str, timeout: float = 300, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command in a process of its own."""
-    environment = {**os.environ, "COLUMNS": "140", **variables}
-    command = [sys.executable, "-m", "imgcls", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
 
 
 @pytest.fixture
@@ -64,16 +54,6 @@ def said(here: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> Calla
     return run
 
 
-def write_picture(path: Path, seed: int = 0, size: tuple[int, int] = (40, 32), mode: str = "RGB") -> Path:
-    """Writes a picture of coloured squares, in the format of the path's suffix."""
-    generator = np.random.default_rng(seed)
-    blocks = generator.integers(0, 256, (5, 4, 3), dtype=np.uint8)
-    image = Image.fromarray(blocks).resize(size, Image.Resampling.NEAREST).convert(mode)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
-    return path
-
-
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A folder of 3 classes with 12 JPEG pictures each, and no splits."""
@@ -81,3 +61,36 @@ def folder(tmp_path: Path) -> Path:
         for i in range(12):
             write_picture(tmp_path / "pictures" / name / f"{i:02}.jpg", seed=100 * label + i)
     return tmp_path / "pictures"
+
+
+@pytest.fixture
+def train(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Runs `imgcls train` in this process; `stop` are the batches, counted over all epochs, that get a SIGTERM."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    from imgcls.__main__ import main
+
+    step = ImageClassifier.training_step
+
+    def run(*arguments: str, stop: int | None = None, number: int = signal.SIGTERM) -> Any:
+        def stopping(self: ImageClassifier, batch: Any, batch_idx: int) -> Any:
+            if self.current_epoch * self.trainer.num_training_batches + batch_idx == stop:
+                os.kill(os.getpid(), number)
+            return step(self, batch, batch_idx)
+
+        GlobalHydra.instance().clear()
+        monkeypatch.setattr(ImageClassifier, "training_step", stopping)
+        monkeypatch.setattr(sys, "argv", ["imgcls", "train", *arguments])
+        try:
+            return main()
+        except SystemExit as ended:
+            return ended.code
+
+    return run
+
+
+@pytest.fixture
+def cut(train: Callable[..., Any]) -> Path:
+    """A run of three epochs that was stopped in its second."""
+    assert train(*SHORT, "test=false", "hydra.run.dir=cut", stop=27) == STOPPED
+    return Path("cut")

@@ -1,11 +1,12 @@
 """docs/reliability.md names tests that are there, and says which an ordinary run leaves out."""
 
-import importlib
+import importlib.util
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from support.command import ROOT
 
 ROWS = [line for line in (ROOT / "docs" / "reliability.md").read_text().splitlines() if "::test_" in line]
 
@@ -20,11 +21,12 @@ def marks(test: Any, module: Any) -> set[str]:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.split("|")[1].strip()[:40])
-def test_the_tests_of_a_promise(row: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tests_of_a_promise(row: str) -> None:
     file = ""
     for named, test, after in re.findall(r"`([\w/]+\.py)?::(test_\w+)`([^`|]*)", row):
         file = named or file
-        path = ROOT / "tests" / file
-        monkeypatch.syspath_prepend(path.parent)
-        module = importlib.import_module(path.stem)
+        spec = importlib.util.spec_from_file_location(Path(file).stem, ROOT / "tests" / file)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
         assert ("slow" in after) == ("slow" in marks(getattr(module, test), module)), test

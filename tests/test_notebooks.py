@@ -6,10 +6,10 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
-from conftest import ROOT
 from nbclient import NotebookClient
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_notebook
+from support.command import ROOT
 
 FILES = sorted((ROOT / "notebooks").glob("*.ipynb"))
 ONLINE = """

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from support.command import ROOT
 
 from imgcls.__main__ import VERBS
 

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import write_picture
 from PIL import Image
 from sklearn.metrics import f1_score
+from support.pictures import write_picture
 from timm.data import create_transform
 from torchvision.transforms import v2
 

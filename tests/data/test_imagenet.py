@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import write_picture
 from PIL import Image
+from support.pictures import write_picture
 
 from imgcls.data import imagenet as module
 from imgcls.data.imagenet import TARS, ImageNet

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
 from lightning.pytorch import LightningModule, Trainer
+from support.command import ROOT
 from torch import Tensor, nn
 
 from imgcls.augment.batch import Augment

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import write_picture
-from test_pack import packed
+from support.packs import packed
+from support.pictures import write_picture
 from torch.utils.data import DataLoader
 
 from imgcls.augment.batch import Augment

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import write_picture
-from test_pack import packed
+from support.packs import packed
+from support.pictures import write_picture
 from torch import distributed
 from torch.utils.data import DataLoader
 

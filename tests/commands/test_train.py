@@ -1,0 +1,214 @@
+"""imgcls train and eval as users run them: in processes of their own, on real files."""
+
+import csv
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from support.command import imgcls
+
+Here = Callable[..., None]
+SHORT = ("trainer.max_epochs=2", "trainer.limit_train_batches=4")
+
+
+def run_directory(under: str = "runs") -> Path:
+    found = sorted(path.parent for path in Path(under).rglob("config.yaml") if ".hydra" not in path.parts)
+    assert len(found) == 1, found
+    return found[0]
+
+
+def epochs(run: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
+
+
+def metrics(folder: Path) -> dict[str, float]:
+    return dict(json.loads((folder / "metrics.json").read_text()))
+
+
+def test_default_run_and_eval_say_the_same(here: Here, said: Callable[..., str]) -> None:
+    done = imgcls("train")
+    assert done.returncode == 0, done.stderr
+    run = run_directory()
+    found = metrics(run / "test")
+    assert float(epochs(run)[-1]["train/top1"]) >= 0.99
+    assert max(float(row["val/top1"]) for row in epochs(run)) >= 0.98
+    # Which epoch is best on 143 images is decided by the rounding of a machine: at the test no more than this is sure.
+    assert found["test/top1"] >= 0.96 and found["test/top5"] >= found["test/top1"]
+    for line in (
+        "data: 1,295 train, 143 val, 359 test",
+        "epoch 20/20",
+        "Test of the best checkpoint",
+        f"evaluate again: imgcls eval checkpoint={run}",
+    ):
+        assert line in done.stdout, done.stdout
+    assert done.stderr == ""
+    names = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and "wandb" not in p.parts}
+    assert names >= {
+        "config.yaml", "environment.json", "metrics.csv", "run.log", ".hydra/overrides.yaml", "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt", "test/metrics.json", "test/per_class.csv", "test/confusion_matrix.csv",
+        "test/confusion_matrix.png", "test/predictions.csv",
+    }  # fmt: skip
+    rows = epochs(run)
+    assert [row["epoch"] for row in rows] == [str(i) for i in range(20)]
+    assert all(float(row[name]) >= 0 for row in rows for name in ("train/loss", "val/top1", "lr", "images_per_second"))
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 20 * 20
+    check_wandb(run, rows)
+
+    assert "holds a run already" in said("train", f"hydra.run.dir={run}", "trainer.max_epochs=1")
+    here("eval", f"checkpoint={run}")
+    folder = next(Path("runs/eval").iterdir())
+    assert metrics(folder) == found  # to the last digit
+    assert (folder / "predictions.csv").read_text() == (run / "test" / "predictions.csv").read_text()
+
+
+def check_wandb(run: Path, rows: list[dict[str, str]]) -> None:
+    """Reads the offline run's own file back."""
+    command = [
+        str(Path(sys.executable).parent / "wandb"),
+        "leet",
+        "inspect",
+        "--json",
+        str(next((run / "wandb").glob("offline-run-*/*.wandb"))),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    text = done.stdout
+    best = max(float(row["val/top1"]) for row in rows)
+    for part in (
+        "simple_cnn",
+        "best/val/top1",
+        "test/top1",
+        "test/worst_mistakes",
+        "test/confusion_matrix",
+        "test/reliability",
+        "train/loss_step",
+    ):
+        assert part in text, f"{part} is not in the W&B file"
+    assert f'"best/val/top1":{best:.16g},' in text
+    assert next((run / "wandb").rglob("*worst_mistakes*.table.json")).stat().st_size > 0
+
+
+def test_folder_with_workers_and_everything_on(folder: Path, here: Here, said: Callable[..., str]) -> None:
+    done = imgcls(
+        "train", f"data.root={folder}", "data=imagefolder", "data.image_size=32", "data.crop_ratio=1", "data.batch_size=4", "data.num_workers=2",
+        "augment=randaugment", "augment.erase=0.5", "augment.mixup.probability=0.5", "augment.cutmix.probability=0.5", "backbone=resnet20",
+        "loss=focal", "optimizer=sgd", "scheduler=one_cycle", "callbacks=[default,ema,early_stopping]", "class_weights=balanced",
+        "trainer.gradient_clip_val=1", "trainer.accumulate_grad_batches=2", "logger=[csv,tensorboard]", "seed=3", *SHORT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    run = run_directory()
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["seed"] == 3 and config["data"]["root"] == str(folder)
+    checkpoint = torch.load(run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert checkpoint["config"]["backbone"]["depth"] == 20
+    assert list((run / "tensorboard").glob("events*"))
+    first = (run / "test" / "predictions.csv").read_text().splitlines()[1]
+    assert first.startswith(str(folder / "cat"))
+    other_data(run, folder, here, said)
+
+
+def other_data(run: Path, folder: Path, here: Here, said: Callable[..., str]) -> None:
+    """Another folder is matched by class name, whichever classes it has; a class unknown to the checkpoint is refused."""
+    arguments = (
+        "eval",
+        f"checkpoint={run}",
+        "data=imagefolder",
+        f"data.root={folder}",
+        "data.image_size=32",
+        "split=all",
+    )
+    known = pd.read_csv(run / "test" / "predictions.csv").set_index("name")
+    shutil.rmtree(folder / "cat")
+    here(*arguments)
+    found = pd.read_csv(next(Path("runs/eval").glob("*/predictions.csv")))
+    assert len(found) == 24
+    found = found[found["name"].isin(known.index)]
+    assert len(found) and (found["target"].to_numpy() == known.loc[found["name"], "target"].to_numpy()).all()
+    assert set(found["target"]) == {"dog", "fox"}
+    (folder / "fox").rename(folder / "wolf")
+    wolf = "the data has the class 'wolf', which the checkpoint does not know; choose one of: cat, dog, fox"
+    assert said(*arguments) == f"imgcls eval: {wolf}"
+
+
+def test_two_processes_report_what_one_reports(here: Here) -> None:
+    """The test set has 359 images: it does not divide by two."""
+    done = imgcls(
+        "train",
+        "trainer=ddp_cpu",
+        "logger=csv",
+        "augment.mixup.probability=0.5",
+        "class_weights=[1,5,1,1,0.1,1,9,1,1,1]",
+        "temperature=true",
+        *SHORT,
+    )
+    assert done.returncode == 0, done.stderr
+    run = run_directory()  # one directory, one set of files
+    assert len(epochs(run)) == 2
+    assert done.stdout.count("epoch 2/2") == 1
+    here("eval", f"checkpoint={run}")
+    alone = metrics(next(Path("runs/eval").iterdir()))
+    together = metrics(run / "test")
+    assert together.keys() == alone.keys()
+    assert together == pytest.approx(alone, rel=1e-6, abs=1e-6)  # sums of float32 in another order
+    assert together["test/top1"] == alone["test/top1"]
+    assert together["test/temperature"] == alone["test/temperature"] != 1
+    assert done.stdout.count("fitted on 143 validation images") == 1 and (run / "test" / "mistakes.png").exists()
+    assert len((run / "test" / "predictions.csv").read_text().splitlines()) == 360
+
+
+def test_multirun_makes_a_run_for_each(here: Here, capsys: pytest.CaptureFixture[str]) -> None:
+    """And says how to evaluate it: the folder's name has `=` and `,`, as what it overrides."""
+    here("train", "-m", "backbone=simple_cnn,resnet20", "debug=fast", "seed=1")
+    runs = sorted(path.parent.name for path in Path("runs/sweeps").rglob("metrics.csv"))
+    assert [name.split("_")[0] for name in runs] == ["0", "1"] and "resnet20" in runs[1] and "," in runs[1]
+    command = re.findall("evaluate again: imgcls (.*)", capsys.readouterr().out)[1]
+    assert command.startswith("eval checkpoint=runs/sweeps/") and runs[1] in command and "'" not in command
+    here(*shlex.split(command))
+    assert "Test of runs/sweeps/" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("preset", ["overfit", "profile"])
+def test_debug_presets(preset: str, here: Here) -> None:
+    here("train", f"debug={preset}", *(["trainer.max_epochs=20"] if preset == "overfit" else []))
+    run = run_directory()
+    if preset == "profile":
+        assert "optimizer_step" in next(run.glob("*profile*")).read_text()
+    else:
+        rows = epochs(run)
+        assert float(rows[-1]["train/top1"]) > 0.9 > float(rows[0]["train/top1"])
+
+
+@pytest.mark.slow
+def test_sharded_on_two_cpu_processes(here: Here) -> None:
+    strategy = "{_target_: imgcls.engine.ranks.FullyShardStrategy}"
+    done = imgcls("train", "trainer=ddp_cpu", f"trainer.strategy={strategy}", "logger=csv", *SHORT)
+    assert done.returncode == 0, done.stderr
+    here("eval", f"checkpoint={run_directory()}")
+
+
+@pytest.mark.slow  # test_resume.py stops within this process
+def test_stopped_from_outside() -> None:
+    """The status says that it can go on, and so does a line; nothing is tested, and what was saved is whole."""
+    command = [sys.executable, "-m", "imgcls", "train", "trainer.max_epochs=1000", "logger=csv"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    said = ""
+    while "epoch 3/1000" not in said:
+        said = process.stdout.readline()
+        assert said, "it ended by itself"
+    process.terminate()
+    rest = process.communicate(timeout=60)[0]
+    assert process.returncode == 75
+    run = run_directory()
+    assert f"go on with: imgcls train resume={run}" in rest
+    assert not (run / "test").exists()
+    assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] >= 3

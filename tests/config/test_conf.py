@@ -1,0 +1,186 @@
+"""Every file in conf/ composes, passes the checks, and builds what it names."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.composed import CONF, composed, files
+from support.packs import packed
+
+from imgcls.backbones.build import build_network
+from imgcls.callbacks.finetune import Finetune
+from imgcls.commands.train import FAULTS, Settings, build_classifier
+from imgcls.config import check as configs
+from imgcls.data.module import ImageDataModule
+from imgcls.engine.build import build_data, build_trainer
+from imgcls.errors import UserError
+from imgcls.tools.pack import command as pack
+
+NEEDED = {  # what a user must give with a choice
+    "data=imagefolder": ["data.root={folder}", "data.image_size=32"],
+    "data=imagenet": ["data.root={folder}"],
+    "data=packed": ["data.root=pack"],
+    "data=streaming": ["data.root=pack"],
+    "data=fashion_mnist": [], "data=cifar10": [], "data=cifar100": [],
+    "backbone=torchvision": ["backbone.name=resnet18"],
+    "backbone=timm": ["backbone.name=resnet18"],
+    "optimizer=torch": ["optimizer._target_=torch.optim.NAdam"],
+    "optimizer=timm": ["optimizer.opt=adan"],
+}  # fmt: skip
+
+
+def checked(config: dict[str, Any]) -> dict[str, Any]:
+    network = {k: v for k, v in config["backbone"].items() if k != "weights"}
+    trainer = {k: v for k, v in config["trainer"].items() if k not in ("precision", *FAULTS)}
+    configs.check({**config, "backbone": network, "trainer": trainer})
+    return config
+
+
+def settings(config: dict[str, Any]) -> Settings:
+    out: Settings = configs.typed({k: v for k, v in config.items() if k in Settings.__annotations__}, Settings, "")
+    return out
+
+
+def test_every_group_is_known_here() -> None:
+    groups = {p.parent.relative_to(CONF).parts[0] for p in CONF.rglob("*.yaml") if p.parent != CONF}
+    built = {"data", "augment", "backbone", "loss", "optimizer", "scheduler", "trainer", "callbacks", "logger"} | {
+        "finetune"
+    }
+    assert groups - built == {"experiment", "debug", "hydra", "sweep", "launcher"}  # the last two: test_sweep.py
+
+
+@pytest.mark.parametrize("name", files("data"))
+def test_data(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "imagenet":
+        for wnid, word in (("n01440764", "cat"), ("n01443537", "dog"), ("n01484850", "fox")):
+            (folder / "train").mkdir(exist_ok=True)
+            (folder / word).rename(folder / "train" / wnid)
+    if name in ("packed", "streaming"):
+        packed(folder, "pack", format="litdata" if name == "streaming" else "jpeg")
+    overrides = [text.format(folder=folder) for text in NEEDED.get(f"data={name}", [])]
+    config = checked(composed(f"data={name}", *overrides))
+    data = configs.build(config["data"], "data")
+    assert isinstance(data, ImageDataModule)
+    assert data.spec.num_classes == len(set(data.spec.class_names))
+    assert len(data.spec.mean) == len(data.spec.std) == data.spec.channels
+    if name not in ("fashion_mnist", "cifar10", "cifar100"):  # these need a download; their files are tested elsewhere
+        data = build_data(config["data"], config["augment"], seed=0)
+        images, targets, _ = next(iter(data.train_dataloader()))
+        assert images.dtype == torch.uint8 and images.shape[1] == data.spec.channels
+        assert len(images) == len(targets)
+
+
+@pytest.mark.parametrize("name", files("backbone"))
+def test_backbone(name: str) -> None:
+    config = checked(composed(f"backbone={name}", *NEEDED.get(f"backbone={name}", [])))
+    size = 299 if name == "inception_v3" else 224 if name in ("torchvision", "timm") or "_" in name else 32
+    with torch.device("meta"):
+        network = build_network(config["backbone"], num_classes=7, in_channels=3, image_size=size)
+    head = network.get_submodule(network.head_names[0])  # type: ignore[index, arg-type]
+    assert any(True for _ in head.parameters())
+
+
+@pytest.mark.parametrize(
+    "choice", [f"{g}={n}" for g in ("augment", "loss", "optimizer", "scheduler") for n in files(g)]
+)
+def test_parts_of_the_classifier(choice: str) -> None:
+    config = checked(
+        composed(
+            choice, *NEEDED.get(choice, []), "callbacks=[]", "trainer.max_epochs=1", "trainer.limit_train_batches=2"
+        )
+    )
+    data = build_data(config["data"], config["augment"], seed=0)
+    classifier = build_classifier(config, settings(config), data)
+    before = classifier.network.head.weight.detach().clone()
+    trainer = build_trainer(
+        {**config["trainer"], "enable_progress_bar": False, "enable_checkpointing": False, "accelerator": "cpu"},
+        [],
+        [],
+        Path(),
+    )
+    trainer.fit(classifier, datamodule=data)
+    assert torch.isfinite(trainer.callback_metrics["train/loss"])
+    assert not torch.equal(before, classifier.network.head.weight)
+
+
+@pytest.mark.parametrize("name", files("trainer"))
+def test_trainer(name: str) -> None:
+    config = checked(composed(f"trainer={name}"))
+    here = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not here.get(config["trainer"]["accelerator"], True):
+        with pytest.raises(UserError, match="trainer:"):
+            build_trainer(config["trainer"], [], [], Path())
+        return
+    trainer = build_trainer(config["trainer"], [], [], Path())
+    assert trainer.max_epochs == 20 and trainer.world_size == (2 if name == "ddp_cpu" else 1)
+
+
+@pytest.mark.parametrize("name", files("finetune"))
+def test_finetune(name: str) -> None:
+    config = checked(composed(f"finetune={name}"))
+    assert ("finetune" in config["callbacks"]) == (name != "none")
+    if name != "none":
+        assert isinstance(configs.build(config["callbacks"]["finetune"], "callbacks.finetune"), Finetune)
+
+
+@pytest.mark.parametrize("name", files("callbacks"))
+def test_callbacks(name: str) -> None:
+    given = []
+    if name == "distillation":
+        config = composed("backbone.width=4")
+        teacher = build_classifier(config, settings(config), build_data(config["data"], config["augment"], 0))
+        torch.save(
+            {"state_dict": teacher.state_dict(), "hyper_parameters": dict(teacher.hparams), "config": {}}, "t.ckpt"
+        )
+        given = ["callbacks.distillation.teacher=t.ckpt"]
+    config = checked(composed(f"callbacks=[{name}]", *given))
+    for key, node in config["callbacks"].items():
+        assert configs.build(node, f"callbacks.{key}") is not None
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ([], ("val/top1", "max")),
+        (["optimized_metric=val/loss"], ("val/loss", "min")),
+        (["optimized_metric=[val/f1,val/loss]"], ("val/f1", "max")),
+        (["callbacks.checkpoint.monitor=val/calibration_error"], ("val/calibration_error", "min")),
+    ],
+)
+def test_the_kept_checkpoint_follows_the_metric(given: list[str], expected: tuple[str, str]) -> None:
+    keeper = checked(composed(*given))["callbacks"]["checkpoint"]
+    assert (keeper["monitor"], keeper["mode"]) == expected
+
+
+@pytest.mark.parametrize("name", files("logger"))
+def test_logger(name: str, tmp_path: Path) -> None:
+    extra = [f"logger.mlflow.tracking_uri=sqlite:///{tmp_path}/mlflow.db"] if name == "mlflow" else []
+    config = checked(composed(f"logger=[{name}]", *extra))
+    Path("run").mkdir()
+    logger = configs.build(config["logger"][name], f"logger.{name}")
+    logger.log_hyperparams(config)
+    logger.log_metrics({"val/top1": 0.5, "train/loss": 1.0, "epoch": 0}, 1)
+    logger.finalize("success")
+    if name == "wandb":
+        logger.experiment.finish()
+    assert any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("choice", [f"{g}={n}" for g in ("experiment", "debug") for n in files(g)])
+def test_overlays(choice: str, folder: Path) -> None:
+    needed = [f"data.root={folder}"] if "folder" in choice else []
+    config = checked(composed(choice, *needed))
+    assert settings(config).optimized_metric == "val/top1"
+
+
+def test_eval() -> None:
+    config = composed("checkpoint=x", "data=digits", root="eval")
+    configs.check({"data": {k: v for k, v in config["data"].items() if k != "root"}})
+
+
+@pytest.mark.parametrize("choice", ["imagefolder", "imagenet"])
+def test_pack(choice: str) -> None:
+    config = composed("out=x", f"data={choice}", "data.root=x", root="pack")
+    configs.check(config)
+    assert set(pack.Settings.__annotations__) | {"data"} == set(config)

@@ -1,0 +1,243 @@
+"""A checkpoint from a stranger loads as plain data; what it names is built from an allow-list, or not at all."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.command import imgcls
+
+from imgcls.backbones.build import build_network
+from imgcls.config import allowed
+from imgcls.errors import UserError
+from imgcls.tasks.classification import ImageClassifier
+
+Said = Callable[..., str]
+GOOD = {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4, "dropout": 0.0}
+MODEL = "def net(**options):\n    open('it_ran', 'w')\n"
+BUILD = "imgcls.backbones.build"
+
+# Each as a backbone; all but the last load with weights_only=True.
+BACKBONES: dict[str, dict[str, Any]] = {
+    "a hub's code on this disk": {
+        "_target_": f"{BUILD}.torch.hub.load", "repo_or_dir": "hub", "model": "net", "source": "local",
+    },
+    "a hub's code on the network": {
+        "_target_": f"{BUILD}.torch.hub.load", "repo_or_dir": "some/where", "model": "net", "source": "github",
+        "trust_repo": True,
+    },
+    "a file of the victim's": {
+        "_target_": f"{BUILD}.logging.basicConfig", "filename": "precious.txt", "filemode": "w", "force": True,
+    },
+    "a download": {"_target_": "torch.hub.load_state_dict_from_url", "url": "http://127.0.0.1:9/x.pth"},
+    "a shell": {"_target_": "os.system", "command": "touch it_ran"},
+    "a folder": {"_target_": "os.mkdir", "path": "it_ran"},
+    "an import": {"_target_": "importlib.import_module", "name": "trap"},
+    "a module that acts when it is imported": {"_target_": "this.x"},
+    "a package in the working directory": {"_target_": "trap.Network"},
+    "a class that acts when it is made": {"_target_": "logging.FileHandler", "filename": "it_ran"},
+    "a module of any kind": {"_target_": "torch.nn.Identity"},
+    "a builder of configs": {"_target_": f"{BUILD}.build_network", "config": {"_target_": "os.mkdir", "path": "it_ran"}},
+    "a library, past our wrapper": {"_target_": "timm.create_model", "model_name": "resnet18"},
+    "a name that our module imports": {"_target_": "imgcls.backbones.resnet.UserError"},
+    "a file that timm reads": {
+        "_target_": "imgcls.backbones.timm.timm_network", "name": "resnet18", "checkpoint_path": "code.pth",
+    },
+    "a path in place of a name": {"_target_": "../trap.py"},
+    "no name": {"_target_": 5},
+    "nothing": {},
+}  # fmt: skip
+WAYS = {
+    "eval": "eval checkpoint=evil.ckpt",
+    "predict": "predict checkpoint=evil.ckpt source=pictures",
+    "export": "export checkpoint=evil.ckpt out=net.onnx",
+    "teacher": "train callbacks=[default,distillation] callbacks.distillation.teacher=evil.ckpt logger=csv",
+}
+
+
+@pytest.fixture(autouse=True)
+def traps(folder: Path) -> None:
+    """What would leave a file `it_ran` if anything imported or called it, and a file to lose."""
+    Path("hub").mkdir()
+    Path("hub/hubconf.py").write_text(MODEL)
+    Path("trap.py").write_text("open('it_ran', 'w')\n\n\nclass Network: ...\n")
+    Path("precious.txt").write_text("precious")
+    allowed.own_package.cache_clear()
+
+
+def unharmed() -> bool:
+    return not Path("it_ran").exists() and Path("precious.txt").read_text() == "precious" and "trap" not in sys.modules
+
+
+def write(backbone: dict[str, Any], name: str = "evil.ckpt", **config: Any) -> Path:
+    """Writes a checkpoint as train does, but for the backbone that it names."""
+    spec = {"class_names": ["cat", "dog"], "channels": 1, "image_size": 8, "mean": [0.5], "std": [0.5]}
+    made = ImageClassifier(spec, dict(GOOD))
+    parameters = {**made.hparams, "backbone": backbone, "loss": {"_target_": "os.mkdir", "path": "it_ran"}}
+    data = {"_target_": "imgcls.data.digits.Digits", "image_size": 8, "channels": 1}
+    trained = {"seed": 0, "cwd": ".", "data": data, "trainer": {"accelerator": "cpu"}} | config
+    torch.save({"state_dict": made.state_dict(), "hyper_parameters": parameters, "config": trained}, name)
+    return Path(name)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_no_way_in(name: str, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path.cwd())  # as `python -m imgcls` has it
+    torch.load(write(BACKBONES[name]), weights_only=True)
+    for way, command in WAYS.items():
+        message = said(*command.split())
+        assert "the checkpoint's backbone" in message or "backbone.checkpoint_path" in message, (way, message)
+        assert unharmed(), way
+    with pytest.raises(UserError):
+        ImageClassifier.load_from_checkpoint("evil.ckpt")
+    assert unharmed()
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_weights_alone_are_taken(name: str) -> None:
+    """`backbone.weights` takes the tensors of a checkpoint, and looks at nothing that it names."""
+    build_network(GOOD | {"weights": str(write(BACKBONES[name]))}, 2, 1, 8)
+    assert unharmed()
+
+
+def test_in_a_process_of_its_own() -> None:
+    """As a user runs it: with the working directory on Python's path."""
+    write(BACKBONES["a package in the working directory"])
+    done = imgcls("predict", "checkpoint=evil.ckpt", "source=pictures")
+    assert done.returncode == 1 and "trap is not trusted and was not imported; add trust=[trap]" in done.stderr
+    assert "Traceback" not in done.stderr and not Path("it_ran").exists()
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9/evil.ckpt", "https://example.org/a.ckpt", "s3://bucket/a"])
+def test_addresses_are_not_loaded(address: str) -> None:
+    with pytest.raises(UserError, match="addresses are not read; fetch the file first"):
+        ImageClassifier.load_from_checkpoint(address)
+
+
+def test_the_loss_and_the_like_are_not_built(here: Callable[..., None]) -> None:
+    """Evaluation needs the network and the facts of the data: what else a checkpoint names is not looked at."""
+    write(GOOD)
+    here("predict", "checkpoint=evil.ckpt", "source=pictures", "out=out.csv")
+    assert unharmed() and Path("out.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    "target", ["trap.Data", "os.mkdir", "imgcls.data.digits.np.load", "imgcls.data.module.UserError"]
+)
+def test_the_data_of_a_checkpoint(target: str, said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(Path.cwd())
+    write(GOOD, data={"_target_": target, "path": "it_ran", "root": "."})
+    assert "the checkpoint's data._target_" in said("eval", "checkpoint=evil.ckpt")
+    assert unharmed()
+
+
+NETWORK = """
+from torch import nn
+
+
+class Network(nn.Module):
+    head_names = ("1",)
+
+    def __init__(self, num_classes, in_channels, image_size):
+        super().__init__()
+        layers = nn.Sequential(nn.Flatten(), nn.Linear(in_channels * image_size**2, num_classes))
+        self.add_module("layers", layers)
+
+    def forward(self, images):
+        return self.layers(images)
+"""
+
+
+def test_a_network_of_a_trusted_package(said: Said, here: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("leaf").mkdir()
+    Path("leaf/__init__.py").touch()
+    Path("leaf/nets.py").write_text(NETWORK)
+    monkeypatch.syspath_prepend(Path.cwd())
+    spec = {"class_names": ["cat", "dog"], "channels": 1, "image_size": 8, "mean": [0.5], "std": [0.5]}
+    made = ImageClassifier(spec, {"_target_": "leaf.nets.Network"})
+    config = {"seed": 0, "cwd": ".", "data": {}, "trainer": {"accelerator": "cpu"}}
+    parameters = {"hyper_parameters": dict(made.hparams), "config": config}
+    torch.save({"state_dict": made.state_dict(), **parameters}, "leaf.ckpt")
+    for name in ("leaf", "leaf.nets"):
+        del sys.modules[name]
+    predict = ("predict", "checkpoint=leaf.ckpt", "source=pictures", "overwrite=true", "out=out.csv")
+    assert "leaf is not trusted and was not imported; add trust=[leaf]" in said(*predict)
+    assert "leaf" not in sys.modules
+    here(*predict, "trust=[leaf]")
+    Path("pyproject.toml").write_text("[tool.imgcls]\npackage = 'leaf'\n")
+    allowed.own_package.cache_clear()
+    here(*predict)
+    for name in ("leaf", "leaf.nets"):
+        del sys.modules[name]
+    Path("pyproject.toml").write_text("[tool.imgcls\n")
+    allowed.own_package.cache_clear()
+    assert "pyproject.toml can't be read" in said(*predict)
+
+
+def test_what_was_compiled_is_not_compiled_again() -> None:
+    content = torch.load(write(GOOD), weights_only=True)
+    content["hyper_parameters"]["compile"] = True
+    torch.save(content, "evil.ckpt")
+    assert ImageClassifier.load_from_checkpoint("evil.ckpt").network._compiled_call_impl is None
+
+
+CIFAR = {
+    "_target_": "imgcls.data.torchvision_sets.TorchvisionImages", "dataset": "CIFAR10", "root": "made", "image_size": 8,
+    "channels": 3, "class_names": ["cat", "dog"], "mean": [0.5], "std": [0.5],
+}  # fmt: skip
+STREAM = {"_target_": "imgcls.data.streaming.StreamingData", "root": "s3://bucket/set", "cache": "made"}
+
+
+@pytest.mark.parametrize("data", [CIFAR, STREAM, STREAM | {"root": "local:pack"}], ids=["download", "s3", "local"])
+def test_no_network_and_no_folder_by_its_word(data: dict[str, Any], said: Said, here: Callable[..., None]) -> None:
+    """A folder that a checkpoint names is read. Nothing is fetched, and nothing is made."""
+    write(GOOD, data=data)
+    message = said("eval", "checkpoint=evil.ckpt")
+    assert "data.root=" in message and ("download=false" in message or "the checkpoint's data lies at" in message)
+    here("export", "checkpoint=evil.ckpt", "out=net.onnx")  # checked on random pixels then
+    assert not Path("made").exists()
+
+
+@pytest.mark.parametrize("temperature", [float("nan"), 0.0, -1.0, float("inf")])
+def test_a_temperature_that_is_none(temperature: float, said: Said) -> None:
+    torch.save(torch.load(write(GOOD), weights_only=True) | {"temperature": temperature}, "evil.ckpt")
+    assert "the checkpoint's temperature is" in said("predict", "checkpoint=evil.ckpt", "source=pictures")
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"seed": -1}, "the checkpoint's config.seed=-1: input should be greater than or equal to 0"),
+        ({"seed": 10**30}, "the checkpoint's config.seed"),
+        ({"seed": "x"}, "the checkpoint's config.seed=x: input should be a valid integer"),
+        ({"trainer": [1]}, "the checkpoint's config.trainer=[1]"),
+        ({"data": [1]}, "the checkpoint's config.data=[1]"),
+        ({"data": {"batch_size": 0}}, "the checkpoint's config.data.batch_size=0"),
+        ({"data": {"root": 5}}, "the checkpoint's config.data.root=5"),
+        ({"cwd": 5}, "the checkpoint's config.cwd=5"),
+        ({"data": {"_target_": "imgcls.data.module.ImageDataModule"}}, "the checkpoint's data._target_="),
+    ],
+)
+def test_a_config_that_is_none(config: dict[str, Any], expected: str, said: Said) -> None:
+    write(GOOD, **config)
+    assert expected in said("eval", "checkpoint=evil.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ({"interpolation": "foo"}, "spec.interpolation=foo"),
+        ({"image_size": 10**7}, "expected"),
+        ({"crop_ratio": 1e-7}, "expected"),
+        ({"channels": 0}, "spec.channels=0"),
+        ({"std": [float("nan")]}, "spec.std=nan"),
+        ({"mean": [float("inf")]}, "spec.mean=inf"),
+    ],
+)
+def test_facts_of_no_data(facts: dict[str, Any], expected: str, said: Said) -> None:
+    content = torch.load(write(GOOD), weights_only=True)
+    content["hyper_parameters"]["spec"] |= facts
+    torch.save(content, "evil.ckpt")
+    assert expected in said("predict", "checkpoint=evil.ckpt", "source=pictures")

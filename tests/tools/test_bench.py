@@ -1,0 +1,168 @@
+"""imgcls bench, and that a step of a training waits for nothing."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from support.command import imgcls
+from torch import nn
+from torch.profiler import profile
+
+from imgcls.backbones.build import build_network
+from imgcls.errors import UserError
+from imgcls.spec import DataSpec
+from imgcls.tools.bench.meter import count_reads, flops
+
+SHORT = ("bench.seconds=0.1", "bench.rounds=2", "data.batch_size=16")
+
+
+def test_figures_of_one_run(tmp_path: Path) -> None:
+    done = imgcls("bench", *SHORT, "callbacks=[default,ema]", f"json={tmp_path}/out/figures.json")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    figures = json.loads((tmp_path / "out" / "figures.json").read_text())
+    floor, loader, train = (figures[f"{name}_images_per_second"] for name in ("floor", "loader", "train"))
+    assert 0 < train < 1.2 * floor and loader > train
+    assert figures["ratio"] == pytest.approx(train / floor, rel=0.5)
+    assert figures["device_reads_per_step"] == 0  # with the default loggers, metrics and progress bar
+    assert figures["parameters"] == 288_170 and figures["peak_memory_bytes"] > 1e8
+    for words in ("bare network", "loader alone", "imgcls train", "bound by", "reads from the device    0 a step"):
+        assert words in done.stdout
+    assert "epoch" not in done.stdout  # the training's own lines
+    (run,) = Path("runs/bench").iterdir()
+    assert json.loads((run / "bench.json").read_text()) == figures
+    assert list(run.glob("wandb/offline-run-*")) and not (run / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_a_table_over_backbones(
+    here: Callable[..., None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
+    here("bench", "-m", "backbone=simple_cnn,resnet20", *SHORT, "logger=csv")
+    table = capsys.readouterr().out.rpartition("GFLOPs")[2]
+    assert "simple_cnn" in table and "resnet20" in table and "0.29 M" in table and "0.27 M" in table
+
+
+class Fails(Callback):
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        raise UserError("it fails within the turns")
+
+
+def test_an_error_within_the_turns_is_shown(said: Callable[..., str]) -> None:
+    streams = sys.stdout, sys.stderr
+    message = said("bench", *SHORT, "logger=csv", "+callbacks.fails._target_=test_bench.Fails")
+    assert message == "imgcls bench: it fails within the turns"
+    assert (sys.stdout, sys.stderr) == streams  # no bar has them still
+
+
+def test_a_linear_probe(here: Callable[..., None]) -> None:
+    """Its features are computed once, so that the bare network is the head."""
+    here("bench", *SHORT, "logger=csv", "finetune=linear_probe", "augment=none", "json=out.json")
+    assert json.loads(Path("out.json").read_text())["floor_images_per_second"] > 0
+
+
+def test_wrong_settings_are_said() -> None:
+    done = imgcls("bench", "bench.rounds=0")
+    assert done.returncode == 1 and "bench.rounds=0" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_flops_by_hand() -> None:
+    spec = DataSpec(("a", "b"), 3, 8, (0.5,) * 3, (0.5,) * 3)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(4 * 64, 2))
+    assert flops(network, spec) == 2 * (64 * 4 * 27 + 4 * 64 * 2)
+    assert all(p.device.type == "cpu" for p in network.parameters())
+
+
+@pytest.mark.parametrize("read", [torch.Tensor.item, bool, torch.nonzero, lambda x: x[x > 0], torch.unique])
+def test_reads_are_seen(read: Any) -> None:
+    value = torch.ones(1)
+    with profile() as seen:
+        value = value * 2
+    assert count_reads(seen) == 0
+    with profile() as seen:
+        read(value)
+    assert count_reads(seen) >= 1
+
+
+def test_fused_steps_are_no_reads() -> None:
+    network = build_network({"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4}, 3, 1, 8)
+    optimizer = torch.optim.AdamW(network.parameters(), fused=True)
+    network(torch.randn(4, 1, 8, 8)).sum().backward()
+    with profile() as seen:
+        optimizer.step()
+    assert count_reads(seen) == 0
+
+
+class NoWaits(Callback):
+    """Makes CUDA refuse to wait for the device in the steps from the 4th to the 12th of an epoch."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        step = trainer.fit_loop.batch_idx
+        torch.cuda.set_sync_debug_mode("error" if 3 <= step < 12 else "default")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cuda_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    from imgcls.__main__ import main
+
+    arguments = [
+        "train",
+        "data.batch_size=64",
+        "trainer.max_epochs=2",
+        "+callbacks.no_waits._target_=test_bench.NoWaits",
+    ]
+    monkeypatch.setattr(sys, "argv", ["imgcls", *arguments])
+    main()
+
+
+@pytest.mark.parametrize("first", ["", pytest.param("torchmetrics", marks=pytest.mark.slow)])
+def test_scipy_signal_is_there_when_it_is_used(first: str) -> None:
+    """Also where torchmetrics, which leaves it alone, was imported first."""
+    check(
+        f"import sys {first and ', ' + first}; assert isinstance(sys.modules['scipy.signal'], Later);"
+        "import scipy, scipy.signal; from scipy.signal import convolve; assert convolve([1, 2], [3]).tolist() == [3, 6];"
+        "import scipy.signal.windows; assert len(scipy.signal.windows.hann(4)) == 4;"
+        "assert not isinstance(sys.modules['scipy.signal'], Later)"
+    )
+
+
+@pytest.mark.slow
+def test_metrics_can_be_plotted() -> None:
+    check(
+        "import sys, torch; from torchmetrics.classification import BinaryAccuracy; metric = BinaryAccuracy();"
+        "assert 'matplotlib' not in sys.modules; metric.update(torch.ones(2), torch.ones(2));"
+        "figure, axes = metric.plot(); from matplotlib.figure import Figure; assert isinstance(figure, Figure)"
+    )
+
+
+def check(code: str) -> None:
+    code = f"from imgcls.__main__ import Later, postpone; postpone(); {code}"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_first_step_comes_soon(tmp_path: Path) -> None:
+    """Printed, and bounded loosely: most of it is the import of torch, torchvision and Lightning."""
+    script = tmp_path / "first_step.py"
+    script.write_text(
+        "import time\nfrom lightning.pytorch import Callback\nclass FirstStep(Callback):\n"
+        "    def on_train_batch_end(self, trainer, *_):\n        print('step', trainer.global_step, time.time(), flush=True)\n"
+    )
+    times = []
+    for _ in range(3):
+        start = time.time()
+        done = imgcls("train", "+callbacks.first._target_=first_step.FirstStep", "debug=fast", PYTHONPATH=str(tmp_path))
+        times.append(
+            next(float(line.split()[2]) for line in done.stdout.splitlines() if line.startswith("step 1 ")) - start
+        )
+    print(f"first step after {sorted(times)[1]:.1f} s")
+    assert sorted(times)[1] < 20
