@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from imgcls.__main__ import main
 from imgcls.engine import recovery as fitting
-from imgcls.loggers import loggers
+from imgcls.loggers import wandb as loggers
 
 trials = int(sys.argv[1]) if len(sys.argv) > 1 else 50
 marks, fits = [], []

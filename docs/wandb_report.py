@@ -85,7 +85,7 @@ def column(key: str) -> str:
 
 
 def main(path: str, entity: str = "") -> None:
-    from imgcls.loggers.loggers import has_key
+    from imgcls.loggers.wandb import has_key
 
     if not has_key():
         sys.exit(

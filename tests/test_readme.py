@@ -36,7 +36,7 @@ def test_commands(
     here: Callable[..., None], folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "imgcls.report.test_report.draw_report", lambda *_: None
+        "imgcls.report.test_page.draw_report", lambda *_: None
     )  # test_report.py draws; here it is most of the time
     write_fashion_mnist(Path("data"))
     for line in COMMANDS:

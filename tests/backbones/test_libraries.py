@@ -12,7 +12,7 @@ from torchvision.models._api import WeightsEnum
 from imgcls.backbones.build import build_network, try_shapes
 from imgcls.backbones.timm import timm_network
 from imgcls.backbones.torchvision import adapt_stem, torchvision_network
-from imgcls.data.module import Batch
+from imgcls.data.batch import Batch
 from imgcls.errors import UserError
 from imgcls.tasks.classification import ImageClassifier
 

@@ -10,8 +10,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from imgcls.callbacks.all import ProgressiveResizing
 from imgcls.callbacks.distillation import Distillation
+from imgcls.callbacks.progressive_resizing import ProgressiveResizing
 from imgcls.config import check as configs
 from imgcls.data.digits import Digits
 from imgcls.errors import UserError

@@ -11,10 +11,11 @@ from support.command import imgcls
 from support.composed import composed, files
 from torch import Tensor, nn
 
-from imgcls.augment.batch import Augment, BatchAugment
+from imgcls.augment.batch import BatchAugment
+from imgcls.augment.image import Augment
 from imgcls.backbones.build import build_network, reset_head
 from imgcls.backbones.torchvision import torchvision_network
-from imgcls.callbacks.all import EMA
+from imgcls.callbacks.ema import EMA
 from imgcls.callbacks.finetune import Finetune, layers
 from imgcls.callbacks.linear_probe import Features, changes_images, learning_part
 from imgcls.config import check as configs

@@ -25,7 +25,7 @@ from support.pictures import write_picture
 from imgcls.commands import export, predict
 from imgcls.config import check as configs
 from imgcls.data.digits import Digits
-from imgcls.data.loading.files import find_images
+from imgcls.data.files import find_images
 from imgcls.spec import DataSpec
 from imgcls.tasks.classification import ImageClassifier
 
@@ -155,7 +155,7 @@ def test_top_k_embedding_and_flip(checkpoint: Path, folder: Path, here: Callable
 
 
 def predict_image(path: str) -> torch.Tensor:
-    from imgcls.data.loading.files import Files
+    from imgcls.data.files import Files
 
     images, _, _ = Files(RGB).__getitems__([path])
     assert images is not None

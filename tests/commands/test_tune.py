@@ -8,9 +8,9 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from imgcls.callbacks.all import ProgressiveResizing
 from imgcls.callbacks.distillation import Distillation
 from imgcls.callbacks.finetune import Finetune
+from imgcls.callbacks.progressive_resizing import ProgressiveResizing
 from imgcls.commands.tune import tune
 from imgcls.data.digits import Digits
 from imgcls.tasks.classification import ImageClassifier

@@ -10,11 +10,12 @@ from lightning.pytorch import LightningModule, Trainer
 from support.command import ROOT
 from torch import Tensor, nn
 
-from imgcls.augment.batch import Augment
+from imgcls.augment.image import Augment
 from imgcls.config.check import build
+from imgcls.data.batch import Batch
 from imgcls.data.digits import Digits
 from imgcls.data.memory import MemoryImages
-from imgcls.data.module import SPLITS, Batch
+from imgcls.data.module import SPLITS
 from imgcls.errors import UserError
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

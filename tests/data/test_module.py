@@ -10,14 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from imgcls.augment.batch import Augment
+from imgcls.augment.image import Augment
 from imgcls.config.check import build
+from imgcls.data.batch import Batch
 from imgcls.data.digits import Digits
 from imgcls.data.imagefolder import ImageFolder
 from imgcls.data.loading import sampler as samplers
 from imgcls.data.loading.sampler import EpochSampler
 from imgcls.data.memory import MemoryImages
-from imgcls.data.module import SPLITS, Batch, ImageDataModule, check_targets, name_absent, stratified
+from imgcls.data.module import SPLITS, ImageDataModule, check_targets, name_absent, stratified
 from imgcls.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")

@@ -12,9 +12,10 @@ import pytest
 import torch
 from support.runs import SHORT
 
-from imgcls.engine.checkpoint import damage, newest, not_finite, write_whole
+from imgcls.engine.checkpoint import write_whole
 from imgcls.engine.resume import newest_whole
 from imgcls.errors import UserError
+from imgcls.runs.checkpoints import damage, newest, not_finite
 from imgcls.tasks.classification import ImageClassifier
 
 Train = Callable[..., Any]

@@ -14,8 +14,8 @@ import pytest
 import torch
 from support.runs import SHORT, assert_same_run, read_back
 
-from imgcls.engine.checkpoint import damage, find_checkpoint
 from imgcls.engine.signals import STOPPED
+from imgcls.runs.checkpoints import damage, find_checkpoint
 from imgcls.tasks.classification import ImageClassifier
 
 

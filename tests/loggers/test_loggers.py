@@ -19,7 +19,7 @@ import pytest
 import torch
 from support.command import imgcls
 
-from imgcls.loggers import loggers
+from imgcls.loggers import wandb as loggers
 from imgcls.tasks.classification import ImageClassifier
 
 OPTIONS = ["data.batch_size=64", "trainer.max_epochs=3", "test=false", "hydra.run.dir=run"]

@@ -26,15 +26,16 @@ from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
 
 from imgcls.__main__ import main
+from imgcls.data.batch import Batch
 from imgcls.data.memory import MemoryImages
-from imgcls.data.module import Batch
 from imgcls.engine.calibration import fit_temperature
 from imgcls.engine.checkpoint import add_to_checkpoint
 from imgcls.errors import UserError
 from imgcls.report import test_report as reports
 from imgcls.report.figures import draw_confusion, reliability
 from imgcls.report.heatmaps import grad_cam
-from imgcls.report.test_report import Report, confused_pairs, draw_report, make_report, print_summary, write_report
+from imgcls.report.test_page import draw_report
+from imgcls.report.test_report import Report, confused_pairs, make_report, print_summary, write_report
 from imgcls.tasks.classification import ImageClassifier, load_checkpoint
 from imgcls.tasks.metrics import Predictions
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from imgcls.callbacks.all import SaveConfig
 from imgcls.engine.build import build_trainer
+from imgcls.engine.save_config import SaveConfig
 from imgcls.spec import DataSpec
 from imgcls.tasks.classification import ImageClassifier
 from support.composed import composed

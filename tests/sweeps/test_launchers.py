@@ -99,7 +99,7 @@ def test_a_job_that_was_killed_is_marked(tmp_path: Path) -> None:
 def test_a_stopped_grid_says_how_to_go_on(
     here: Callable[..., None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from imgcls.callbacks.all import LossCurve
+    from imgcls.callbacks.step_curves import LossCurve
 
     def stop(self: Any, trainer: Any, *_: Any) -> None:
         if trainer.current_epoch == 1 and Path(trainer.default_root_dir).name.startswith("1_"):

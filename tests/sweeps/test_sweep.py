@@ -76,7 +76,7 @@ def test_a_search_goes_on_where_it_was_stopped(here: Callable[..., None], monkey
     """Stopped in its second trial, after the first epoch; then with more trials; against one that was never stopped."""
     command = ("train", "-m", *TINY, "sweep=optuna", SPACE, "data.batch_size=16,32")
     here(*command, "sweep.n_trials=3", "sweep.name=whole")
-    from imgcls.callbacks.all import LossCurve
+    from imgcls.callbacks.step_curves import LossCurve
 
     def stop(self: Any, trainer: Any, *_: Any) -> None:
         if trainer.current_epoch == 1 and Path(trainer.default_root_dir).name.startswith("1_"):

@@ -14,10 +14,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imgcls.callbacks.all import EMA, SaveConfig
+from imgcls.callbacks.ema import EMA
+from imgcls.data.batch import Batch
 from imgcls.data.digits import Digits
-from imgcls.data.module import Batch
 from imgcls.engine.build import prepare
+from imgcls.engine.save_config import SaveConfig
 from imgcls.errors import UserError
 from imgcls.tasks.classification import ImageClassifier, load_checkpoint
 

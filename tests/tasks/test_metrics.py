@@ -10,7 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 from torchmetrics import Metric
 from torchmetrics import classification as torchmetrics
 
-from imgcls.data.module import Batch
+from imgcls.data.batch import Batch
 from imgcls.report.figures import reliability
 from imgcls.tasks.classification import ImageClassifier
 from imgcls.tasks.metrics import Evaluation, MeanLoss, Predictions, metric_names

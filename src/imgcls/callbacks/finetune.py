@@ -23,7 +23,8 @@ from imgcls.callbacks.linear_probe import (
     scale_of_features,
     step_in_units,
 )
-from imgcls.data.module import ImageDataModule, ImageDataset
+from imgcls.data.batch import ImageDataset
+from imgcls.data.module import ImageDataModule
 from imgcls.tasks.classification import ImageClassifier
 
 log = logging.getLogger(__name__)

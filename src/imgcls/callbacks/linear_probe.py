@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from imgcls.augment.batch import BatchAugment
-from imgcls.data.module import ImageDataModule, ImageDataset
+from imgcls.data.batch import ImageDataset
+from imgcls.data.module import ImageDataModule
 from imgcls.tasks.classification import ImageClassifier
 
 

@@ -10,16 +10,16 @@ from hydra.core.hydra_config import HydraConfig
 from imgcls.commands.verb import verb
 from imgcls.config import check as configs
 from imgcls.config.allowed import allowed
+from imgcls.config.paths import shown
 from imgcls.errors import UserError, nearest
-from imgcls.runs.record import shown
 
 
 @verb("eval")
 def main(config: dict[str, Any], run_dir: Path) -> float:
     """Tests a checkpoint and writes a report; returns its top1."""
     from imgcls.engine.build import build_data, build_trainer, prepare, run_test
-    from imgcls.engine.checkpoint import find_checkpoint
     from imgcls.report.test_report import print_summary
+    from imgcls.runs.checkpoints import find_checkpoint
     from imgcls.tasks.classification import load_checkpoint
 
     path = find_checkpoint(str(config["checkpoint"]))

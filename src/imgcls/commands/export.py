@@ -17,8 +17,8 @@ from imgcls.commands.eval import data_config, trusted
 from imgcls.commands.predict import appearing, check_out
 from imgcls.commands.verb import verb
 from imgcls.config import check as configs
+from imgcls.config.paths import shown
 from imgcls.errors import UserError
-from imgcls.runs.record import shown
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -57,7 +57,7 @@ def main(config: dict[str, Any], run_dir: Path) -> float:
     import torch
 
     from imgcls.engine.build import prepare
-    from imgcls.engine.checkpoint import find_checkpoint
+    from imgcls.runs.checkpoints import find_checkpoint
     from imgcls.tasks.classification import load_checkpoint
 
     path = find_checkpoint(str(config["checkpoint"]))
@@ -103,7 +103,7 @@ def real_images(
     """Returns images `(7, C, H, W) uint8` to compare on, and where they are from."""
     import torch
 
-    from imgcls.data.loading.files import Failure, Files, images_of
+    from imgcls.data.files import Failure, Files, images_of
     from imgcls.engine.build import build_data
 
     if folder is not None:

@@ -17,8 +17,8 @@ from pydantic import Field
 from imgcls.commands.eval import EVALUATION, given, trusted
 from imgcls.commands.verb import verb
 from imgcls.config import check as configs
+from imgcls.config.paths import shown
 from imgcls.errors import UserError
-from imgcls.runs.record import shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,9 +52,9 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
     if out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise UserError(f"out={out} needs the package pyarrow, which is not installed; install it, or take .jsonl")
     from imgcls.commands.prediction_files import writer
-    from imgcls.data.loading.files import Failure, file_loader, images_of
+    from imgcls.data.files import Failure, file_loader, images_of
     from imgcls.engine.build import build_trainer, prepare
-    from imgcls.engine.checkpoint import find_checkpoint
+    from imgcls.runs.checkpoints import find_checkpoint
     from imgcls.tasks.classification import load_checkpoint
 
     failures: list[Failure] = []

@@ -3,6 +3,7 @@
 import gc
 import logging
 import shlex
+import signal
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,11 +14,12 @@ from pydantic import Field
 
 from imgcls.commands.verb import verb
 from imgcls.config import check as configs
+from imgcls.config.paths import shown
 from imgcls.engine.resume import check_data, check_progress, claim, finished, newest_whole, resumed
 from imgcls.engine.signals import SIGNALS, Stopped
 from imgcls.errors import TrialPruned, UserError
 from imgcls.runs.best_epoch import Metrics, best_epoch, check_monitored, optimised
-from imgcls.runs.record import keeping_status, shown, write_record
+from imgcls.runs.record import keeping_status, write_record
 from imgcls.sweeps.sweeper import Sweep
 
 log = logging.getLogger(__name__)
@@ -94,10 +96,11 @@ def train(
     config: dict[str, Any], settings: Settings, run_dir: Path, checkpoint: Path | None
 ) -> float | list[float] | None:
     """Trains from the start or from a checkpoint, tests the best checkpoint, and reports."""
-    from imgcls.callbacks.all import SaveConfig
     from imgcls.engine.build import build_data, build_trainer, prepare
     from imgcls.engine.recovery import fit
-    from imgcls.loggers.loggers import close_wandb, told
+    from imgcls.engine.save_config import SaveConfig
+    from imgcls.loggers.unharmed import told
+    from imgcls.loggers.wandb import close_wandb
 
     prepare(settings.seed)
     data = build_data(config["data"], config["augment"], settings.seed)
@@ -142,7 +145,7 @@ def train(
         status, word = 0, "pruned"
         raise
     finally:
-        close_wandb(status, word)
+        close_wandb(status, word, preempted=word == "stopped" and SIGNALS.asked != signal.SIGINT)
         del trainer, classifier, data
         gc.collect()
 
@@ -151,8 +154,8 @@ def assemble(
     config: dict[str, Any], settings: Settings, data: Any, run_dir: Path, resumed_from: Path | None = None
 ) -> tuple[Any, Any]:
     """Builds the trainer, without loggers, and the classifier."""
-    from imgcls.callbacks.all import SaveConfig
     from imgcls.engine.build import build_trainer, check_schedule
+    from imgcls.engine.save_config import SaveConfig
 
     classifier = build_classifier(config, settings, data)
     callbacks = build_all(config, "callbacks")
@@ -208,7 +211,8 @@ def finish(trainer: Any, classifier: Any, data: Any, settings: Settings, run_dir
     from imgcls.data.loading.unreadable import listed
     from imgcls.engine.build import run_test
     from imgcls.engine.calibration import calibrate
-    from imgcls.loggers.loggers import failed, log_checkpoint, unharmed
+    from imgcls.loggers.unharmed import failed, unharmed
+    from imgcls.loggers.wandb import log_checkpoint
     from imgcls.report.test_report import log_to_wandb, print_summary
 
     keeper = trainer.checkpoint_callback
@@ -239,7 +243,7 @@ def summarise(trainer: Any, run_dir: Path) -> None:
     """Puts all that was measured in the best epoch into the summary of the W&B run."""
     from lightning.pytorch.loggers import WandbLogger
 
-    from imgcls.loggers.loggers import unharmed
+    from imgcls.loggers.unharmed import unharmed
 
     keeper = trainer.checkpoint_callback
     for logger in trainer.loggers if trainer.is_global_zero and keeper is not None and keeper.monitor else []:

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from lightning.pytorch.tuner import Tuner, lr_finder
 
-from imgcls.callbacks.all import ProgressiveResizing
 from imgcls.callbacks.distillation import Distillation
 from imgcls.callbacks.finetune import Finetune
+from imgcls.callbacks.progressive_resizing import ProgressiveResizing
+from imgcls.config.paths import shown
 from imgcls.errors import UserError
-from imgcls.runs.record import shown
 
 log = logging.getLogger(__name__)
 lr_finder.tqdm = partial(lr_finder.tqdm, disable=None, leave=False)  # its bar: on a terminal alone, and gone at the end

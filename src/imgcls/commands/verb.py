@@ -18,9 +18,9 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from imgcls.config import check as config
 from imgcls.config.messages import PARTS, check_keys, take_unchosen
 from imgcls.config.paths import CONF, expanded
-from imgcls.engine.signals import rank
+from imgcls.engine.resume import check_place
 from imgcls.errors import UserError, one_line
-from imgcls.runs.record import check_place
+from imgcls.processes import rank
 
 log = logging.getLogger(__name__)
 

@@ -6,8 +6,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TypeVar
 
-from imgcls.runs.record import hydra_quoted
-
 Value = TypeVar("Value")
 _packaged = Path(__file__).parents[1] / "conf"  # in a wheel; a checkout has it at its top
 CONF = _packaged if _packaged.is_dir() else Path(__file__).parents[3] / "conf"
@@ -73,3 +71,22 @@ def expand(value: Value, where: str = "") -> Value:
     if isinstance(value, list):
         return [expand(item, where) for item in value]  # type: ignore[return-value]
     return expanded(value) if isinstance(value, str) and takes_path(where) else value  # type: ignore[return-value]
+
+
+def cache_dir() -> Path:
+    """Returns the folder for what can be made anew at any time. Raises RuntimeError where this user has no home."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imgcls"
+
+
+def shown(path: Path | str) -> str:
+    """Returns a path as short as it can be written here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def hydra_quoted(text: str) -> str:
+    """Returns a value as Hydra's command-line grammar takes it: in quotes where it has characters of the grammar."""
+    if re.fullmatch(r"[\w./+-]+", text, re.ASCII):
+        return text
+    escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + found[2].replace("'", "\\'"), text)
+    return f"'{escaped}'"

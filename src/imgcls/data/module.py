@@ -1,95 +1,26 @@
 """The base of all datamodules: splits, loaders, and the batch that they yield."""
 
 import hashlib
-import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from pydantic import Field
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
-from imgcls.augment.batch import Augment
+from imgcls.augment.image import Augment
+from imgcls.data.batch import Batch, ImageDataset
 from imgcls.data.loading.sampler import EpochSampler
-from imgcls.data.loading.splits import SPLITS, check_targets, name_absent, stratified, stratified_fold
+from imgcls.data.loading.splits import SPLITS, Cut, check_targets, name_absent, stratified, stratified_fold
 from imgcls.errors import UserError
-from imgcls.seeding import key_seed
 from imgcls.spec import DataSpec
 
 Place = Annotated[str, Field(min_length=1)]  # a folder or an address: an empty one would be the working directory
 Share = Annotated[float, Field(gt=0, le=1)]  # of the training images
-Cut = Annotated[float, Field(gt=0, le=0.9)]  # the share of train that becomes another split
 Positive = Annotated[int, Field(ge=1, strict=True)]  # strict: true would be 1
-
-
-class Batch(NamedTuple):
-    """`images (N, C, H, W) uint8`, `targets (N,) int64`, `indices (N,) int64` into the split's dataset.
-
-    A target of -1 is padding: it keeps the ranks of a distributed evaluation in step and counts nowhere.
-    """
-
-    images: Tensor
-    targets: Tensor
-    indices: Tensor
-
-
-class ImageDataset(Dataset[Batch]):
-    """A split. A key is `round * len(self) + index`, an ordinary int from which a worker learns the round too: the
-    epoch, or where a sample comes several times in an epoch `epoch * repeats + repetition`.
-
-    So what is drawn for a sample is a function of (seed, round, index), whichever worker draws it.
-    Negative keys are padding.
-    """
-
-    targets: Tensor  # (N,) int64
-    seed: int = 0
-    transform: nn.Module | None = None  # of one image, in the workers
-    device = torch.device("cpu")  # where batches are made
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitems__(self, keys: Sequence[int]) -> Batch:
-        key = torch.as_tensor(keys)
-        if self.device.type != "cpu":  # nothing is read back: the host runs ahead of the device
-            key = (key.pin_memory() if self.device.type == "cuda" else key).to(self.device, non_blocking=True)
-        index = key.clamp_min(0) % len(self)
-        targets = self.targets[index].masked_fill_(key < 0, -1)
-        return Batch(self.images(key.clamp_min(0)), targets, index)
-
-    def __getitem__(self, key: int) -> Batch:
-        return self.__getitems__([key])
-
-    @abstractmethod
-    def images(self, keys: Tensor) -> Tensor:
-        """Returns the images `(N, C, H, W) uint8` of a batch of keys."""
-
-    @abstractmethod
-    def picture(self, index: int) -> Tensor:
-        """Returns one image `(C, H, W) uint8` as evaluation sees it."""
-
-    def name(self, index: int) -> str:
-        """Returns what a person finds the sample by: its path, or its place in the set."""
-        return str(index)
-
-    def contents(self) -> Iterator[Any]:
-        """Yields bytes that, with the targets, tell this split from another, and that take no time to read."""
-        yield b""
-
-    def sample_seed(self, key: int) -> int:
-        return key_seed(self.seed, *divmod(key, len(self)))
-
-    def transformed(self, keys: Tensor, images: Iterable[Tensor]) -> Tensor:
-        """Returns images after `transform`, for each with the draws that its key gives it."""
-        out = []
-        for key, image in zip(keys.tolist(), images, strict=True):
-            torch.default_generator.manual_seed(self.sample_seed(key))  # torch.manual_seed takes 0.15 ms
-            out.append(self.transform(image) if self.transform is not None else image)
-        return torch.stack(out)
 
 
 class Loader(DataLoader[Batch]):
@@ -282,8 +213,3 @@ class ImageDataModule(LightningDataModule):
 
 def _as_it_is(batch: Any) -> Any:
     return batch
-
-
-def cores() -> int:
-    """Returns the number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -21,9 +21,10 @@ from torch import Tensor
 from imgcls.data.imagefolder import FolderImages, PictureModule, evaluation_transform
 from imgcls.data.loading.decode import UnreadableImage, decode_jpeg, in_channels
 from imgcls.data.loading.manifest import check_files, read_manifest
-from imgcls.data.module import Cut, Place
-from imgcls.engine.signals import rank
+from imgcls.data.loading.splits import Cut
+from imgcls.data.module import Place
 from imgcls.errors import UserError
+from imgcls.processes import rank
 from imgcls.spec import DataSpec
 
 log = logging.getLogger(__name__)

@@ -19,14 +19,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from imgcls.config.paths import cache_dir
+from imgcls.data.batch import Batch
 from imgcls.data.loading.decode import in_channels
 from imgcls.data.loading.manifest import check_files, facts_of
-from imgcls.data.loading.sampler import world_size
 from imgcls.data.loading.shards import check_shards
-from imgcls.data.module import Batch, Place
+from imgcls.data.module import Place
 from imgcls.data.packed import Pack, PackedData, PackedImages
 from imgcls.errors import UserError
-from imgcls.runs.record import cache_dir
+from imgcls.processes import world_size
 from imgcls.seeding import key_seed
 
 os.environ.setdefault("LITDATA_DISABLE_VERSION_CHECK", "1")  # it would ask the network at each start

@@ -19,11 +19,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from pydantic import Field
 
 from imgcls.config import check as configs
-from imgcls.data.module import ImageDataModule, cores
+from imgcls.config.paths import cache_dir
+from imgcls.data.module import ImageDataModule
 from imgcls.engine.checkpoint import WholeFiles
 from imgcls.engine.hardware import GiveBack, best_precision, keep_freed_memory
 from imgcls.errors import UserError
-from imgcls.runs.record import cache_dir
+from imgcls.processes import cores
 from imgcls.tasks.classification import ImageClassifier
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def build_data(
 
 def to_augment(config: Mapping[str, Any]) -> Any:
     """Returns a config of conf/augment as an `Augment`, checked."""
-    from imgcls.augment.batch import Augment
+    from imgcls.augment.image import Augment
 
     return configs.typed(dict(config), Augment, "augment")
 
@@ -156,7 +157,8 @@ def run_test(
     trainer: Trainer, classifier: ImageClassifier, data: ImageDataModule, folder: Path, path: str | None = None
 ) -> "Report | None":
     """Tests the checkpoint at `path` (none: the weights in memory); on rank 0 writes the report and returns it."""
-    from imgcls.report.test_report import draw_report, make_report, write_report  # pandas and scikit-learn
+    from imgcls.report.test_page import draw_report
+    from imgcls.report.test_report import make_report, write_report
 
     metrics = trainer.test(classifier, datamodule=data, ckpt_path=path, verbose=False, weights_only=True)[0]
     if not trainer.is_global_zero:

@@ -11,14 +11,14 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, distributed
 
-from imgcls.callbacks.all import SaveConfig
-from imgcls.data.loading.sampler import world_size
-from imgcls.engine.checkpoint import STATES, newest, not_finite
+from imgcls.config.paths import shown
 from imgcls.engine.lightning_state import count_batches, follow_schedules, scale_rates, start_of_epoch
+from imgcls.engine.save_config import SaveConfig
 from imgcls.engine.signals import SIGNALS
 from imgcls.errors import UserError
-from imgcls.loggers.loggers import EpochCSV
-from imgcls.runs.record import shown
+from imgcls.loggers.epoch_csv import EpochCSV
+from imgcls.processes import world_size
+from imgcls.runs.checkpoints import STATES, newest, not_finite
 from imgcls.tasks.classification import ImageClassifier
 
 EVERY = 8  # steps after which ranks ask each other whether to save or to stop

@@ -15,8 +15,8 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import subprocess_script
 
+from imgcls.config.paths import hydra_quoted
 from imgcls.errors import UserError
-from imgcls.runs.record import hydra_quoted
 
 HELD: list[FileLock] = []  # of the GPU that this process has
 PATIENCE = 30  # seconds after which a rank that has failed is no more waited for

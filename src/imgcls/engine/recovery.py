@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from imgcls.backbones.build import unloadable
+from imgcls.config.paths import shown
 from imgcls.engine.checkpoint import no_room
 from imgcls.engine.last_checkpoint import NonFiniteLoss
 from imgcls.engine.resume import newest_whole
 from imgcls.engine.signals import Stopped
 from imgcls.errors import UserError
-from imgcls.runs.record import shown
+from imgcls.runs.checkpoints import unloadable
 
 log = logging.getLogger(__name__)
 MOST_SKIPS = 3

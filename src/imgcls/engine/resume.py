@@ -13,9 +13,10 @@ from typing import Any
 
 import yaml
 
-from imgcls.engine.signals import rank
+from imgcls.config.paths import hydra_quoted, shown
 from imgcls.errors import InUse, UserError, nearest
-from imgcls.runs.record import check_place, hydra_quoted, rerooted, shown, write_text
+from imgcls.processes import rank
+from imgcls.runs.record import rerooted, write_text
 
 log = logging.getLogger(__name__)
 USED = ("checkpoints", "test", "metrics.csv")
@@ -128,7 +129,8 @@ def newest_whole(folder: Path) -> Path | None:
     Raises:
         UserError: there is none but damaged ones.
     """
-    from imgcls.engine.checkpoint import damage, newest, put_in_place
+    from imgcls.engine.checkpoint import put_in_place
+    from imgcls.runs.checkpoints import damage, newest
 
     found, wrong = newest(folder)
     wrong.pop(folder / "last.partial", None)  # the process was killed while it wrote
@@ -217,7 +219,7 @@ def check_data(run_dir: Path, now: dict[str, Any]) -> None:
 
 def check_progress(checkpoint: Path, trainer: Any) -> None:
     """Raises UserError where the run has come further than it shall go, or other processes would go on in an epoch."""
-    from imgcls.engine.checkpoint import load_content
+    from imgcls.runs.checkpoints import load_content
 
     content = load_content(checkpoint)
     begun, processes = content["loops"]["fit_loop"]["epoch_progress"]["current"]["ready"], trainer.world_size
@@ -245,3 +247,14 @@ def note_change(run_dir: Path, config: dict[str, Any], resumed_from: Path | None
     entry: dict[str, Any] = {"command": shlex.join(sys.orig_argv), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
     entry |= ({"from": resumed_from.name} if resumed_from else {}) | ({"changed": changed} if changed else {})
     write_text(path, json.dumps(record | {"resumed": [*record.get("resumed", []), entry]}, indent=2) + "\n")
+
+
+def check_place(wanted: str | None, run_dir: Path) -> None:
+    """Raises UserError where `resume` names no run, or not the one that Hydra works in: a file has set it."""
+    if wanted in (None, "auto"):
+        return
+    folder = Path(str(wanted)).expanduser()
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"resume={wanted}: there is no run in it (no config.yaml); expected a run directory, or auto")
+    if folder.resolve() != run_dir.resolve():
+        raise UserError(f"resume={wanted}: a file can only set auto; give it on the command line of imgcls train")

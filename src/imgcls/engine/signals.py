@@ -1,10 +1,11 @@
 """Signals that ask a training to stop so that it can go on later."""
 
-import os
 import signal
 from contextlib import suppress
 from types import FrameType
 from typing import Any
+
+from imgcls.processes import rank
 
 STOPPED = 75  # the exit status of what was stopped from outside and can be resumed (sysexits.h: EX_TEMPFAIL)
 WARNINGS = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]  # SLURM's, by choice
@@ -62,8 +63,3 @@ class Signals:
 
 
 SIGNALS = Signals()  # one for the process, as signals are
-
-
-def rank() -> int:
-    """Returns this process's number among those that train together, before any of them was joined."""
-    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or os.environ.get("LOCAL_RANK") or 0)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor
 
-from imgcls.data.module import Batch
+from imgcls.data.batch import Batch
 
 log = logging.getLogger(__name__)
 

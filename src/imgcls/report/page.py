@@ -2,8 +2,10 @@
 
 import base64
 import io
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +14,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+log = logging.getLogger(__name__)
 TEMPLATES = jinja2.Environment(loader=jinja2.PackageLoader("imgcls", "."), autoescape=True, trim_blocks=True)
 TEMPLATES.policies["json.dumps_kwargs"] = {"allow_nan": False}  # no browser reads NaN or Infinity
 
@@ -70,3 +73,12 @@ def inline(picture: Path | np.ndarray) -> str:
     else:
         content = picture.read_bytes()
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
+@contextmanager
+def optional(what: str) -> Iterator[None]:
+    """Around what a report can do without: a failure is a line in the log."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("test report: no %s (%s)", what, " ".join(str(error).split()) or type(error).__name__)

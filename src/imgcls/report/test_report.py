@@ -2,36 +2,23 @@
 
 import json
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from rich.console import Console
 from rich.table import Table
 from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor
 
-from imgcls.data.module import ImageDataset
-from imgcls.report.figures import (
-    Mistake,
-    as_picture,
-    draw_confusion,
-    draw_mistakes,
-    draw_reliability,
-    reliability,
-    under_heat,
-)
-from imgcls.report.heatmaps import grad_cam
+from imgcls.data.batch import ImageDataset
+from imgcls.report.figures import Mistake
+from imgcls.report.page import optional
 from imgcls.spec import DataSpec
-from imgcls.tasks.classification import ImageClassifier
 
 log = logging.getLogger(__name__)
-MISTAKES = 16  # the worst ones are shown with their pictures
 
 
 @dataclass
@@ -97,66 +84,6 @@ def write_report(report: Report, folder: Path, spec: DataSpec) -> None:
     pd.DataFrame(report.confusion, index=names, columns=names).to_csv(folder / "confusion_matrix.csv")
     report.pairs.to_csv(folder / "confused_pairs.csv", index=False)
     report.predictions.to_csv(folder / "predictions.csv", index=False, errors="surrogateescape")
-
-
-def draw_report(
-    report: Report, folder: Path, spec: DataSpec, classifier: ImageClassifier, dataset: ImageDataset
-) -> None:
-    """Writes the pictures, confusion_matrix.png, reliability.png and mistakes.png, and the page, index.html.
-
-    What can't be drawn is left out with a line in the log.
-    """
-    from imgcls.report.page import write_page
-    from imgcls.report.test_page import sections
-
-    report.mistakes = worst_mistakes(report, classifier, dataset)
-    right, now, before = report.right(), report.predictions["confidence"].to_numpy(), report.unscaled
-    with optional("confusion matrix"):
-        draw_confusion(report.confusion, list(spec.class_names)).savefig(
-            folder / "confusion_matrix.png", dpi=120, bbox_inches="tight"
-        )
-    with optional("reliability diagram"):
-        error, old = (report.metrics.get(f"test/calibration_error{end}") for end in ("", "_unscaled"))
-        title = f"Calibration error {error:.4f}" + (f" ({old:.4f} before scaling)" if old is not None else "")
-        figure = draw_reliability(
-            reliability(now, right), None if before is None else reliability(before, right), title
-        )
-        figure.savefig(folder / "reliability.png", dpi=120)
-    if report.mistakes:
-        with optional("sheet of mistakes"):
-            draw_mistakes(report.mistakes).savefig(folder / "mistakes.png", dpi=120)
-    with optional("page"):
-        write_page(folder / "index.html", "Test report", sections(report, folder))
-
-
-@contextmanager
-def optional(what: str) -> Iterator[None]:
-    """Around what a report can do without: a failure is a line in the log."""
-    try:
-        yield
-    except Exception as error:
-        log.warning("test report: no %s (%s)", what, " ".join(str(error).split()) or type(error).__name__)
-
-
-def worst_mistakes(report: Report, classifier: ImageClassifier, dataset: ImageDataset) -> list[Mistake]:
-    """Returns the wrong predictions with the highest confidence, as far as they can be shown."""
-    mistakes, images, classes = [], [], []
-    for row in report.predictions[~report.right()].nlargest(MISTAKES, "confidence").to_dict("records"):
-        with optional(f"picture of {row['name']}"):
-            image = dataset.picture(row["index"])
-            mistakes.append(
-                Mistake(as_picture(image), None, row["target"], row["prediction"], row["confidence"], row["name"])
-            )
-            images.append(image)
-            classes.append(classifier.spec.class_names.index(row["prediction"]))
-    if mistakes:
-        with optional("Grad-CAM"), torch.inference_mode(False):
-            device = classifier.device
-            batch = classifier.normalise(torch.stack(images).to(device))
-            heats = grad_cam(classifier.network, batch, torch.tensor(classes, device=device)).cpu()
-            for mistake, heat in zip(mistakes, heats, strict=True):
-                mistake.evidence = under_heat(mistake.picture, heat)
-    return mistakes
 
 
 def print_summary(title: str, report: Report, lines: dict[str, str]) -> None:

@@ -241,3 +241,12 @@ def differences(one: Path, other: Path) -> dict[str, list[tuple[str, Any, Any]]]
         out["git"] = [("diff", "differs", "differs")]
     out["git"] = [row for row in out["git"] if row[0] != "text"]
     return out
+
+
+def written(value: Any) -> str:
+    """Returns a value as it is written on a command line."""
+    return "null" if value is None or value != value else str(value).removesuffix(".0")
+
+
+def finished(table: "pd.DataFrame", target: str) -> "pd.DataFrame":
+    return table[(table["status"] == "finished") & table[target].notna()]

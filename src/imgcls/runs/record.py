@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import platform
-import re
 import shlex
 import shutil
 import subprocess
@@ -19,8 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
-from imgcls.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -204,33 +201,3 @@ def rerooted(value: Any, before: str, now: str) -> Any:
         return [rerooted(item, before, now) for item in value]
     moved = isinstance(value, str) and (value == before or value.startswith(f"{before}/"))
     return now + value[len(before) :] if moved else value
-
-
-def cache_dir() -> Path:
-    """Returns the folder for what can be made anew at any time. Raises RuntimeError where this user has no home."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imgcls"
-
-
-def shown(path: Path | str) -> str:
-    """Returns a path as short as it can be written here."""
-    relative = os.path.relpath(path)
-    return str(path) if relative.startswith("..") else relative
-
-
-def check_place(wanted: str | None, run_dir: Path) -> None:
-    """Raises UserError where `resume` names no run, or not the one that Hydra works in: a file has set it."""
-    if wanted in (None, "auto"):
-        return
-    folder = Path(str(wanted)).expanduser()
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"resume={wanted}: there is no run in it (no config.yaml); expected a run directory, or auto")
-    if folder.resolve() != run_dir.resolve():
-        raise UserError(f"resume={wanted}: a file can only set auto; give it on the command line of imgcls train")
-
-
-def hydra_quoted(text: str) -> str:
-    """Returns a value as Hydra's command-line grammar takes it: in quotes where it has characters of the grammar."""
-    if re.fullmatch(r"[\w./+-]+", text, re.ASCII):
-        return text
-    escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + found[2].replace("'", "\\'"), text)
-    return f"'{escaped}'"

@@ -3,7 +3,7 @@
 import tempfile
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import optuna
 from filelock import FileLock, Timeout
@@ -15,13 +15,11 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from imgcls.config import check as configs
+from imgcls.config.paths import hydra_quoted
 from imgcls.errors import UserError
-from imgcls.runs.record import hydra_quoted
 from imgcls.seeding import key_seed
-from imgcls.sweeps.jobs import Job
-
-if TYPE_CHECKING:
-    from imgcls.sweeps.sweeper import Sweep
+from imgcls.sweeps.jobs import Job, Jobs
+from imgcls.sweeps.space import Settings
 
 FILE = "study.journal"
 MOST_KILLS = 3
@@ -32,7 +30,24 @@ STATES = {
 }  # fmt: skip
 
 
-def search(sweep: "Sweep") -> None:
+class Sweep(Protocol):
+    """The sweep whose trials Optuna proposes, as far as the search knows it (imgcls.sweeps.sweeper has it)."""
+
+    settings: Settings
+    metrics: list[str]
+    directions: list[str]
+    swept: list[Override]
+    jobs: Jobs
+    folder: Path
+
+    def job(self, number: int, values: list[str], more: list[str] | None = None) -> Job: ...
+
+    def run(self, jobs: list[Job]) -> None: ...
+
+    def at_once(self) -> int: ...
+
+
+def search(sweep: Sweep) -> None:
     """Runs trials until there are `sweep.n_trials` in all, those of former starts and of other workers among them.
 
     Raises:
@@ -83,7 +98,7 @@ def distribution(override: Override) -> BaseDistribution:
         raise UserError(f"{override.input_line}: {error}") from error
 
 
-def ask(study: optuna.Study, space: dict[str, BaseDistribution], sweep: "Sweep", worker: str) -> list[FrozenTrial]:
+def ask(study: optuna.Study, space: dict[str, BaseDistribution], sweep: Sweep, worker: str) -> list[FrozenTrial]:
     """Returns the trials to run next: first those that a killed worker left, then new ones.
 
     What is drawn for a trial depends on its number and on the trials before, not on when the search was started.
@@ -135,13 +150,13 @@ def tell(study: optuna.Study, job: Job) -> None:
     study.tell(job.number, job.values if state == TrialState.COMPLETE else None, state)
 
 
-def known(sweep: "Sweep", trial: FrozenTrial) -> Job:
+def known(sweep: Sweep, trial: FrozenTrial) -> Job:
     """Returns a trial of the study as a job."""
     folder = sweep.folder / trial.user_attrs.get("folder", str(trial.number))
     return Job(trial.number, [], folder, STATES[trial.state], trial.values, trial.user_attrs.get("error", ""))
 
 
-def pruning(sweep: "Sweep", trial: FrozenTrial) -> list[str]:
+def pruning(sweep: Sweep, trial: FrozenTrial) -> list[str]:
     """Returns the overrides that let a job learn from the study that it falls behind."""
     if sweep.settings.pruner is None:
         return []

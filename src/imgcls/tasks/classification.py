@@ -15,13 +15,14 @@ from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
-from imgcls.augment.batch import Augment, BatchAugment
+from imgcls.augment.batch import BatchAugment
+from imgcls.augment.image import Augment
 from imgcls.backbones.build import FIRST_WEIGHTS, build_network, rebuild_network
 from imgcls.config import check as configs
-from imgcls.data.module import Batch
-from imgcls.engine.checkpoint import find_checkpoint, load_content
+from imgcls.data.batch import Batch
 from imgcls.errors import UserError
 from imgcls.optim.optimizers import build_optimizer
+from imgcls.runs.checkpoints import find_checkpoint, load_content
 from imgcls.seeding import key_seed
 from imgcls.spec import DataSpec
 from imgcls.tasks.metrics import Evaluation, MeanLoss, Predictions, metric_names

@@ -9,8 +9,9 @@ from typing import Any
 
 from imgcls.commands.verb import verb
 from imgcls.config import check as configs
+from imgcls.config.paths import shown
 from imgcls.errors import UserError
-from imgcls.runs.record import rerooted, shown
+from imgcls.runs.record import rerooted
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,8 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
     from imgcls.commands import train
     from imgcls.engine.ranks import single_job
     from imgcls.engine.resume import claim
-    from imgcls.engine.signals import SIGNALS, rank
+    from imgcls.engine.signals import SIGNALS
+    from imgcls.processes import rank
     from imgcls.runs import read as runs
 
     original = Path(given).expanduser().absolute()
@@ -105,7 +107,7 @@ def compared(one: Path, other: Path) -> dict[str, list[str]]:
     """Returns how far metrics and weights of two runs differ, by what was compared; speed is not."""
     import torch
 
-    from imgcls.backbones.build import load_tensors
+    from imgcls.runs.checkpoints import load_tensors
     from imgcls.runs.read import curves
 
     out = {}

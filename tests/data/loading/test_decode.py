@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from imgcls.data.files import Files
 from imgcls.data.loading.decode import UnreadableImage, decode, header
-from imgcls.data.loading.files import Files
 from imgcls.errors import UserError
 from imgcls.spec import DataSpec
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from imgcls.data.loading.decode import is_image
 from imgcls.data.loading.splits import SPLITS
-from imgcls.engine.signals import rank
 from imgcls.errors import UserError
+from imgcls.processes import rank
 
 log = logging.getLogger(__name__)
 

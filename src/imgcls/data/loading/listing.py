@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from imgcls.config.paths import cache_dir
 from imgcls.data.loading.decode import EXTENSIONS, is_image
-from imgcls.runs.record import cache_dir
 
 log = logging.getLogger(__name__)
 

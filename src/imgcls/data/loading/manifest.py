@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from imgcls.data.module import Cut
+from imgcls.data.loading.splits import Cut
 from imgcls.errors import UserError
 from imgcls.spec import DataSpec
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, distributed
 from torch.utils.data import Sampler
 
+from imgcls.processes import world_size
 from imgcls.seeding import key_seed
 
 
@@ -49,8 +50,3 @@ class EpochSampler(Sampler[int]):
         index = order.roll(-part * samples)[:samples].repeat_interleave(self.repeats)
         rounds = self.epoch * self.repeats + torch.arange(self.repeats).repeat(samples)
         return (rounds * self.length + index)[: self.length]
-
-
-def world_size() -> int:
-    """Returns the number of processes that train together."""
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1

@@ -2,13 +2,15 @@
 
 import logging
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from imgcls.engine.signals import rank
 from imgcls.errors import UserError
+from imgcls.processes import rank
 
 log = logging.getLogger(__name__)
 
@@ -70,3 +72,6 @@ def absent(targets: Tensor, class_names: Sequence[str]) -> str:
     names = [class_names[i] for i in torch.nonzero(counts == 0).flatten().tolist()]
     shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
     return f"{len(names)} of {len(class_names)} classes ({shown})" if names else ""
+
+
+Cut = Annotated[float, Field(gt=0, le=0.9)]  # the share of train that becomes another split

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
+from imgcls.config.paths import shown
+from imgcls.data.batch import Batch, ImageDataset
 from imgcls.data.loading.decode import UnreadableImage
-from imgcls.data.module import Batch, ImageDataset
 from imgcls.errors import UserError
-from imgcls.runs.record import shown
 
 log = logging.getLogger(__name__)
 

@@ -25,8 +25,8 @@ from pydantic import Field
 from imgcls.commands.train import Settings, build_all, build_classifier, checked
 from imgcls.commands.verb import verb
 from imgcls.config import check as configs
+from imgcls.config.paths import shown
 from imgcls.errors import UserError
-from imgcls.runs.record import shown
 
 SPEEDS = {"floor": "bare network", "loader": "loader alone", "train": "imgcls train"}
 

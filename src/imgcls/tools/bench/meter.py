@@ -16,7 +16,8 @@ from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from imgcls.backbones.build import on_meta
-from imgcls.data.module import Batch, ImageDataModule
+from imgcls.data.batch import Batch
+from imgcls.data.module import ImageDataModule
 from imgcls.optim.optimizers import build_optimizer
 from imgcls.spec import DataSpec
 from imgcls.tasks.classification import ImageClassifier

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from imgcls.commands.verb import verb
 from imgcls.config import check as configs
+from imgcls.config.paths import shown
 from imgcls.errors import UserError, nearest
 from imgcls.runs.best_epoch import direction
-from imgcls.runs.record import shown
+from imgcls.runs.read import finished, written
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,11 +113,6 @@ def where(table: "pd.DataFrame", conditions: str | list[str] | None, key: str = 
     return table
 
 
-def written(value: Any) -> str:
-    """Returns a value as it is written on a command line."""
-    return "null" if value is None or value != value else str(value).removesuffix(".0")
-
-
 def ordered(table: "pd.DataFrame", by: str, reverse: bool = False) -> "pd.DataFrame":
     """Returns the runs by a column: metrics best first, other values from small to large, or the reverse."""
     upwards = "/" not in by or direction(by) == "min"
@@ -149,10 +145,6 @@ def differing_config(table: "pd.DataFrame") -> list[str]:
         return any(name[:end] in found and known.groupby(name[:end], dropna=False)[name].nunique(dropna=False).max() == 1 for end in ends)  # fmt: skip
 
     return given + [name for name in found if name not in given and not implied(name)]
-
-
-def finished(table: "pd.DataFrame", target: str) -> "pd.DataFrame":
-    return table[(table["status"] == "finished") & table[target].notna()]
 
 
 def once_each(table: "pd.DataFrame", names: list[str], target: str) -> "tuple[pd.DataFrame, list[str]]":

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from imgcls.runs.best_epoch import direction
-from imgcls.tools.compare.command import finished, written
+from imgcls.runs.read import finished, written
 
 LEAST_RUNS = 8  # to say which hyper-parameter matters
 

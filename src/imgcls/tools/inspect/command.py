@@ -19,8 +19,8 @@ from pydantic import Field
 
 from imgcls.commands.verb import verb
 from imgcls.config import check as configs
+from imgcls.config.paths import shown
 from imgcls.errors import UserError, one_line
-from imgcls.runs.record import shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,8 +55,8 @@ def report(config: dict[str, Any], settings: Settings, run_dir: Path) -> None:
     """Reads, compares, writes, prints."""
     from imgcls.data.imagefolder import exclude_list
     from imgcls.data.loading.folders import left_out
-    from imgcls.data.module import cores
     from imgcls.engine.build import prepare, to_augment
+    from imgcls.processes import cores
     from imgcls.tools.inspect.page import show, write
     from imgcls.tools.inspect.scan import Reader, list_files, list_memory, scan
 

@@ -13,10 +13,10 @@ from rich.table import Table
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
+from imgcls.config.paths import hydra_quoted, shown
 from imgcls.report.figures import as_picture
 from imgcls.report.page import inline, plain, write_page
 from imgcls.report.page import table as html
-from imgcls.runs.record import hydra_quoted, shown
 from imgcls.tools.inspect.scan import Reader
 
 LINES = 8  # of a list on the terminal, and copies in a line

@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as F
 
+from imgcls.data.batch import ImageDataset
 from imgcls.data.loading.decode import MAX_PIXELS, UnreadableImage, decode, header
 from imgcls.data.loading.listing import list_images
-from imgcls.data.module import ImageDataset
 from imgcls.errors import UserError
 
 warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of odd metadata; they name no file

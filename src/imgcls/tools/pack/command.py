@@ -12,8 +12,8 @@ from pydantic import Field
 
 from imgcls.commands.verb import verb
 from imgcls.config import check as configs
+from imgcls.config.paths import hydra_quoted, shown
 from imgcls.errors import UserError
-from imgcls.runs.record import hydra_quoted, shown
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 
 from imgcls.data.imagefolder import evaluation_transform
 from imgcls.data.loading.decode import EXTENSIONS, MAX_PIXELS, UnreadableImage, decode, is_image
-from imgcls.data.module import cores
 from imgcls.errors import UserError
+from imgcls.processes import cores
 from imgcls.spec import DataSpec
 
 Failure = tuple[str, str]  # a path, and why it could not be read

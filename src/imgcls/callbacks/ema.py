@@ -1,0 +1,64 @@
+"""EMA callback: keeps an exponential moving average of the weights."""
+
+import warnings
+from itertools import chain
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from imgcls.errors import UserError
+
+
+class EMA(WeightAveraging):
+    """Exponential moving average of the weights, which validation, test and the checkpoint then use.
+
+    The decay rises to its value as (1 + n) / (10 + n) over the first updates n, so that short runs gain too.
+    """
+
+    def __init__(self, decay: float = 0.999, update_every_n_steps: int = 1) -> None:
+        if not 0 <= decay <= 1 or update_every_n_steps < 1:
+            raise UserError(
+                f"EMA: decay={decay}, update_every_n_steps={update_every_n_steps}: expected 0 to 1, and 1 or more"
+            )
+        self.decay, self.update_every_n_steps = decay, update_every_n_steps
+        super().__init__()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # In place of AveragedModel's own update, which reads its counter from the device, twice a step.
+        done = self._latest_update_step
+        if trainer.global_step <= done or not self.should_update(trainer.global_step - 1):
+            return
+        average = self._average_model
+        assert average is not None
+        now, kept = chain(pl_module.parameters(), pl_module.buffers()), average.module
+        pairs = zip(chain(kept.parameters(), kept.buffers()), now, strict=True)
+        floats = [(a.detach(), b.detach()) for a, b in pairs if a.is_floating_point()]
+        count = done // self.update_every_n_steps
+        decay = min(self.decay, (1 + count) / (10 + count)) if done else 0.0
+        get_ema_multi_avg_fn(decay)([a for a, _ in floats], [b for _, b in floats], 0)
+        average.n_averaged += 1
+        self._latest_update_step = trainer.global_step
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        with warnings.catch_warnings():  # our configure_model does nothing but shard
+            warnings.filterwarnings("ignore", message=".*overrides the configure_model")
+            super().setup(trainer, pl_module, stage)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # After a fit, Lightning's would load the weights that are not averaged into the module to be tested.
+        if trainer.state.fn == TrainerFn.FITTING:
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Not yet: what is saved at the end of training is both, to go on from."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        return step_idx is not None and (step_idx + 1) % self.update_every_n_steps == 0

@@ -1,0 +1,40 @@
+"""ProgressiveResizing callback: trains on smaller images first."""
+
+from lightning.pytorch import Callback, Trainer
+
+from imgcls.backbones.build import try_shapes
+from imgcls.errors import UserError
+from imgcls.tasks.classification import ImageClassifier
+
+
+class ProgressiveResizing(Callback):
+    """Trains on smaller images first, which is faster, and often generalises better (Tan and Le 2021, EfficientNetV2).
+
+    Args:
+        start: share of the image size in the first epoch.
+        until: share of the epochs after which images have their whole size.
+        multiple: sizes are multiples of this number of pixels.
+    """
+
+    def __init__(self, start: float = 0.5, until: float = 0.75, multiple: int = 16) -> None:
+        if not 0 < start <= 1 or not 0 < until <= 1 or multiple < 1:
+            raise UserError(
+                f"ProgressiveResizing: start={start}, until={until}, multiple={multiple}: expected shares above 0 and at "
+                "most 1, and a number of pixels"
+            )
+        self.start, self.until, self.multiple = start, until, multiple
+
+    def size(self, epoch: int, epochs: int, whole: int) -> int:
+        """Returns the side of the images of an epoch, in pixels."""
+        share = self.start + (1 - self.start) * min(epoch / max(round(self.until * epochs), 1), 1.0)
+        return whole if share == 1 else min(max(round(share * whole / self.multiple), 1) * self.multiple, whole)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:  # type: ignore[override]
+        if trainer.max_epochs is None or trainer.max_epochs < 1:
+            raise UserError("ProgressiveResizing needs an end: set trainer.max_epochs")
+        spec = pl_module.spec
+        smallest = self.size(0, trainer.max_epochs, spec.image_size)
+        try_shapes(pl_module.network, spec.num_classes, spec.channels, smallest)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:  # type: ignore[override]
+        pl_module.train_size = self.size(trainer.current_epoch, trainer.max_epochs or 1, pl_module.spec.image_size)
