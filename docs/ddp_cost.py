@@ -37,8 +37,18 @@ def forked(task: Callable[[], None], processes: int, threads: int) -> None:
         children.append(os.fork())
         if children[-1] == 0:
             if processes > 1:
-                told = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": processes, "MASTER_PORT": port}
-                told |= {"LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "cost"}
+                told = {
+                    "RANK": rank,
+                    "LOCAL_RANK": rank,
+                    "GROUP_RANK": 0,
+                    "WORLD_SIZE": processes,
+                    "MASTER_PORT": port,
+                }
+                told |= {
+                    "LOCAL_WORLD_SIZE": processes,
+                    "MASTER_ADDR": "127.0.0.1",
+                    "TORCHELASTIC_RUN_ID": "cost",
+                }
                 os.environ |= {name: str(value) for name, value in told.items()}
             torch.set_num_threads(threads)
             status = 1
@@ -74,7 +84,9 @@ def reduce() -> None:
             times.append(time.perf_counter() - begin)
         if distributed.get_rank() == 0:
             spread = f"({1e3 * min(times):.1f} to {1e3 * max(times):.1f})"
-            print(f"all-reduce, {name}, {4 * millions:.1f} MB: {1e3 * statistics.median(times):.1f} ms {spread}")
+            print(
+                f"all-reduce, {name}, {4 * millions:.1f} MB: {1e3 * statistics.median(times):.1f} ms {spread}"
+            )
 
 
 forked(reduce, 2, 1)
@@ -86,4 +98,7 @@ for network in NETWORKS:
             rates[way].append(train(Path(f"{network}-{turn}-{number}"), network, *values))
     for way, values in rates.items():
         low, high = min(values), max(values)
-        print(f"{network}, {way}: {statistics.median(values):.0f} images/s ({low:.0f} to {high:.0f})", flush=True)
+        print(
+            f"{network}, {way}: {statistics.median(values):.0f} images/s ({low:.0f} to {high:.0f})",
+            flush=True,
+        )

@@ -52,7 +52,14 @@ class Stopwatch(Callback):
     """Takes the images a second of `steps` steps after the first few, then stops the training."""
 
     def __init__(self, steps: int, skipped: int = 5) -> None:
-        self.steps, self.skipped, self.step, self.images, self.start, self.rate = steps, skipped, 0, 0, 0.0, 0.0
+        self.steps, self.skipped, self.step, self.images, self.start, self.rate = (
+            steps,
+            skipped,
+            0,
+            0,
+            0.0,
+            0.0,
+        )
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *given: Any) -> None:
         self.step += 1
@@ -156,7 +163,12 @@ def loading(overrides: list[str]) -> None:
     keep_freed_memory(False)  # imgcls asks the C library for this, workers have it from their parent
     ways = {"usual": timed(iter(Epochs(loader)))}
     keep_freed_memory()
-    common = [f"data.num_workers={workers}", "data.batch_size=32", "data.image_size=224", "data.val_fraction=0.5"]
+    common = [
+        f"data.num_workers={workers}",
+        "data.batch_size=32",
+        "data.image_size=224",
+        "data.val_fraction=0.5",
+    ]
     for name, source in {"data=imagefolder": root, **{f"data=packed {path}": path for path in packs}}.items():
         config = composed(name.split()[0], f"data.root={source}", *common)
         data = build_data(config["data"], config["augment"], 0)

@@ -37,7 +37,9 @@ def report(folder: Path, entity: str) -> Any:
         raise ValueError(f"{folder.name} was not logged to W&B; expected a sweep with logger=[csv,wandb]")
     target = f"best/{sweep['optimized_metric'][0]}"
     smaller = sweep["directions"][0] == "min"
-    keys = {found: "log" in values for key, values in sweep["space"].items() if (found := logged(config, key))}
+    keys = {
+        found: "log" in values for key, values in sweep["space"].items() if (found := logged(config, key))
+    }
 
     runs = wr.Runset(
         name=folder.name,
@@ -45,15 +47,23 @@ def report(folder: Path, entity: str) -> Any:
         order=[wr.OrderBy(SummaryMetric(target), ascending=smaller)],
         pinned_columns=["run:displayName", f"summary:{target}", "run:state", *map(column, keys)],
     )
-    axes = [wr.ParallelCoordinatesPlotColumn(Config(key), display_name=key, log=log) for key, log in keys.items()]
+    axes = [
+        wr.ParallelCoordinatesPlotColumn(Config(key), display_name=key, log=log) for key, log in keys.items()
+    ]
     last = wr.ParallelCoordinatesPlotColumn(SummaryMetric(target), display_name=target, inverted=smaller)
     speed = ("images_per_second", SummaryMetric("images_per_second"), False)
     dots = [(key, Config(key), log) for key, log in keys.items()]
     panels = [
         *(wr.LinePlot(title=name, x="epoch", y=[name], max_runs_to_show=100) for name in curves),
-        *(wr.ScatterPlot(title=key, x=x, y=SummaryMetric(target), log_x=log) for key, x, log in [*dots, speed]),
+        *(
+            wr.ScatterPlot(title=key, x=x, y=SummaryMetric(target), log_x=log)
+            for key, x, log in [*dots, speed]
+        ),
     ]
-    wide = [wr.ParallelCoordinatesPlot(columns=[*axes, last]), wr.ParameterImportancePlot(with_respect_to=target)]
+    wide = [
+        wr.ParallelCoordinatesPlot(columns=[*axes, last]),
+        wr.ParameterImportancePlot(with_respect_to=target),
+    ]
     for place, panel in enumerate(wide):
         panel.layout = wr.Layout(y=place * 10, w=24, h=10)
     for place, panel in enumerate(panels):  # three in a row of 24 columns

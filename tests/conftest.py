@@ -47,7 +47,9 @@ def said(here: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> Calla
         with pytest.raises(SystemExit) as ended:
             here(*arguments)
         message = ended.value.code
-        assert isinstance(message, str), f"ended with {message!r}: {capsys.readouterr()}"  # exit status 1, on stderr
+        assert isinstance(message, str), (
+            f"ended with {message!r}: {capsys.readouterr()}"
+        )  # exit status 1, on stderr
         assert "\n" not in message
         return message
 

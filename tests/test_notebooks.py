@@ -40,7 +40,9 @@ def pictures(outputs: list[NotebookNode]) -> int:
 
 
 def text(outputs: list[NotebookNode]) -> str:
-    return "\n".join(output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs)
+    return "\n".join(
+        output.get("text", "") + output.get("data", {}).get("text/plain", "") for output in outputs
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +53,9 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_they_run() -> None:
     """The last over the run that the one before it trained."""
     outputs = executed(
-        sources("look_at_data"), sources("look_into_a_run", "epochs = 2"), sources("compare_runs", "runs = 'runs'")
+        sources("look_at_data"),
+        sources("look_into_a_run", "epochs = 2"),
+        sources("compare_runs", "runs = 'runs'"),
     )
     said = text(outputs)
     assert "10 classes, 1 channels, 8×8 pixels" in said and "of 359 are wrong" in said
@@ -62,7 +66,13 @@ def test_they_run() -> None:
 
 @pytest.mark.slow
 def test_images_that_can_not_be_read_are_left_out(here: Callable[..., None], folder: Path) -> None:
-    settings = ("data=imagefolder", f"data.root={folder}", "data.image_size=16", "data.num_workers=0", "logger=csv")
+    settings = (
+        "data=imagefolder",
+        f"data.root={folder}",
+        "data.image_size=16",
+        "data.num_workers=0",
+        "logger=csv",
+    )
     skip = ("data.on_error=skip", "data.max_errors=0.5", "data.test_fraction=0.4", "trainer.max_epochs=1")
     here("train", *settings, *skip, "trainer.accelerator=cpu", "hydra.run.dir=run")
     tested = list(pd.read_csv("run/test/predictions.csv")["name"])
@@ -73,12 +83,20 @@ def test_images_that_can_not_be_read_are_left_out(here: Callable[..., None], fol
 
 @pytest.mark.slow
 def test_own_pictures_a_sweep_and_wandb(folder: Path) -> None:
-    own = f"overrides = ['data=imagefolder', 'data.root={folder}', 'data.image_size=64', 'augment=randaugment']"
+    own = (
+        f"overrides = ['data=imagefolder', 'data.root={folder}', 'data.image_size=64', 'augment=randaugment']"
+    )
     outputs = executed(
-        sources("look_at_data", own), sources("compare_runs", "epochs = 1"), [ONLINE, sources("compare_runs")[-1]]
+        sources("look_at_data", own),
+        sources("compare_runs", "epochs = 1"),
+        [ONLINE, sources("compare_runs")[-1]],
     )
     said = text(outputs)
-    assert "3 classes, 3 channels, 64×64 pixels" in said and "6 runs: {'finished': 6}" in said and "from afar" in said
+    assert (
+        "3 classes, 3 channels, 64×64 pixels" in said
+        and "6 runs: {'finished': 6}" in said
+        and "from afar" in said
+    )
     assert pictures(outputs) == 4 + 2
     check(outputs)
 

@@ -13,7 +13,9 @@ from support.command import ROOT
 from imgcls.__main__ import VERBS
 
 README = (ROOT / "README.md").read_text()
-COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines() if line]
+COMMANDS = [
+    line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines() if line
+]
 
 
 def write_fashion_mnist(folder: Path, images: int = 200) -> None:
@@ -22,7 +24,10 @@ def write_fashion_mnist(folder: Path, images: int = 200) -> None:
     for split in ("train", "t10k"):
         pixels = generator.integers(0, 256, (images, 28, 28), dtype=np.uint8)
         labels = np.arange(images, dtype=np.uint8) % 10
-        for name, array in ((f"{split}-images-idx3-ubyte.gz", pixels), (f"{split}-labels-idx1-ubyte.gz", labels)):
+        for name, array in (
+            (f"{split}-images-idx3-ubyte.gz", pixels),
+            (f"{split}-labels-idx1-ubyte.gz", labels),
+        ):
             header = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
             (folder / name).write_bytes(gzip.compress(header + array.tobytes()))
 
@@ -33,7 +38,10 @@ def test_the_commands_are_found() -> None:
 
 
 def test_commands(
-    here: Callable[..., None], folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    here: Callable[..., None],
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
         "imgcls.report.test_page.draw_report", lambda *_: None
@@ -47,7 +55,9 @@ def test_commands(
         elif "backbone=simple_cnn,resnet20,resnet32" in arguments:
             here(verb, *arguments, "debug=fast", "test=false")
         elif verb == "train":
-            here(verb, *arguments, *([] if "debug=fast" in arguments else ["debug=fast"]), "data.batch_size=4")
+            here(
+                verb, *arguments, *([] if "debug=fast" in arguments else ["debug=fast"]), "data.batch_size=4"
+            )
         elif verb == "bench":
             here(verb, *arguments, "data.batch_size=4", "bench.seconds=0.1", "bench.rounds=1")
         elif verb == "reproduce":

@@ -9,7 +9,9 @@ from support.command import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 WANTED = [
-    Requirement(r) for part in (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()) for r in part
+    Requirement(r)
+    for part in (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values())
+    for r in part
 ]
 
 
@@ -23,9 +25,17 @@ def test_uv_takes_the_certificates_of_the_system() -> None:
 def test_nobody_is_told_to_install_this_from_an_index() -> None:
     """Nothing on an index has this name; whoever takes it there would own the machines of who installs it."""
     asked = re.compile(r"(pip|uv) (install|add)[^\n]*[ \"\']imgcls")
-    texts = [p for d in ("src", "conf", "docs", "notebooks", ".github") for p in (ROOT / d).rglob("*") if p.is_file()]
+    texts = [
+        p
+        for d in ("src", "conf", "docs", "notebooks", ".github")
+        for p in (ROOT / d).rglob("*")
+        if p.is_file()
+    ]
     for path in (ROOT / "README.md", ROOT / "Makefile", *texts):
-        if path.suffix in (".md", ".py", ".yaml", ".yml", ".ipynb", ".html", "") and "__pycache__" not in path.parts:
+        if (
+            path.suffix in (".md", ".py", ".yaml", ".yml", ".ipynb", ".html", "")
+            and "__pycache__" not in path.parts
+        ):
             assert not asked.search(path.read_text()), path
 
 

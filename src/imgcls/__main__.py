@@ -97,7 +97,11 @@ class Later(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):  # what the import system asks of any module
             raise AttributeError(name)
-        return (lambda *inputs, **options: self.real(name)(*inputs, **options)) if self.functions else self.real(name)
+        return (
+            (lambda *inputs, **options: self.real(name)(*inputs, **options))
+            if self.functions
+            else self.real(name)
+        )
 
     def real(self, name: str) -> Any:
         if sys.modules.get(self.__name__) is self:

@@ -101,7 +101,13 @@ def test_samples_of_a_batch_get_draws_of_their_own() -> None:
 
 @pytest.mark.parametrize(
     ("flip", "mirror", "low", "high"),
-    [(0.0, True, 0, 0), (1.0, True, 400, 400), (None, True, 150, 250), (None, False, 0, 0), (0.25, False, 60, 140)],
+    [
+        (0.0, True, 0, 0),
+        (1.0, True, 400, 400),
+        (None, True, 150, 250),
+        (None, False, 0, 0),
+        (0.25, False, 60, 140),
+    ],
 )
 def test_flips(flip: float | None, mirror: bool, low: int, high: int) -> None:
     torch.manual_seed(0)
@@ -213,7 +219,9 @@ def test_probabilities(mixup: float, cutmix: float) -> None:
     out, _ = batch_augment(16, mixup=Mix(1.0, mixup), cutmix=Mix(1.0, cutmix)).mix(images, targets)
     whole = (out == out[:, :, :1, :1]).flatten(1).all(1)
     changed = (out != images).flatten(1).any(1)
-    assert float((changed & whole).float().mean()) == pytest.approx(mixup, abs=0.06)  # a full paste counts too
+    assert float((changed & whole).float().mean()) == pytest.approx(
+        mixup, abs=0.06
+    )  # a full paste counts too
     assert float((changed & ~whole).float().mean()) == pytest.approx(cutmix, abs=0.06)
 
 
@@ -246,7 +254,9 @@ def test_what_is_erased_lies_inside_and_has_many_shapes() -> None:
     assert torch.equal(masks.sum((1, 2)).double(), heights * widths)
     area, ratio = heights * widths / 2400, heights / widths
     assert float(area.min()) > 0.015 and float(area.max()) < 0.36  # but for the rounding of sides
-    assert float(area.mean()) == pytest.approx(0.174, abs=0.005) and float(area.std()) == pytest.approx(0.09, abs=0.01)
+    assert float(area.mean()) == pytest.approx(0.174, abs=0.005) and float(area.std()) == pytest.approx(
+        0.09, abs=0.01
+    )
     assert 0.25 < float(ratio.min()) < 0.4 and 2.5 < float(ratio.max()) < 4
     assert float(ratio.log().mean()) == pytest.approx(0.0, abs=0.05)
     top = masks.any(2).int().argmax(1) / (40 - heights)
@@ -259,7 +269,9 @@ def test_draws_do_not_depend_on_the_default_type() -> None:
         torch.manual_seed(0)
         torch.set_default_dtype(dtype)
         try:
-            out.append(batch_augment(32, mixup=Mix(0.4, 0.5), cutmix=Mix(1.0, 0.5), erase=0.5).mix(*colours(40)))
+            out.append(
+                batch_augment(32, mixup=Mix(0.4, 0.5), cutmix=Mix(1.0, 0.5), erase=0.5).mix(*colours(40))
+            )
         finally:
             torch.set_default_dtype(torch.float32)
     assert torch.equal(out[0][0], out[1][0]) and torch.equal(out[0][1], out[1][1])
@@ -307,7 +319,9 @@ def test_resized_crop_takes_the_settings() -> None:
     transform = worker_transform(Augment(crop="resized", scale=(0.5, 0.5), ratio=(1.0, 1.0)), spec(32))
     crop = transform.transforms[0]  # type: ignore[union-attr, index]
     assert isinstance(crop, v2.RandomResizedCrop)
-    assert tuple(crop.size) == (32, 32) and tuple(crop.scale) == (0.5, 0.5) and tuple(crop.ratio) == (1.0, 1.0)
+    assert (
+        tuple(crop.size) == (32, 32) and tuple(crop.scale) == (0.5, 0.5) and tuple(crop.ratio) == (1.0, 1.0)
+    )
     assert crop(noise(3, 80, 50)).shape == (3, 32, 32)
 
 
@@ -353,7 +367,10 @@ def test_policies(name: str, channels: int, size: int) -> None:
             {"mixup": {"probability": 0.6}, "cutmix": {"probability": 0.6}},
             "augment.mixup.probability + cutmix.probability=1.2",
         ),
-        ({"mixup": {"probability": -0.5}, "cutmix": {"probability": 0.6}}, "augment.mixup.probability=-0.5: "),
+        (
+            {"mixup": {"probability": -0.5}, "cutmix": {"probability": 0.6}},
+            "augment.mixup.probability=-0.5: ",
+        ),
         ({"cutmix": {"probability": 1.5}}, "augment.cutmix.probability=1.5: "),
         ({"mixup": {"alpha": -1.0}}, "augment.mixup.alpha=-1.0: "),
         ({"cutmix": {"alpha": 0.0}}, "augment.cutmix.alpha=0.0: "),

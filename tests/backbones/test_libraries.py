@@ -105,9 +105,20 @@ def test_training_step(target: str, name: str, size: int) -> None:
 @pytest.mark.parametrize(("name", "size", "weight"), [("googlenet", 32, 0.3), ("inception_v3", 299, 0.4)])
 def test_auxiliary_losses_count(name: str, size: int, weight: float) -> None:
     torch.manual_seed(0)
-    spec = {"class_names": list("abcdefg"), "channels": 3, "image_size": size, "mean": [0.5] * 3, "std": [0.5] * 3}
+    spec = {
+        "class_names": list("abcdefg"),
+        "channels": 3,
+        "image_size": size,
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+    }
     loss = {"_target_": "torch.nn.CrossEntropyLoss"}
-    backbone = {"_target_": TORCHVISION, "name": name, "dropout": 0.0, "init_weights": False}  # torchvision's take 7 s
+    backbone = {
+        "_target_": TORCHVISION,
+        "name": name,
+        "dropout": 0.0,
+        "init_weights": False,
+    }  # torchvision's take 7 s
     classifier = ImageClassifier(spec, backbone, loss).train()
     if name == "googlenet":
         for branch in (classifier.network.aux1, classifier.network.aux2):
@@ -167,7 +178,11 @@ def test_try_shapes() -> None:
             "backbone.name=resnet_18: torchvision has no such network; did you mean 'resnet18'?",
         ),
         (TORCHVISION, "fcn_resnet50", "torchvision has no such network"),  # segments, does not classify
-        (TIMM, "convnext_ato", "backbone.name=convnext_ato: timm has no such network; did you mean 'convnext_atto'?"),
+        (
+            TIMM,
+            "convnext_ato",
+            "backbone.name=convnext_ato: timm has no such network; did you mean 'convnext_atto'?",
+        ),
     ],
 )
 def test_unknown_name(target: str, name: str, message: str) -> None:
@@ -198,7 +213,9 @@ def published(name: str, monkeypatch: pytest.MonkeyPatch, size: int = 224) -> di
         sized = {"init_weights": False}
     state = models.get_model_builder(name)(**sized).state_dict()
     assert not any(".aux" in key for key in state)
-    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *_, **__: {k: v.clone() for k, v in state.items()})
+    monkeypatch.setattr(
+        WeightsEnum, "get_state_dict", lambda *_, **__: {k: v.clone() for k, v in state.items()}
+    )
     return state  # type: ignore[no-any-return]
 
 
@@ -228,7 +245,9 @@ def test_pretrained_with_as_many_classes_keeps_the_head(monkeypatch: pytest.Monk
     assert network.head_names == ("fc",)
 
 
-@pytest.mark.parametrize(("name", "stem"), [("resnet18", "conv1.weight"), ("squeezenet1_1", "features.0.weight")])
+@pytest.mark.parametrize(
+    ("name", "stem"), [("resnet18", "conv1.weight"), ("squeezenet1_1", "features.0.weight")]
+)
 def test_pretrained_stem_for_grey(name: str, stem: str, monkeypatch: pytest.MonkeyPatch) -> None:
     state = published(name, monkeypatch)
     own = pretrained(name, channels=1).state_dict()
@@ -249,7 +268,9 @@ def test_stem_for_grey_sees_grey_as_colour_did() -> None:
 
 @pytest.mark.parametrize("auxiliary", [True, False])
 @pytest.mark.parametrize(("name", "size"), [("googlenet", 64), ("inception_v3", 299)])
-def test_pretrained_auxiliary_heads(name: str, size: int, auxiliary: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretrained_auxiliary_heads(
+    name: str, size: int, auxiliary: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     state = published(name, monkeypatch)
     if not auxiliary:  # a file without them: they are new
         state = {k: v for k, v in state.items() if not k.startswith(("aux", "Aux"))}
@@ -281,13 +302,17 @@ def test_pretrained_maxvit_at_another_size(monkeypatch: pytest.MonkeyPatch) -> N
         pretrained("maxvit_t", size=448)
 
 
-@pytest.mark.parametrize("error", [OSError("no route to host"), RuntimeError("invalid hash value"), TimeoutError()])
+@pytest.mark.parametrize(
+    "error", [OSError("no route to host"), RuntimeError("invalid hash value"), TimeoutError()]
+)
 def test_failed_download(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
     monkeypatch.setattr(WeightsEnum, "get_state_dict", fail)
-    with pytest.raises(UserError, match=r"resnet18 could not be downloaded .*backbone\.weights=FILE") as caught:
+    with pytest.raises(
+        UserError, match=r"resnet18 could not be downloaded .*backbone\.weights=FILE"
+    ) as caught:
         pretrained("resnet18")
     assert "\n" not in str(caught.value)
 

@@ -26,8 +26,18 @@ def parameters(network: nn.Module) -> int:
 
 
 @pytest.mark.parametrize(
-    ("depth", "millions", "exact"),  # He et al. 2015, table 6; exact as in github.com/akamaster/pytorch_resnet_cifar10
-    [(20, 0.27, 269_722), (32, 0.46, 464_154), (44, 0.66, 658_586), (56, 0.85, 853_018), (110, 1.7, 1_727_962)],
+    (
+        "depth",
+        "millions",
+        "exact",
+    ),  # He et al. 2015, table 6; exact as in github.com/akamaster/pytorch_resnet_cifar10
+    [
+        (20, 0.27, 269_722),
+        (32, 0.46, 464_154),
+        (44, 0.66, 658_586),
+        (56, 0.85, 853_018),
+        (110, 1.7, 1_727_962),
+    ],
 )
 def test_resnet_cifar_is_as_large_as_published(depth: int, millions: float, exact: int) -> None:
     network = build(CIFAR, depth=depth)
@@ -75,7 +85,13 @@ def test_initial_logits_are_of_a_moderate_size(target: str) -> None:
 
 @pytest.mark.parametrize(
     ("size", "stem", "small"),
-    [(32, "auto", True), (64, "auto", True), (65, "auto", False), (32, "imagenet", False), (224, "cifar", True)],
+    [
+        (32, "auto", True),
+        (64, "auto", True),
+        (65, "auto", False),
+        (32, "imagenet", False),
+        (224, "cifar", True),
+    ],
 )
 def test_resnet_stem(size: int, stem: str, small: bool) -> None:
     network = build(RESNET, channels=1, size=size, depth=18, stem=stem)

@@ -56,8 +56,12 @@ class Published(nn.Module):
         self.bn1 = nn.BatchNorm2d(16)
         rest = blocks - 1
         self.layer1 = nn.Sequential(*(PublishedBlock(16, 16, 1) for _ in range(blocks)))
-        self.layer2 = nn.Sequential(PublishedBlock(16, 32, 2), *(PublishedBlock(32, 32, 1) for _ in range(rest)))
-        self.layer3 = nn.Sequential(PublishedBlock(32, 64, 2), *(PublishedBlock(64, 64, 1) for _ in range(rest)))
+        self.layer2 = nn.Sequential(
+            PublishedBlock(16, 32, 2), *(PublishedBlock(32, 32, 1) for _ in range(rest))
+        )
+        self.layer3 = nn.Sequential(
+            PublishedBlock(32, 64, 2), *(PublishedBlock(64, 64, 1) for _ in range(rest))
+        )
         self.linear = nn.Linear(64, 10)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -92,7 +96,9 @@ def load(path: Path, classes: int = 10, depth: int = 20) -> nn.Module:
         (".pth", None, "module._orig_mod."), (".safetensors", None, ""), (".safetensors", None, "module."),
     ],
 )  # fmt: skip
-def test_public_weights_give_the_same_logits(suffix: str, key: str | None, prefix: str, tmp_path: Path) -> None:
+def test_public_weights_give_the_same_logits(
+    suffix: str, key: str | None, prefix: str, tmp_path: Path
+) -> None:
     network, path = published(), tmp_path / f"resnet20{suffix}"
     state = {prefix + name: value for name, value in network.state_dict().items()}
     if suffix == ".safetensors":
@@ -111,7 +117,9 @@ def test_public_weights_of_a_deeper_one(tmp_path: Path) -> None:
     torch.testing.assert_close(logits, network(images), rtol=1e-5, atol=1e-5)
 
 
-def test_old_files_without_batch_counts_fit_in_silence(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_old_files_without_batch_counts_fit_in_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     state = {k: v for k, v in published().state_dict().items() if not k.endswith("num_batches_tracked")}
     torch.save(state, tmp_path / "old.pth")
     with caplog.at_level(logging.INFO):
@@ -130,7 +138,9 @@ def test_what_does_not_fit_is_named(tmp_path: Path, caplog: pytest.LogCaptureFix
         network = load(tmp_path / "part.pth")
     assert "other shape: layer1.0.conv1.weight" in caplog.text
     assert "not in the file: bn1.bias" in caplog.text
-    assert "not in the network: extra.0, extra.1, extra.2, extra.3, extra.4, extra.5 and 2 more" in caplog.text
+    assert (
+        "not in the network: extra.0, extra.1, extra.2, extra.3, extra.4, extra.5 and 2 more" in caplog.text
+    )
     assert torch.equal(network.get_parameter("bn1.weight"), state["bn1.weight"])
 
 
@@ -155,9 +165,13 @@ def test_a_head_of_other_classes_stays_out(
     fresh = load_new(("cat", "dog"), None).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     state = {f"network.{key}": value for key, value in fresh.state_dict().items()}
     if suffix == ".safetensors":
-        save_file(state, path, {"class_names": json.dumps(classes)} if classes else {"class_names": "cat, dog"})
+        save_file(
+            state, path, {"class_names": json.dumps(classes)} if classes else {"class_names": "cat, dog"}
+        )
     else:
-        torch.save({"state_dict": state, "hyper_parameters": {"spec": spec} if classes else {"lr": 0.1}}, path)
+        torch.save(
+            {"state_dict": state, "hyper_parameters": {"spec": spec} if classes else {"lr": 0.1}}, path
+        )
     with caplog.at_level(logging.INFO):
         network = load_new(("cat", "dog"), path)
     same = classes in (["cat", "dog"], None)
@@ -186,7 +200,9 @@ class Code:
 
 def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
     torch.save(nn.Sequential(nn.Linear(2, 2)).state_dict(), tmp_path / "other.pth")
-    with pytest.raises(UserError, match=r"only 0 of \d+ tensors fit this network \(not in the file: conv1.weight"):
+    with pytest.raises(
+        UserError, match=r"only 0 of \d+ tensors fit this network \(not in the file: conv1.weight"
+    ):
         load(tmp_path / "other.pth")
 
 
@@ -221,7 +237,9 @@ def blocked(trace: Path) -> Code:  # of a module that torch refuses by its name
 @pytest.mark.parametrize("whole", [True, False])
 def test_code_in_a_file_is_said_to_be_code(whole: bool, code: Callable[[Path], Code], tmp_path: Path) -> None:
     made = code(tmp_path / "ran")
-    torch.save(made if whole else {"state_dict": published().state_dict(), "config": made}, tmp_path / "code.pth")
+    torch.save(
+        made if whole else {"state_dict": published().state_dict(), "config": made}, tmp_path / "code.pth"
+    )
     with pytest.raises(UserError, match="it carries code") as caught:
         load(tmp_path / "code.pth")
     assert "\n" not in str(caught.value)
@@ -248,7 +266,9 @@ def test_a_whole_module_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "module.pth")
 
 
-@pytest.mark.parametrize("content", [[torch.zeros(2)], torch.zeros(2), {"epoch": 3}, {"state_dict": {"a": 1}}])
+@pytest.mark.parametrize(
+    "content", [[torch.zeros(2)], torch.zeros(2), {"epoch": 3}, {"state_dict": {"a": 1}}]
+)
 def test_a_file_that_is_no_state_dict(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "no.pth")
     with pytest.raises(UserError, match="expected a state dict"):
@@ -261,7 +281,9 @@ def test_a_file_that_is_no_state_dict(content: Any, tmp_path: Path) -> None:
 )  # fmt: skip
 def test_names_and_tensors_that_no_network_has(odd: dict[Any, Tensor], tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2).state_dict() | odd, tmp_path / "odd.pth")
-    with pytest.raises(UserError, match=f"expected a state dict, .* but {next(iter(odd))!r} is no such name") as caught:
+    with pytest.raises(
+        UserError, match=f"expected a state dict, .* but {next(iter(odd))!r} is no such name"
+    ) as caught:
         load_weights(nn.Linear(2, 2), tmp_path / "odd.pth")
     assert "\n" not in str(caught.value)
 
@@ -328,7 +350,9 @@ def test_checkpoint_with_code(tmp_path: Path) -> None:
 @pytest.mark.parametrize("saved", [{"conv.weight": torch.zeros(1)}, [1, 2], torch.zeros(2)])
 def test_no_checkpoint_but_a_state_dict(saved: Any, tmp_path: Path) -> None:
     torch.save(saved, tmp_path / "a.pth")
-    with pytest.raises(UserError, match=r"not written by imgcls train; for a state dict use backbone\.weights="):
+    with pytest.raises(
+        UserError, match=r"not written by imgcls train; for a state dict use backbone\.weights="
+    ):
         load_checkpoint(tmp_path / "a.pth")
 
 

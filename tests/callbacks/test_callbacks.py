@@ -21,7 +21,9 @@ from imgcls.tasks.classification import ImageClassifier
 SIMPLE = {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4}
 
 
-def fit(data: Digits, callbacks: list[Callback], backbone: dict[str, Any] = SIMPLE, **settings: Any) -> ImageClassifier:
+def fit(
+    data: Digits, callbacks: list[Callback], backbone: dict[str, Any] = SIMPLE, **settings: Any
+) -> ImageClassifier:
     module = ImageClassifier(
         vars(data.spec), backbone, {"_target_": "torch.nn.CrossEntropyLoss"}, {"_target_": "torch.optim.SGD", "lr": 0.1},
         {"_target_": "imgcls.optim.schedulers.constant"},
@@ -33,7 +35,9 @@ def fit(data: Digits, callbacks: list[Callback], backbone: dict[str, Any] = SIMP
         "enable_model_summary": False,
         "enable_checkpointing": False,
     }
-    trainer = Trainer(accelerator="cpu", callbacks=callbacks, use_distributed_sampler=False, **quiet, **settings)
+    trainer = Trainer(
+        accelerator="cpu", callbacks=callbacks, use_distributed_sampler=False, **quiet, **settings
+    )
     trainer.fit(module, datamodule=data)
     return module
 
@@ -108,10 +112,14 @@ def test_a_student_learns_from_its_teacher(tmp_path: Path) -> None:
     theirs = teacher.eval().network(images)
     p, q = (theirs / 2).softmax(1), (own / 2).softmax(1)
     expected = 0.75 * 3.0 + 0.25 * 4 * (p * (p / q).log()).sum(1).mean()
-    assert wish.loss(student, images, own, torch.tensor(3.0)).item() == pytest.approx(expected.item(), rel=1e-4)
+    assert wish.loss(student, images, own, torch.tensor(3.0)).item() == pytest.approx(
+        expected.item(), rel=1e-4
+    )
     with pytest.raises(UserError, match="expected the same"):
         wish.on_fit_start(SimpleNamespace(), fit(Digits(batch_size=64, channels=3), [], max_epochs=0))  # type: ignore[arg-type]
-    alone = fit(data, [Distillation(str(path), temperature=2.0, weight=1.0)], max_epochs=20, limit_train_batches=20)
+    alone = fit(
+        data, [Distillation(str(path), temperature=2.0, weight=1.0)], max_epochs=20, limit_train_batches=20
+    )
     many = data.sets["train"].__getitems__(range(1024)).images
     agree = (alone.eval()(many).argmax(1) == teacher(many).argmax(1)).float().mean()
     assert agree > 0.6
@@ -122,7 +130,8 @@ def test_a_student_learns_from_its_teacher(tmp_path: Path) -> None:
 def test_wrong_distillation(given: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=rf"callbacks\.{next(iter(given))}="):
         configs.check(
-            {"_target_": "imgcls.callbacks.distillation.Distillation", "teacher": "nowhere", **given}, "callbacks"
+            {"_target_": "imgcls.callbacks.distillation.Distillation", "teacher": "nowhere", **given},
+            "callbacks",
         )
 
 

@@ -55,7 +55,9 @@ def fit(
     quiet: dict[str, Any] = {
         "logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False,
     }  # fmt: skip
-    trainer = Trainer(accelerator="cpu", callbacks=callbacks, max_epochs=epochs, use_distributed_sampler=False, **quiet)
+    trainer = Trainer(
+        accelerator="cpu", callbacks=callbacks, max_epochs=epochs, use_distributed_sampler=False, **quiet
+    )
     trainer.fit(module, datamodule=data)
     return module
 
@@ -72,7 +74,9 @@ class Watch(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         now: dict[str, Tensor] = pl_module.network.state_dict()  # type: ignore[union-attr, operator]
-        self.changed.append({name for name, value in now.items() if not torch.equal(value, self.before[name])})
+        self.changed.append(
+            {name for name, value in now.items() if not torch.equal(value, self.before[name])}
+        )
         self.metrics.append({name: float(value) for name, value in trainer.callback_metrics.items()})
 
 
@@ -162,7 +166,9 @@ def test_rates_fall_from_the_head_down() -> None:
     config = {"_target_": "torch.optim.SGD", "lr": 0.4, "weight_decay": 0.1, "momentum": 0.9}
     optimizer = build_optimizer(config, network, torch.device("cpu"), True, scales)
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    assert {name: rates[id(p)] for name, p in network.named_parameters()} == {n: 0.4 * s for n, s in scales.items()}
+    assert {name: rates[id(p)] for name, p in network.named_parameters()} == {
+        n: 0.4 * s for n, s in scales.items()
+    }
     assert optimizer.param_groups[0]["lr"] == 0.4  # what is logged as lr is the head's
     assert number["conv1.weight"] == 0 and number["linear.weight"] == top
     assert number["layer1.0.conv1.weight"] < number["layer2.0.conv1.weight"] < number["layer3.0.conv1.weight"]
@@ -187,7 +193,9 @@ def test_layers_of_every_kind_of_network(backbone: dict[str, Any], size: int, le
     tuning.layers = number
     tuning.freeze(network, 0)
     heads = tuple(f"{head}." for head in network.head_names)  # type: ignore[union-attr]
-    assert {n for n, p in network.named_parameters() if p.requires_grad} == {n for n in number if n.startswith(heads)}
+    assert {n for n, p in network.named_parameters() if p.requires_grad} == {
+        n for n in number if n.startswith(heads)
+    }
     outputs = network(torch.randn(2, 3, size, size))
     assert isinstance(outputs, Tensor)  # no auxiliary outputs while the body is in evaluation mode
     outputs.sum().backward()
@@ -195,7 +203,9 @@ def test_layers_of_every_kind_of_network(backbone: dict[str, Any], size: int, le
     assert all(p.requires_grad for p in network.parameters()) and all(m.training for m in network.modules())
 
 
-@pytest.mark.parametrize("given", [{"head_epochs": -1}, {"layer_epochs": -1}, {"body_lr": 0.0}, {"layer_decay": 1.5}])
+@pytest.mark.parametrize(
+    "given", [{"head_epochs": -1}, {"layer_epochs": -1}, {"body_lr": 0.0}, {"layer_decay": 1.5}]
+)
 def test_wrong_settings(given: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=rf"callbacks\.finetune\.{next(iter(given))}="):
         configs.check({"_target_": "imgcls.callbacks.finetune.Finetune", **given}, "callbacks.finetune")
@@ -226,7 +236,12 @@ def test_reuse_keeps_the_dropout_of_the_head() -> None:
 
 @pytest.mark.parametrize(
     ("name", "part"),
-    [("mnasnet0_5", "classifier"), ("resnet18", "fc"), ("mobilenet_v3_small", "classifier.3"), ("vit_b_32", "heads")],
+    [
+        ("mnasnet0_5", "classifier"),
+        ("resnet18", "fc"),
+        ("mobilenet_v3_small", "classifier.3"),
+        ("vit_b_32", "heads"),
+    ],
 )
 def test_what_learns_with_the_head(name: str, part: str) -> None:
     with torch.device("meta"):
@@ -273,7 +288,8 @@ def test_a_new_head_before_a_relu_has_gradients() -> None:
     network = torchvision_network(3, 3, 64, "squeezenet1_1")
     reset_head(network)
     network.eval()(torch.rand(2, 3, 64, 64)).logsumexp(1).sum().backward()
-    assert all(p.grad is not None and p.grad.any() for p in network.get_submodule(network.head_names[0]).parameters())  # type: ignore[index, arg-type, union-attr, operator]
+    head = network.get_submodule(network.head_names[0])  # type: ignore[index, arg-type, union-attr, operator]
+    assert all(p.grad is not None and p.grad.any() for p in head.parameters())
 
 
 class TwoHeads(nn.Module):

@@ -16,7 +16,9 @@ def test_a_fused_step_with_a_parameter_that_begins_late(nesterov: bool) -> None:
     for fused in (True, False):
         first, late = (nn.Parameter(torch.ones(3)) for _ in range(2))
         late.requires_grad_(False)
-        optimizer = torch.optim.SGD([first, late], lr=0.1, momentum=0.9, nesterov=nesterov, fused=fused, foreach=False)
+        optimizer = torch.optim.SGD(
+            [first, late], lr=0.1, momentum=0.9, nesterov=nesterov, fused=fused, foreach=False
+        )
         for step in range(4):
             late.requires_grad_(step > 1)
             give_momentum(optimizer)

@@ -114,7 +114,13 @@ def test_what_is_said(said: Said, given: str, expected: str) -> None:
     assert not list(Path().rglob("*.ckpt"))
 
 
-NOTHING_MADE = ["debug=true", "+callbacks.ema.decay=0.9", "callbacks.ema.decay=0.9", "+foo=1", "-m seed=1 +foo=1"]
+NOTHING_MADE = [
+    "debug=true",
+    "+callbacks.ema.decay=0.9",
+    "callbacks.ema.decay=0.9",
+    "+foo=1",
+    "-m seed=1 +foo=1",
+]
 
 
 @pytest.mark.parametrize("given", NOTHING_MADE)
@@ -138,12 +144,16 @@ def test_what_fails_in_the_hook_before_a_run(said: Said, monkeypatch: pytest.Mon
     assert not list(Path().rglob("runs*"))
 
 
-def test_a_data_class_of_the_users_that_fails(said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_class_of_the_users_that_fails(
+    said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = "from imgcls.data.digits import Digits\nclass Mine(Digits):\n    def __init__(self, **given):\n        None + 1\n"
     (tmp_path / "my_set.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     message = said("train", "data._target_=my_set.Mine", "hydra.run.dir=run")
-    assert message.startswith("imgcls train: data._target_=my_set.Mine: TypeError: unsupported operand type(s)")
+    assert message.startswith(
+        "imgcls train: data._target_=my_set.Mine: TypeError: unsupported operand type(s)"
+    )
     log = Path("run/run.log").read_text()
     assert "Traceback (most recent call last)" in log and "None + 1" in log
 
@@ -153,10 +163,14 @@ def test_settings_in_a_file_for_what_is_not_chosen(
 ) -> None:
     file = tmp_path / "conf" / "experiment" / "mine.yaml"
     file.parent.mkdir(parents=True)
-    file.write_text("# @package _global_\nlogger: {wandb: {tags: [a]}}\ncallbacks: {early_stopping: {patience: 1}}\n")
+    file.write_text(
+        "# @package _global_\nlogger: {wandb: {tags: [a]}}\ncallbacks: {early_stopping: {patience: 1}}\n"
+    )
     here("train", "--config-dir=conf", "experiment=mine", "logger=csv", "test=false", "trainer.max_epochs=1")
     said = capsys.readouterr().out
-    assert "logger.wandb: its settings are not used, because it is not chosen; write logger=[csv,wandb]" in said
+    assert (
+        "logger.wandb: its settings are not used, because it is not chosen; write logger=[csv,wandb]" in said
+    )
     assert "callbacks.early_stopping: its settings are not used, because it is not chosen" in said
 
 
@@ -217,7 +231,11 @@ def checkpoint(said: Said) -> Path:
 
     config = composed()
     classifier = build_classifier(config, settings(config), build_data(config["data"], config["augment"], 0))
-    content = {"state_dict": classifier.state_dict(), "hyper_parameters": dict(classifier.hparams), "config": config}
+    content = {
+        "state_dict": classifier.state_dict(),
+        "hyper_parameters": dict(classifier.hparams),
+        "config": config,
+    }
     torch.save(content, "good.ckpt")
     return Path("good.ckpt")
 
@@ -240,7 +258,9 @@ def test_spoilt_checkpoints(said: Said, checkpoint: Path) -> None:
         assert expected in said("eval", f"checkpoint={name}.ckpt"), name
     assert not Path("it_ran").exists()
     assert checkpoint.read_bytes() == whole
-    assert isinstance(ImageClassifier(**torch.load(checkpoint, weights_only=True)["hyper_parameters"]), ImageClassifier)
+    assert isinstance(
+        ImageClassifier(**torch.load(checkpoint, weights_only=True)["hyper_parameters"]), ImageClassifier
+    )
 
 
 UNTRUSTED = {
@@ -274,7 +294,9 @@ def test_code_in_a_run_does_not_run(said: Said, train: Callable[..., object]) ->
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"]])
 def test_a_reader_that_has_ended(words: list[str]) -> None:
-    command = subprocess.Popen([sys.executable, "-m", "imgcls", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    command = subprocess.Popen(
+        [sys.executable, "-m", "imgcls", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     assert command.stdout is not None and command.stderr is not None
     command.stdout.close()
     assert command.stderr.read() == b""
@@ -293,6 +315,10 @@ def test_help_and_completion_answer_at_once() -> None:
 
     imported = "import sys; sys.argv = ['imgcls', 'train', '--help']; from imgcls.__main__ import main\ntry: main()\nfinally: print(*sys.modules)"
     modules = (
-        subprocess.run([sys.executable, "-c", imported], capture_output=True, text=True).stdout.splitlines()[-1].split()
+        subprocess.run([sys.executable, "-c", imported], capture_output=True, text=True)
+        .stdout.splitlines()[-1]
+        .split()
     )
-    assert "hydra" in modules and not {"torch", "lightning", "timm", "torchvision", "pandas", "wandb"} & set(modules)
+    assert "hydra" in modules and not {"torch", "lightning", "timm", "torchvision", "pandas", "wandb"} & set(
+        modules
+    )

@@ -25,7 +25,13 @@ from imgcls.data.files import Files
 from imgcls.spec import DataSpec
 from imgcls.tasks.classification import ImageClassifier
 
-SIZES = {"resnet20": 32, "mobilenet_v3_small": 224, "efficientnet_b0": 224, "vit_small": 224, "inception_v3": 299}
+SIZES = {
+    "resnet20": 32,
+    "mobilenet_v3_small": 224,
+    "efficientnet_b0": 224,
+    "vit_small": 224,
+    "inception_v3": 299,
+}
 CASES = [
     pytest.param(name, kind, marks=[] if name == "resnet20" else pytest.mark.slow)
     for name in SIZES
@@ -34,7 +40,9 @@ CASES = [
 
 
 def rgb(size: int) -> DataSpec:
-    return DataSpec(("cat", "dog", "fox"), 3, size, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic", 0.875)
+    return DataSpec(
+        ("cat", "dog", "fox"), 3, size, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "bicubic", 0.875
+    )
 
 
 @pytest.fixture
@@ -53,7 +61,9 @@ def outputs(path: Path, images: np.ndarray) -> tuple[np.ndarray, dict[str, str]]
     """Returns the logits of an exported file and what it says of itself, from the file alone."""
     if path.suffix == ".onnx":
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        return session.run(["logits"], {"images": images})[0], dict(session.get_modelmeta().custom_metadata_map)
+        return session.run(["logits"], {"images": images})[0], dict(
+            session.get_modelmeta().custom_metadata_map
+        )
     files = {"metadata.json": ""}
     program = torch.export.load(path, extra_files=files)
     with torch.no_grad():
@@ -94,7 +104,9 @@ def check_weights(path: Path, trained: ImageClassifier, spec: DataSpec) -> None:
     hparams: dict[str, Any] = dict(trained.hparams)
     fresh = ImageClassifier(asdict(spec), hparams["backbone"], hparams["loss"]).network
     load_weights(fresh, path)
-    assert all(torch.equal(a, b) for a, b in zip(fresh.parameters(), trained.network.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(fresh.parameters(), trained.network.parameters(), strict=True)
+    )
     with safe_open(path, framework="pt") as file:
         assert json.loads(file.metadata()["class_names"]) == ["cat", "dog", "fox"]
 
@@ -102,7 +114,9 @@ def check_weights(path: Path, trained: ImageClassifier, spec: DataSpec) -> None:
 def test_grey_compiled_scaled(here: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
     """A network for grey images that was to be compiled and has a temperature, checked on its own data."""
     spec = Digits().spec
-    write_checkpoint(Path("run/checkpoints/best.ckpt"), spec, "data=digits", "backbone=simple_cnn", compile=True)
+    write_checkpoint(
+        Path("run/checkpoints/best.ckpt"), spec, "data=digits", "backbone=simple_cnn", compile=True
+    )
     content = torch.load("run/checkpoints/best.ckpt", weights_only=True) | {"temperature": 2.0}
     torch.save(content, "run/checkpoints/best.ckpt")
     here("export", "checkpoint=run", "out=digits.onnx")
@@ -136,7 +150,9 @@ def test_a_failed_check_leaves_no_file(
     monkeypatch.setattr(export, "whole", wrong)
     message = said(*arguments)
     assert message.startswith("imgcls export: out=o/net.pt2 was not kept: it differs from net.ckpt by ")
-    words = re.search(r"by (\S+) on logits of up to (\S+) .*random pixels\); expected at most (\S+);", message)
+    words = re.search(
+        r"by (\S+) on logits of up to (\S+) .*random pixels\); expected at most (\S+);", message
+    )
     assert words is not None and list(Path("o").iterdir()) == []
     difference, largest, allowed = map(float, words.groups())
     assert largest > 2 and allowed == pytest.approx(1e-4 * largest, rel=0.05)
@@ -157,7 +173,9 @@ def test_two_formats_in_one_folder(here: Callable[..., None]) -> None:
             f"out=o/{name}",
             f"images={write_picture(Path('a.png'))}",
         )
-        check_weights(Path(f"o/{name}.safetensors"), ImageClassifier.load_from_checkpoint("net.ckpt"), rgb(32))
+        check_weights(
+            Path(f"o/{name}.safetensors"), ImageClassifier.load_from_checkpoint("net.ckpt"), rgb(32)
+        )
     assert len(list(Path("o").iterdir())) == 4
 
 
@@ -194,7 +212,9 @@ def test_mistakes_are_one_line(said: Callable[..., str], arguments: tuple[str, .
 def test_missing_packages_are_said(said: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     message = said("export", "checkpoint=x", "out=net.onnx")
-    assert message.endswith("needs onnx and onnxscript and onnxruntime; in the clone: pip install -e '.[export]'")
+    assert message.endswith(
+        "needs onnx and onnxscript and onnxruntime; in the clone: pip install -e '.[export]'"
+    )
 
 
 def write_deep(path: Path, kind: str) -> Path:
@@ -212,7 +232,9 @@ def test_the_readme_example(channels: int, here: Callable[..., None], photos: Pa
     assert "imgcls" not in program and "torch" not in program
     interpolation: Literal["bilinear", "bicubic"] = "bilinear" if channels == 3 else "bicubic"
     ratio = 0.875 if channels == 3 else 0.9
-    spec = DataSpec(("cat", "dog", "fox"), channels, 64, (0.5,) * channels, (0.25,) * channels, interpolation, ratio)
+    spec = DataSpec(
+        ("cat", "dog", "fox"), channels, 64, (0.5,) * channels, (0.25,) * channels, interpolation, ratio
+    )
     checkpoint = write_checkpoint(Path("net.ckpt"), spec, "backbone=resnet20")
     here("export", f"checkpoint={checkpoint}", "out=model.onnx", f"images={photos}")
     kinds = [photos / "00.jpg", write_picture(photos / "grey.png", size=(70, 90), mode="L")]

@@ -32,7 +32,9 @@ from imgcls.tasks.classification import ImageClassifier
 
 @pytest.fixture
 def checkpoint(folder: Path, tmp_path: Path) -> Path:
-    return write_checkpoint(tmp_path / "net.ckpt", RGB, "data=imagefolder", f"data.root={folder}", "backbone=resnet20")
+    return write_checkpoint(
+        tmp_path / "net.ckpt", RGB, "data=imagefolder", f"data.root={folder}", "backbone=resnet20"
+    )
 
 
 def rows(path: Path | str) -> list[dict[str, str]]:
@@ -44,7 +46,9 @@ def test_equal_to_eval(
     checkpoint: Path, folder: Path, here: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The files of eval's test split, listed on standard input, in batches of another size than it had."""
-    for i, name in enumerate(("grey.png", "wide.webp", "turned.jpg")):  # all that decoding and cropping must get right
+    for i, name in enumerate(
+        ("grey.png", "wide.webp", "turned.jpg")
+    ):  # all that decoding and cropping must get right
         write_picture(folder / "cat" / name, seed=i, size=(90, 50), mode="L" if name == "grey.png" else "RGB")
     here("eval", f"checkpoint={checkpoint}", "split=all", "hydra.run.dir=tested")
     expected = rows("tested/predictions.csv")
@@ -56,7 +60,8 @@ def test_equal_to_eval(
     assert [row["path"] for row in found] == [row["name"] for row in expected]
     assert [row["label_1"] for row in found] == [row["prediction"] for row in expected]
     ours, theirs = (
-        [float(row[key]) for row in table] for key, table in (("probability_1", found), ("confidence", expected))
+        [float(row[key]) for row in table]
+        for key, table in (("probability_1", found), ("confidence", expected))
     )
     assert ours == pytest.approx(theirs, abs=2e-2 if torch.cpu._is_amx_tile_supported() else 1e-6)
     assert len(set(theirs)) > 30 and list(found[0]) == [
@@ -114,7 +119,12 @@ def test_broken_files(checkpoint: Path, tmp_path: Path, total: int, broken: int)
     """As used: in a process of its own, the others are done, in the order of the source, and the status is 1."""
     bad = broken_among(tmp_path / "many", total, broken)
     done = imgcls(
-        "predict", f"checkpoint={checkpoint}", "source=many", "out=out/p.csv", "batch_size=16", "num_workers=2"
+        "predict",
+        f"checkpoint={checkpoint}",
+        "source=many",
+        "out=out/p.csv",
+        "batch_size=16",
+        "num_workers=2",
     )
     assert done.returncode == 1
     assert done.stderr == (
@@ -134,7 +144,12 @@ def test_broken_files(checkpoint: Path, tmp_path: Path, total: int, broken: int)
 
 
 def test_top_k_embedding_and_flip(checkpoint: Path, folder: Path, here: Callable[..., None]) -> None:
-    common = (f"checkpoint={checkpoint}", f"source={folder}/cat", "trainer.precision=32-true", "num_workers=0")
+    common = (
+        f"checkpoint={checkpoint}",
+        f"source={folder}/cat",
+        "trainer.precision=32-true",
+        "num_workers=0",
+    )
     here("predict", *common, "out=plain.csv", "top_k=2", "embedding=true")
     here("predict", *common, "out=flip.jsonl", "tta=flip", "embedding=true")
     plain, flip = pd.read_csv("plain.csv"), pd.read_json("flip.jsonl", lines=True)
@@ -168,25 +183,50 @@ def test_embeddings_are_vectors(backbone: str, here: Callable[..., None]) -> Non
     spec = DataSpec(("a", "b"), 3, 64, (0.5,) * 3, (0.5,) * 3)
     write_checkpoint(Path("net.ckpt"), spec, f"backbone={backbone}")
     write_picture(Path("one.jpg"))
-    here("predict", "checkpoint=net.ckpt", "source=one.jpg", "out=one.jsonl", "embedding=true", "num_workers=0")
+    here(
+        "predict", "checkpoint=net.ckpt", "source=one.jpg", "out=one.jsonl", "embedding=true", "num_workers=0"
+    )
     (row,) = [json.loads(line) for line in Path("one.jsonl").read_text().splitlines()]
-    assert len(row["embedding"]) == {"squeezenet1_1": 512, "mobilenet_v3_small": 1024, "vit_small": 384}[backbone]
+    assert (
+        len(row["embedding"])
+        == {"squeezenet1_1": 512, "mobilenet_v3_small": 1024, "vit_small": 384}[backbone]
+    )
     assert sum(row["probabilities"]) == pytest.approx(1, abs=1e-5)
 
 
 def test_parquet(
-    checkpoint: Path, folder: Path, here: Callable[..., None], said: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path,
+    folder: Path,
+    here: Callable[..., None],
+    said: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not one of the template's packages")
     monkeypatch.setattr("imgcls.commands.prediction_files.ROW_GROUP", 16)
     (folder / "cat" / "00.jpg").rename(folder / "cat" / os.fsdecode(b"00\xff.jpg"))  # a name that is no UTF-8
-    here("predict", f"checkpoint={checkpoint}", f"source={folder}", "out=p.parquet", "embedding=true", "batch_size=8")
-    here("predict", f"checkpoint={checkpoint}", f"source={folder}", "out=p.jsonl", "embedding=true", "batch_size=8")
+    here(
+        "predict",
+        f"checkpoint={checkpoint}",
+        f"source={folder}",
+        "out=p.parquet",
+        "embedding=true",
+        "batch_size=8",
+    )
+    here(
+        "predict",
+        f"checkpoint={checkpoint}",
+        f"source={folder}",
+        "out=p.jsonl",
+        "embedding=true",
+        "batch_size=8",
+    )
     file = parquet.ParquetFile("p.parquet")
     assert file.num_row_groups == 3 and file.metadata.num_rows == 36
     table = file.read().to_pylist()
     lines = [json.loads(line) for line in Path("p.jsonl").read_text().splitlines()]
-    assert table[0]["path"] == f"{folder}/cat/00\\udcff.jpg" and lines[0]["path"] == f"{folder}/cat/00\udcff.jpg"
+    assert (
+        table[0]["path"] == f"{folder}/cat/00\\udcff.jpg" and lines[0]["path"] == f"{folder}/cat/00\udcff.jpg"
+    )
     for row, line in zip(table[1:], lines[1:], strict=True):
         assert row["path"] == line["path"] and row["labels"] == line["labels"]
         assert np.array_equal(np.float32(row["embedding"]), np.float32(line["embedding"]))
@@ -195,7 +235,9 @@ def test_parquet(
 def test_missing_pyarrow_is_said(said: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     message = said("predict", "checkpoint=x", "source=x", "out=p.parquet")
-    assert message.startswith("imgcls predict: out=p.parquet needs the package pyarrow, which is not installed")
+    assert message.startswith(
+        "imgcls predict: out=p.parquet needs the package pyarrow, which is not installed"
+    )
 
 
 def test_what_a_source_yields(folder: Path) -> None:
@@ -215,7 +257,9 @@ def test_what_a_source_yields(folder: Path) -> None:
         f"pictures/{c}/0{i}.jpg" for c in ("cat", "dog", "fox") for i in (0, 1)
     ]
     assert list(find_images("pictures/*", [])) == ["pictures/a.jpg", "pictures/b.PNG"]
-    assert sorted(find_images("pictures/**/*.*", [])) == sorted(whole) == sorted(find_images("pictures/**", []))
+    assert (
+        sorted(find_images("pictures/**/*.*", [])) == sorted(whole) == sorted(find_images("pictures/**", []))
+    )
     assert list(find_images("pictures/notes.txt", [])) == ["pictures/notes.txt"]  # who names a file means it
 
 
@@ -236,7 +280,11 @@ def test_what_a_source_yields(folder: Path) -> None:
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(
-    checkpoint: Path, said: Callable[..., str], arguments: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path,
+    said: Callable[..., str],
+    arguments: tuple[str, ...],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     Path("empty").mkdir()
     Path("there.csv").write_text("mine")
@@ -274,7 +322,9 @@ def test_configs_compose() -> None:
     for root, module in (("predict", predict), ("export", export)):
         config = composed("checkpoint=x", "out=x", *(["source=x"] if root == "predict" else []), root=root)
         own = set(module.Settings.__annotations__)
-        assert set(config) - own == {"checkpoint", "trust"} | ({"source", "trainer"} if root == "predict" else set())
+        assert set(config) - own == {"checkpoint", "trust"} | (
+            {"source", "trainer"} if root == "predict" else set()
+        )
         configs.typed({k: v for k, v in config.items() if k in own}, module.Settings, "")
 
 
@@ -287,7 +337,15 @@ def test_memory_is_flat(checkpoint: Path, tmp_path: Path) -> None:
         path = tmp_path / "many" / f"{i // 100:03}" / f"{i:05}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-    command = [sys.executable, "-m", "imgcls", "predict", f"checkpoint={checkpoint}", "source=many", "out=out/p.csv"]
+    command = [
+        sys.executable,
+        "-m",
+        "imgcls",
+        "predict",
+        f"checkpoint={checkpoint}",
+        "source=many",
+        "out=out/p.csv",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     samples = []  # rows written, bytes resident
     with subprocess.Popen([*command, "num_workers=1", "embedding=true"], env=environment) as process:

@@ -59,7 +59,11 @@ def test_default_run_and_eval_say_the_same(here: Here, said: Callable[..., str])
     }  # fmt: skip
     rows = epochs(run)
     assert [row["epoch"] for row in rows] == [str(i) for i in range(20)]
-    assert all(float(row[name]) >= 0 for row in rows for name in ("train/loss", "val/top1", "lr", "images_per_second"))
+    assert all(
+        float(row[name]) >= 0
+        for row in rows
+        for name in ("train/loss", "val/top1", "lr", "images_per_second")
+    )
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 20 * 20
     check_wandb(run, rows)
 
@@ -161,7 +165,9 @@ def test_two_processes_report_what_one_reports(here: Here) -> None:
     assert together == pytest.approx(alone, rel=1e-6, abs=1e-6)  # sums of float32 in another order
     assert together["test/top1"] == alone["test/top1"]
     assert together["test/temperature"] == alone["test/temperature"] != 1
-    assert done.stdout.count("fitted on 143 validation images") == 1 and (run / "test" / "mistakes.png").exists()
+    assert (
+        done.stdout.count("fitted on 143 validation images") == 1 and (run / "test" / "mistakes.png").exists()
+    )
     assert len((run / "test" / "predictions.csv").read_text().splitlines()) == 360
 
 

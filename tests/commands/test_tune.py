@@ -62,7 +62,9 @@ def test_what_is_learned_is_as_in_training(kind: str, tmp_path: Path) -> None:
     data.setup()
     module = classifier(data)
     teacher = tmp_path / "teacher.ckpt"
-    torch.save({"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams), "config": {}}, teacher)
+    torch.save(
+        {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams), "config": {}}, teacher
+    )
     callbacks: list[Callback] = [
         Finetune(head_epochs=None),
         ProgressiveResizing(0.5, multiple=4),
@@ -73,7 +75,12 @@ def test_what_is_learned_is_as_in_training(kind: str, tmp_path: Path) -> None:
     def look(network: torch.nn.Module, inputs: tuple[torch.Tensor]) -> None:
         frozen = network.get_submodule("features.1")
         seen.add(
-            (network.get_submodule("head").training, frozen.training, inputs[0].shape[-1], module.distil is not None)
+            (
+                network.get_submodule("head").training,
+                frozen.training,
+                inputs[0].shape[-1],
+                module.distil is not None,
+            )
         )
 
     module.network.register_forward_pre_hook(look)
@@ -83,6 +90,8 @@ def test_what_is_learned_is_as_in_training(kind: str, tmp_path: Path) -> None:
         callbacks=callbacks,
     )  # fmt: skip
     tune(kind, trainer, module, data, tmp_path)
-    trained = {entry[1:] for entry in seen if entry[0]} - {(True, 8, False)}  # where the smallest size is tried
+    trained = {entry[1:] for entry in seen if entry[0]} - {
+        (True, 8, False)
+    }  # where the smallest size is tried
     assert {(frozen, distilled) for frozen, _, distilled in trained} == {(False, True)}
     assert min(size for _, size, _ in trained) == (8 if kind == "lr" else 16)

@@ -118,7 +118,12 @@ def test_an_unknown_key_of_a_nested_dataclass() -> None:
 
 
 def test_arguments_are_checked_and_converted() -> None:
-    node = {"_target_": AUGMENT, "crop": "resized", "scale": [0.5, 1], "mixup": {"alpha": 0.2, "probability": 0.1}}
+    node = {
+        "_target_": AUGMENT,
+        "crop": "resized",
+        "scale": [0.5, 1],
+        "mixup": {"alpha": 0.2, "probability": 0.1},
+    }
     assert arguments(node, "augment") == {"crop": "resized", "scale": (0.5, 1.0), "mixup": Mix(0.2, 0.1)}
     assert build(node, "augment") == Augment(crop="resized", scale=(0.5, 1.0), mixup=Mix(0.2, 0.1))
 
@@ -126,7 +131,10 @@ def test_arguments_are_checked_and_converted() -> None:
 @pytest.mark.parametrize(
     ("node", "message"),
     [
-        ({"_target_": AUGMENT, "cropp": "none"}, f"a.cropp: {AUGMENT} takes no 'cropp'; did you mean 'crop'?"),
+        (
+            {"_target_": AUGMENT, "cropp": "none"},
+            f"a.cropp: {AUGMENT} takes no 'cropp'; did you mean 'crop'?",
+        ),
         ({"_target_": AUGMENT, "flip": "often"}, "a.flip=often: "),
         ({"_target_": AUGMENT, "crop": "big"}, "a.crop=big: "),
         ({"_target_": SGD, "lrr": 1}, f"a.lrr: {SGD} takes no 'lrr'; did you mean 'lr'?"),
@@ -166,7 +174,9 @@ def raises(kind: str) -> None:
     raise {"type": TypeError, "key": KeyError, "assert": AssertionError}[kind]("no\nsuch thing")
 
 
-@pytest.mark.parametrize(("kind", "name"), [("type", "TypeError"), ("key", "KeyError"), ("assert", "AssertionError")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [("type", "TypeError"), ("key", "KeyError"), ("assert", "AssertionError")]
+)
 def test_whatever_a_constructor_raises_is_a_line(kind: str, name: str) -> None:
     message = refused(build, {"_target_": f"{__name__}.raises", "kind": kind}, "data")
     assert message.startswith(f"data._target_={__name__}.raises: {name}: ")
@@ -199,7 +209,9 @@ def test_plain_of_what_is_missing(config: dict[str, Any], message: str) -> None:
     assert refused(plain, OmegaConf.create(config)) == message
 
 
-@pytest.mark.parametrize("config", [{"a": {"b": "${nowhere}"}}, {"a": {"b": "${.c}"}}, {"a": {"b": "${a.b}"}}])
+@pytest.mark.parametrize(
+    "config", [{"a": {"b": "${nowhere}"}}, {"a": {"b": "${.c}"}}, {"a": {"b": "${a.b}"}}]
+)
 def test_interpolation_to_nowhere(config: dict[str, Any]) -> None:
     assert refused(plain, OmegaConf.create(config)).startswith("a.b: ")
 
@@ -266,13 +278,17 @@ def test_settings_of_parts_that_are_not_chosen() -> None:
     assert message == "callbacks.early_stopping: it is not chosen; write callbacks=[ema,early_stopping]"
 
 
-@pytest.mark.parametrize("word", ["true", "False", "3", "-1", "1_0", "+5", "1.", ".5", "1e5", "-.5e-3", "inf", "NaN"])
+@pytest.mark.parametrize(
+    "word", ["true", "False", "3", "-1", "1_0", "+5", "1.", ".5", "1e5", "-.5e-3", "inf", "NaN"]
+)
 def test_what_is_no_name_of_a_choice(word: str) -> None:
     for given in (f"debug={word}", f"callbacks=[default,{word}]"):
         assert "there is no such choice; choose one of: " in refused(check_groups, "train", ["seed=1", given])
 
 
-@pytest.mark.parametrize("word", ["2024_base", "3d_scans", "1.5.0", "007", "1e", "-x", "+x", ".x", "infer", "1-2"])
+@pytest.mark.parametrize(
+    "word", ["2024_base", "3d_scans", "1.5.0", "007", "1e", "-x", "+x", ".x", "infer", "1-2"]
+)
 def test_a_name_that_begins_like_a_number(word: str) -> None:
     check_groups("train", [f"experiment={word}", f"data={word}", f"callbacks=[default,{word}]"])
 
@@ -280,7 +296,9 @@ def test_a_name_that_begins_like_a_number(word: str) -> None:
 @pytest.mark.parametrize("root", ["train", "bench"])
 def test_null_where_it_is_the_default(root: str) -> None:
     """Hydra would refuse it."""
-    assert check_groups(root, ["experiment=null", "debug=fast", "seed=1", "debug=null", "sweep=null"]) == ["seed=1"]
+    assert check_groups(root, ["experiment=null", "debug=fast", "seed=1", "debug=null", "sweep=null"]) == [
+        "seed=1"
+    ]
     assert check_groups(root, ["debug=null", "debug=fast"]) == ["debug=fast"]
     assert "debug=null,fast: null is no choice" in refused(check_groups, root, ["-m", "debug=null,fast"])
     assert "data=null: null is no choice" in refused(check_groups, root, ["data=null"])
@@ -304,14 +322,21 @@ def test_unknown_keys_of_a_command_line(root: str) -> None:
 
 @pytest.mark.usefixtures("conf")
 def test_keys_of_another_verb() -> None:
-    assert refused(check_keys, whole("predict", "+seed=1")).startswith("seed: there is no such key; choose one of: ")
+    assert refused(check_keys, whole("predict", "+seed=1")).startswith(
+        "seed: there is no such key; choose one of: "
+    )
     assert refused(check_keys, whole("train", "+optimiser.lr=1")).endswith("did you mean 'optimizer'?")
-    check_keys(whole("bench", "seed=1", "+optimizer.foreach=true", "+callbacks.mine._target_=x.Y", "sweep=seeds"))
+    check_keys(
+        whole("bench", "seed=1", "+optimizer.foreach=true", "+callbacks.mine._target_=x.Y", "sweep=seeds")
+    )
 
 
 def test_unknown_keys_of_a_file(tmp_path: Path) -> None:
     """A file of the local group is for all verbs: it may hold keys that only some of them have."""
-    for name, text in {"common": "compile: true\ndata: {num_workers: 1}", "typo": "optimiser: {lr: 1}"}.items():
+    for name, text in {
+        "common": "compile: true\ndata: {num_workers: 1}",
+        "typo": "optimiser: {lr: 1}",
+    }.items():
         path = tmp_path / "local" / f"{name}.yaml"
         path.parent.mkdir(exist_ok=True)
         path.write_text(f"# @package _global_\n{text}\n")
@@ -321,7 +346,10 @@ def test_unknown_keys_of_a_file(tmp_path: Path) -> None:
         place = f"hydra.searchpath=[file://{tmp_path}]"
         check_keys(whole("predict", place, "local=common"))
         message = refused(check_keys, whole("train", place, "local=typo"))
-        assert message == "optimiser: there is no such key (a file of the config sets it); did you mean 'optimizer'?"
+        assert (
+            message
+            == "optimiser: there is no such key (a file of the config sets it); did you mean 'optimizer'?"
+        )
     GlobalHydra.instance().clear()
     (tmp_path / "local" / "typo.yaml").unlink()
     with initialize_config_dir(str(tmp_path)):
@@ -365,7 +393,10 @@ def test_nearest(word: str, choices: list[str], expected: str) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_numbers_are_finite_anywhere(value: float) -> None:
-    assert refused(plain, OmegaConf.create({"a": {"b": [1.0, value]}})) == f"a.b.1={value}: expected a finite number"
+    assert (
+        refused(plain, OmegaConf.create({"a": {"b": [1.0, value]}}))
+        == f"a.b.1={value}: expected a finite number"
+    )
 
 
 def bounded(share: Annotated[float, Field(ge=0, lt=1)]) -> float:

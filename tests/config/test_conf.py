@@ -38,16 +38,32 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def settings(config: dict[str, Any]) -> Settings:
-    out: Settings = configs.typed({k: v for k, v in config.items() if k in Settings.__annotations__}, Settings, "")
+    out: Settings = configs.typed(
+        {k: v for k, v in config.items() if k in Settings.__annotations__}, Settings, ""
+    )
     return out
 
 
 def test_every_group_is_known_here() -> None:
     groups = {p.parent.relative_to(CONF).parts[0] for p in CONF.rglob("*.yaml") if p.parent != CONF}
-    built = {"data", "augment", "backbone", "loss", "optimizer", "scheduler", "trainer", "callbacks", "logger"} | {
-        "finetune"
-    }
-    assert groups - built == {"experiment", "debug", "hydra", "sweep", "launcher"}  # the last two: test_sweep.py
+    built = {
+        "data",
+        "augment",
+        "backbone",
+        "loss",
+        "optimizer",
+        "scheduler",
+        "trainer",
+        "callbacks",
+        "logger",
+    } | {"finetune"}
+    assert groups - built == {
+        "experiment",
+        "debug",
+        "hydra",
+        "sweep",
+        "launcher",
+    }  # the last two: test_sweep.py
 
 
 @pytest.mark.parametrize("name", files("data"))
@@ -64,7 +80,11 @@ def test_data(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(data, ImageDataModule)
     assert data.spec.num_classes == len(set(data.spec.class_names))
     assert len(data.spec.mean) == len(data.spec.std) == data.spec.channels
-    if name not in ("fashion_mnist", "cifar10", "cifar100"):  # these need a download; their files are tested elsewhere
+    if name not in (
+        "fashion_mnist",
+        "cifar10",
+        "cifar100",
+    ):  # these need a download; their files are tested elsewhere
         data = build_data(config["data"], config["augment"], seed=0)
         images, targets, _ = next(iter(data.train_dataloader()))
         assert images.dtype == torch.uint8 and images.shape[1] == data.spec.channels
@@ -87,14 +107,23 @@ def test_backbone(name: str) -> None:
 def test_parts_of_the_classifier(choice: str) -> None:
     config = checked(
         composed(
-            choice, *NEEDED.get(choice, []), "callbacks=[]", "trainer.max_epochs=1", "trainer.limit_train_batches=2"
+            choice,
+            *NEEDED.get(choice, []),
+            "callbacks=[]",
+            "trainer.max_epochs=1",
+            "trainer.limit_train_batches=2",
         )
     )
     data = build_data(config["data"], config["augment"], seed=0)
     classifier = build_classifier(config, settings(config), data)
     before = classifier.network.head.weight.detach().clone()
     trainer = build_trainer(
-        {**config["trainer"], "enable_progress_bar": False, "enable_checkpointing": False, "accelerator": "cpu"},
+        {
+            **config["trainer"],
+            "enable_progress_bar": False,
+            "enable_checkpointing": False,
+            "accelerator": "cpu",
+        },
         [],
         [],
         Path(),
@@ -131,7 +160,8 @@ def test_callbacks(name: str) -> None:
         config = composed("backbone.width=4")
         teacher = build_classifier(config, settings(config), build_data(config["data"], config["augment"], 0))
         torch.save(
-            {"state_dict": teacher.state_dict(), "hyper_parameters": dict(teacher.hparams), "config": {}}, "t.ckpt"
+            {"state_dict": teacher.state_dict(), "hyper_parameters": dict(teacher.hparams), "config": {}},
+            "t.ckpt",
         )
         given = ["callbacks.distillation.teacher=t.ckpt"]
     config = checked(composed(f"callbacks=[{name}]", *given))

@@ -68,7 +68,11 @@ def traps(folder: Path) -> None:
 
 
 def unharmed() -> bool:
-    return not Path("it_ran").exists() and Path("precious.txt").read_text() == "precious" and "trap" not in sys.modules
+    return (
+        not Path("it_ran").exists()
+        and Path("precious.txt").read_text() == "precious"
+        and "trap" not in sys.modules
+    )
 
 
 def write(backbone: dict[str, Any], name: str = "evil.ckpt", **config: Any) -> Path:
@@ -106,11 +110,15 @@ def test_in_a_process_of_its_own() -> None:
     """As a user runs it: with the working directory on Python's path."""
     write(BACKBONES["a package in the working directory"])
     done = imgcls("predict", "checkpoint=evil.ckpt", "source=pictures")
-    assert done.returncode == 1 and "trap is not trusted and was not imported; add trust=[trap]" in done.stderr
+    assert (
+        done.returncode == 1 and "trap is not trusted and was not imported; add trust=[trap]" in done.stderr
+    )
     assert "Traceback" not in done.stderr and not Path("it_ran").exists()
 
 
-@pytest.mark.parametrize("address", ["http://127.0.0.1:9/evil.ckpt", "https://example.org/a.ckpt", "s3://bucket/a"])
+@pytest.mark.parametrize(
+    "address", ["http://127.0.0.1:9/evil.ckpt", "https://example.org/a.ckpt", "s3://bucket/a"]
+)
 def test_addresses_are_not_loaded(address: str) -> None:
     with pytest.raises(UserError, match="addresses are not read; fetch the file first"):
         ImageClassifier.load_from_checkpoint(address)
@@ -150,7 +158,9 @@ class Network(nn.Module):
 """
 
 
-def test_a_network_of_a_trusted_package(said: Said, here: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_of_a_trusted_package(
+    said: Said, here: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     Path("leaf").mkdir()
     Path("leaf/__init__.py").touch()
     Path("leaf/nets.py").write_text(NETWORK)
@@ -190,12 +200,18 @@ CIFAR = {
 STREAM = {"_target_": "imgcls.data.streaming.StreamingData", "root": "s3://bucket/set", "cache": "made"}
 
 
-@pytest.mark.parametrize("data", [CIFAR, STREAM, STREAM | {"root": "local:pack"}], ids=["download", "s3", "local"])
-def test_no_network_and_no_folder_by_its_word(data: dict[str, Any], said: Said, here: Callable[..., None]) -> None:
+@pytest.mark.parametrize(
+    "data", [CIFAR, STREAM, STREAM | {"root": "local:pack"}], ids=["download", "s3", "local"]
+)
+def test_no_network_and_no_folder_by_its_word(
+    data: dict[str, Any], said: Said, here: Callable[..., None]
+) -> None:
     """A folder that a checkpoint names is read. Nothing is fetched, and nothing is made."""
     write(GOOD, data=data)
     message = said("eval", "checkpoint=evil.ckpt")
-    assert "data.root=" in message and ("download=false" in message or "the checkpoint's data lies at" in message)
+    assert "data.root=" in message and (
+        "download=false" in message or "the checkpoint's data lies at" in message
+    )
     here("export", "checkpoint=evil.ckpt", "out=net.onnx")  # checked on random pixels then
     assert not Path("made").exists()
 

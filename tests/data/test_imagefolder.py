@@ -30,7 +30,13 @@ CLASSES = ("cat", "dog", "fox")
 
 
 def data_of(root: Path, **arguments: Any) -> ImageFolder:
-    settings = {"image_size": 24, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2], "num_workers": 0, "batch_size": 4}
+    settings = {
+        "image_size": 24,
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.2, 0.2, 0.2],
+        "num_workers": 0,
+        "batch_size": 4,
+    }
     return ImageFolder(root=str(root), **{**settings, **arguments})
 
 
@@ -64,7 +70,9 @@ def test_a_flat_folder_is_cut(folder: Path) -> None:
     assert counts == {"train": [9] * 3, "val": [1] * 3, "test": [2] * 3}
     found = [name for split in SPLITS for name in names(data, split)]
     assert sorted(found) == sorted(str(path) for path in folder.glob("*/*.jpg"))
-    assert {split: names(ready(folder, seed=7), split) for split in SPLITS} == {s: names(data, s) for s in SPLITS}
+    assert {split: names(ready(folder, seed=7), split) for split in SPLITS} == {
+        s: names(data, s) for s in SPLITS
+    }
 
 
 def test_targets_belong_to_their_folders(folder: Path) -> None:
@@ -97,7 +105,10 @@ def test_what_lies_beside_the_splits_is_named(tmp_path: Path, caplog: pytest.Log
     for i in range(3):
         write_picture(tmp_path / "test" / f"{i}.png", seed=i)
     data = ready(tmp_path)
-    assert {split: Path(folder).name for split, folder in data.folders.items()} == {"train": "train", "val": "val"}
+    assert {split: Path(folder).name for split, folder in data.folders.items()} == {
+        "train": "train",
+        "val": "val",
+    }
     line = f"{tmp_path} is read as the splits train and val; left out beside them: extra, test, valid"
     assert caplog.messages == [line]
 
@@ -134,7 +145,13 @@ def test_classes_with_the_names_of_splits_and_folders_in_them(
 
 
 @pytest.mark.parametrize(
-    "beside", [("figures", "notes"), ("extra/cat", "extra/dog"), ("val_images/cat", "test_images/cat"), ("unlabelled",)]
+    "beside",
+    [
+        ("figures", "notes"),
+        ("extra/cat", "extra/dog"),
+        ("val_images/cat", "test_images/cat"),
+        ("unlabelled",),
+    ],
 )
 def test_a_train_folder_stays_a_split(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, beside: tuple[str, ...]
@@ -147,7 +164,9 @@ def test_a_train_folder_stays_a_split(
     assert "left out beside them: " + ", ".join(sorted({p.split("/")[0] for p in beside})) in caplog.text
 
 
-@pytest.mark.parametrize("classes", [("test_tube", "train_station"), ("Test-positive", "Train"), ("eval1", "eval2")])
+@pytest.mark.parametrize(
+    "classes", [("test_tube", "train_station"), ("Test-positive", "Train"), ("eval1", "eval2")]
+)
 def test_classes_that_begin_as_splits(tmp_path: Path, classes: tuple[str, ...]) -> None:
     write_split(tmp_path, "", 9, classes)
     assert ready(tmp_path).spec.class_names == classes
@@ -188,7 +207,9 @@ def test_a_class_that_val_lacks(tmp_path: Path, caplog: pytest.LogCaptureFixture
     data = ready(tmp_path)
     assert data.sets["val"].targets.tolist() == [0, 0, 2, 2]
     assert {Path(name).parent.name for name in names(data, "val")} == {"cat", "fox"}
-    assert any(line.startswith("the val split has no image of 1 of 3 classes (dog)") for line in caplog.messages)
+    assert any(
+        line.startswith("the val split has no image of 1 of 3 classes (dog)") for line in caplog.messages
+    )
 
 
 def test_training_where_test_lacks_a_class(
@@ -197,8 +218,16 @@ def test_training_where_test_lacks_a_class(
     """It is tested and reported; what is not there counts in the means only where it is predicted."""
     shutil.copytree(folder, "set/train")
     write_split(Path("set"), "Test", 6, classes=("cat", "fox"))
-    arguments = ["data=imagefolder", "data.root=set", "data.image_size=16", "data.batch_size=8", "data.num_workers=0"]
-    here("train", *arguments, "backbone=simple_cnn", "logger=csv", "trainer.max_epochs=1", "hydra.run.dir=run")
+    arguments = [
+        "data=imagefolder",
+        "data.root=set",
+        "data.image_size=16",
+        "data.batch_size=8",
+        "data.num_workers=0",
+    ]
+    here(
+        "train", *arguments, "backbone=simple_cnn", "logger=csv", "trainer.max_epochs=1", "hydra.run.dir=run"
+    )
     here("eval", "checkpoint=run", "hydra.run.dir=again")
     said = capsys.readouterr().out
     assert said.count("the test split has no image of 1 of 3 classes (dog)") == 2
@@ -208,7 +237,11 @@ def test_training_where_test_lacks_a_class(
     measured = json.loads(Path("run/test/metrics.json").read_text())
     target, predicted = (table[column].map(names) for column in ("target", "prediction"))
     f1 = f1_score(target, predicted, average="macro", zero_division=0)
-    assert measured["test/f1"] == pytest.approx(f1) == json.loads(Path("again/metrics.json").read_text())["test/f1"]
+    assert (
+        measured["test/f1"]
+        == pytest.approx(f1)
+        == json.loads(Path("again/metrics.json").read_text())["test/f1"]
+    )
 
 
 def test_other_data_is_read_with_the_bits_of_training(here: Callable[..., None], tmp_path: Path) -> None:
@@ -219,11 +252,19 @@ def test_other_data_is_read_with_the_bits_of_training(here: Callable[..., None],
             noise = np.random.default_rng(i).integers(-200, 200, (16, 16))
             Image.fromarray((grey + noise).astype(np.uint16)).save(path)
     data = ["data=imagefolder", "data.root=deep"]
-    options = ["data.bits=12", "data.channels=1", "data.image_size=16", "data.batch_size=8", "data.num_workers=0"]
+    options = [
+        "data.bits=12",
+        "data.channels=1",
+        "data.image_size=16",
+        "data.batch_size=8",
+        "data.num_workers=0",
+    ]
     epochs = ["trainer.max_epochs=2", "hydra.run.dir=run"]
     here("train", *data, *options, "backbone=simple_cnn", "logger=csv", *epochs)
     for name, arguments in (("own", []), ("other", data), ("mine", [*data, "data.bits=16"])):
-        here("eval", "checkpoint=run", "split=test", "data.num_workers=0", *arguments, f"hydra.run.dir={name}")
+        here(
+            "eval", "checkpoint=run", "split=test", "data.num_workers=0", *arguments, f"hydra.run.dir={name}"
+        )
     own, other, mine = (
         json.loads(Path(name, "metrics.json").read_text())["test/loss"] for name in ("own", "other", "mine")
     )
@@ -233,7 +274,9 @@ def test_other_data_is_read_with_the_bits_of_training(here: Callable[..., None],
 def test_a_class_that_only_val_has(tmp_path: Path) -> None:
     write_split(tmp_path, "train", 4)
     write_split(tmp_path, "val", 2, classes=(*CLASSES, "owl"))
-    message = f"{tmp_path}/val has the class 'owl', which {tmp_path}/train does not; expected the same classes"
+    message = (
+        f"{tmp_path}/val has the class 'owl', which {tmp_path}/train does not; expected the same classes"
+    )
     assert refused(tmp_path) == message
 
 
@@ -263,12 +306,16 @@ def test_splits_without_train(tmp_path: Path) -> None:
 
 
 def test_means_that_fit_no_channels(folder: Path) -> None:
-    assert "data.mean and data.std have 2 numbers for 3 channels" in refused(folder, mean=[0.5, 0.5], std=[0.2, 0.2])
+    assert "data.mean and data.std have 2 numbers for 3 channels" in refused(
+        folder, mean=[0.5, 0.5], std=[0.2, 0.2]
+    )
 
 
 def test_an_interpolation_that_there_is_not(folder: Path) -> None:
     node = {"_target_": "imgcls.data.imagefolder.ImageFolder", "root": str(folder), "interpolation": "cubic"}
-    with pytest.raises(UserError, match="data.interpolation=cubic: input should be 'nearest', 'bilinear' or 'bicubic'"):
+    with pytest.raises(
+        UserError, match="data.interpolation=cubic: input should be 'nearest', 'bilinear' or 'bicubic'"
+    ):
         build(node, "data")
 
 
@@ -314,9 +361,13 @@ def test_means_follow_the_channels(folder: Path) -> None:
 def test_evaluation_resizes_and_cuts_the_centre(
     folder: Path, channels: int, image_size: int, interpolation: str
 ) -> None:
-    data = ready(folder, channels=channels, image_size=image_size, crop_ratio=0.8, interpolation=interpolation)
+    data = ready(
+        folder, channels=channels, image_size=image_size, crop_ratio=0.8, interpolation=interpolation
+    )
     mode = v2.InterpolationMode(interpolation)
-    expected = v2.Compose([v2.Resize(round(image_size / 0.8), mode, antialias=True), v2.CenterCrop(image_size)])
+    expected = v2.Compose(
+        [v2.Resize(round(image_size / 0.8), mode, antialias=True), v2.CenterCrop(image_size)]
+    )
     (images, _, indices), *_ = data.test_dataloader()
     assert images.shape == (4, channels, image_size, image_size) and images.dtype == torch.uint8
     for image, index in zip(images, indices.tolist(), strict=True):
@@ -326,7 +377,9 @@ def test_evaluation_resizes_and_cuts_the_centre(
 
 def test_the_centre_of_a_known_picture(tmp_path: Path) -> None:
     """Of a wide picture in three stripes, evaluation sees the middle one."""
-    stripes = np.repeat(np.array([[[255, 0, 0]] * 32 + [[0, 255, 0]] * 32 + [[0, 0, 255]] * 32], np.uint8), 32, axis=0)
+    stripes = np.repeat(
+        np.array([[[255, 0, 0]] * 32 + [[0, 255, 0]] * 32 + [[0, 0, 255]] * 32], np.uint8), 32, axis=0
+    )
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for i in range(4):
@@ -346,9 +399,14 @@ def test_training_without_augmentation_is_as_evaluation(folder: Path) -> None:
 def test_resized_crops_are_of_training_alone(folder: Path) -> None:
     data = ready(folder, augment=Augment(crop="resized"))
     train, val = next(iter(data.train_dataloader())), next(iter(data.val_dataloader()))
-    same = [torch.equal(im, data.sets["train"].picture(i)) for im, i in zip(train.images, train.indices, strict=True)]
+    same = [
+        torch.equal(im, data.sets["train"].picture(i))
+        for im, i in zip(train.images, train.indices, strict=True)
+    ]
     assert train.images.shape == (4, 3, 24, 24) and not any(same)
-    assert all(torch.equal(im, data.sets["val"].picture(i)) for im, i in zip(val.images, val.indices, strict=True))
+    assert all(
+        torch.equal(im, data.sets["val"].picture(i)) for im, i in zip(val.images, val.indices, strict=True)
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -359,7 +417,11 @@ def test_a_damaged_image_stops_the_loader_with_one_line(folder: Path, workers: i
     with pytest.raises(UnreadableImage) as caught:
         list(data.train_dataloader())
     message = one_line(caught.value)
-    assert message.startswith(f"{folder}/fox/") and "can't be read as an image (" in message and "\n" not in message
+    assert (
+        message.startswith(f"{folder}/fox/")
+        and "can't be read as an image (" in message
+        and "\n" not in message
+    )
 
 
 @pytest.mark.parametrize("ratio", [0.8, 0.875, 0.9, 0.95, 1.0])

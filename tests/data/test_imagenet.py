@@ -17,7 +17,13 @@ from imgcls.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
 
-VAL_LABELS = ["n01751748", "n09193705", "n02105855", "n04263257", "n03125729"]  # of the first five official images
+VAL_LABELS = [
+    "n01751748",
+    "n09193705",
+    "n02105855",
+    "n04263257",
+    "n03125729",
+]  # of the first five official images
 CLASSES = sorted(VAL_LABELS)
 TRAIN_TAR, VAL_TAR = TARS.values()
 
@@ -52,7 +58,14 @@ def val_tar() -> bytes:
 
 
 def imagenet(root: Path, **arguments: Any) -> ImageNet:
-    settings = {"mean": [0.5], "std": [0.2], "image_size": 16, "batch_size": 4, "num_workers": 0, "val_fraction": 0.25}
+    settings = {
+        "mean": [0.5],
+        "std": [0.2],
+        "image_size": 16,
+        "batch_size": 4,
+        "num_workers": 0,
+        "val_fraction": 0.25,
+    }
     return ImageNet(root=str(root), **{**settings, **arguments})
 
 
@@ -68,7 +81,9 @@ def refused(root: Path) -> str:
 @pytest.fixture
 def tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A root with two tar files like the official ones, whose checksums are taken for right."""
-    monkeypatch.setattr("torchvision.datasets.imagenet.check_integrity", lambda path, md5=None: Path(path).is_file())
+    monkeypatch.setattr(
+        "torchvision.datasets.imagenet.check_integrity", lambda path, md5=None: Path(path).is_file()
+    )
     monkeypatch.setattr(module, "_val_labels", lambda: VAL_LABELS)
     root = tmp_path / "imagenet"
     root.mkdir()
@@ -86,7 +101,9 @@ def test_tars_are_unpacked(tars: Path) -> None:
     assert data.spec.num_classes == 1000  # known before anything is unpacked
     data.prepare_data()
     expected = {f"train/{wnid}/{wnid}_{i}.JPEG": jpeg(i) for wnid in CLASSES for i in range(4)}
-    expected |= {f"val/{wnid}/ILSVRC2012_val_{i:08}.JPEG": jpeg(100 + i) for i, wnid in enumerate(VAL_LABELS, 1)}
+    expected |= {
+        f"val/{wnid}/ILSVRC2012_val_{i:08}.JPEG": jpeg(100 + i) for i, wnid in enumerate(VAL_LABELS, 1)
+    }
     assert files(tars) == expected
     assert not list(tars.glob("*.partial"))
 
@@ -136,7 +153,9 @@ def test_a_tar_that_cannot_be_unpacked(tars: Path) -> None:
     assert not (tars / "train").exists()
 
 
-@pytest.mark.skipif(not hasattr(tarfile, "data_filter"), reason="here nothing but the official checksum keeps them out")
+@pytest.mark.skipif(
+    not hasattr(tarfile, "data_filter"), reason="here nothing but the official checksum keeps them out"
+)
 @pytest.mark.parametrize("name", ["../evil.JPEG", "n01751748/../../../evil.JPEG"])
 @pytest.mark.parametrize("within", [False, True])
 def test_nothing_leaves_the_folder(tars: Path, name: str, within: bool) -> None:
@@ -180,7 +199,9 @@ def test_without_val_a_test_split_is_cut(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_no_wordnet_id(tmp_path: Path) -> None:
     message = refused(write_folders(tmp_path, "n02123045", "n99999999"))
-    assert message.startswith(f"{tmp_path}/train has the folder 'n99999999', which is no WordNet id of ImageNet-1k")
+    assert message.startswith(
+        f"{tmp_path}/train has the folder 'n99999999', which is no WordNet id of ImageNet-1k"
+    )
 
 
 def test_a_folder_without_imagenet(tmp_path: Path) -> None:

@@ -132,17 +132,23 @@ def test_what_is_refused_before_anything_is_loaded(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     absent = "data.device=cuda: there is no CUDA device here; expected one, or data.device=null"
     assert refused(device="cuda") == refused(device="cuda", num_workers=2) == absent
-    assert refused(device="cpu", num_workers=2).startswith("data.device=cpu: there is nothing for workers to do")
+    assert refused(device="cpu", num_workers=2).startswith(
+        "data.device=cpu: there is nothing for workers to do"
+    )
     assert refused(device="tpu").startswith("data.device=tpu: ")
     with_crops = refused(device="cpu", augment=Augment(crop="resized"))
-    assert with_crops.startswith("data.device=cpu: a resized crop and augment.policy work image by image, in workers;")
+    assert with_crops.startswith(
+        "data.device=cpu: a resized crop and augment.policy work image by image, in workers;"
+    )
 
 
 def test_data_and_training_on_different_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     data = ready(device="cuda")
     data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))  # type: ignore[assignment]
-    with pytest.raises(UserError, match=re.escape("data.device=cuda: training is on cpu; expected the same, or")):
+    with pytest.raises(
+        UserError, match=re.escape("data.device=cuda: training is on cpu; expected the same, or")
+    ):
         data.train_dataloader()
 
 

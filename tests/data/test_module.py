@@ -52,7 +52,16 @@ def test_stratified_takes_the_same_share_of_each_class() -> None:
 
 @pytest.mark.parametrize(
     ("count", "fraction", "taken"),
-    [(1, 0.1, 1), (2, 0.1, 1), (2, 0.9, 1), (3, 0.01, 1), (3, 0.99, 2), (10, 0.5, 5), (1, 1.0, 1), (7, 1.0, 7)],
+    [
+        (1, 0.1, 1),
+        (2, 0.1, 1),
+        (2, 0.9, 1),
+        (3, 0.01, 1),
+        (3, 0.99, 2),
+        (10, 0.5, 5),
+        (1, 1.0, 1),
+        (7, 1.0, 7),
+    ],
 )
 def test_stratified_of_small_classes(count: int, fraction: float, taken: int) -> None:
     """At least one is taken; one stays where there are two."""
@@ -78,7 +87,9 @@ def epochs(sampler: EpochSampler, *numbers: int) -> list[list[int]]:
 
 def test_each_index_once_in_each_epoch_in_another_order() -> None:
     first, second = epochs(EpochSampler(50, seed=3, shuffle=True, training=True), 0, 1)
-    assert sorted(first) == list(range(50)) and sorted(second) == list(range(50, 100))  # a key holds the epoch
+    assert sorted(first) == list(range(50)) and sorted(second) == list(
+        range(50, 100)
+    )  # a key holds the epoch
     assert first != [key - 50 for key in second]
 
 
@@ -160,8 +171,12 @@ def test_an_epoch_with_repeats(length: int, repeats: int, shuffle: bool) -> None
     assert len(set(seen)) == len(seen)  # no key, and so no draw, comes twice
 
 
-@pytest.mark.parametrize(("length", "count", "repeats"), [(24, 4, 3), (26, 4, 3), (25, 2, 2), (24, 2, 4), (3, 2, 3)])
-def test_copies_go_to_different_ranks(monkeypatch: pytest.MonkeyPatch, length: int, count: int, repeats: int) -> None:
+@pytest.mark.parametrize(
+    ("length", "count", "repeats"), [(24, 4, 3), (26, 4, 3), (25, 2, 2), (24, 2, 4), (3, 2, 3)]
+)
+def test_copies_go_to_different_ranks(
+    monkeypatch: pytest.MonkeyPatch, length: int, count: int, repeats: int
+) -> None:
     sampler = repeating(length, repeats)
     sampler.set_epoch(2)
     keys = ranks(monkeypatch, count, sampler)
@@ -185,7 +200,9 @@ def test_repeats_of_the_datamodule(folder: Path) -> None:
     assert len(batches) == data.batches_per_epoch(1) == 4  # 27 images, as without repeats
     for images, targets, indices in batches:
         copies, same = indices.view(2, 3), targets.view(2, 3)
-        assert (copies == copies[:, :1]).all() and (same == same[:, :1]).all() and copies[0, 0] != copies[1, 0]
+        assert (
+            (copies == copies[:, :1]).all() and (same == same[:, :1]).all() and copies[0, 0] != copies[1, 0]
+        )
         assert len(set(digest(images))) == 6
     assert len(set(torch.cat([batch.indices for batch in batches]).tolist())) == 8
     assert torch.cat([batch.indices for batch in data.val_dataloader()]).tolist() == [0, 1, 2]
@@ -284,7 +301,9 @@ def test_classes_without_an_image(caplog: pytest.LogCaptureFixture) -> None:
     """Train must have all; of another split they are named, five at the most."""
     targets, names = torch.tensor([0]), tuple("01234567")
     absent = r"no image of 7 of 8 classes \(1, 2, 3, 4, 5, …\)"
-    with pytest.raises(UserError, match=f"the train split has {absent}; give each class an image to train on"):
+    with pytest.raises(
+        UserError, match=f"the train split has {absent}; give each class an image to train on"
+    ):
         check_targets(targets, names, "train")
     check_targets(targets, names, "val")
     name_absent(targets, names, "val")
@@ -311,7 +330,10 @@ def test_classes_without_an_image(caplog: pytest.LogCaptureFixture) -> None:
         ({"test_fraction": 0.0}, "data.test_fraction=0.0: input should be greater than 0"),
         ({"folds": 1, "fold": 0}, "data.folds=1: input should be greater than or equal to 2"),
         ({"folds": 3, "fold": -1}, "data.fold=-1: input should be greater than or equal to 0"),
-        ({"folds": 3, "fold": 3}, "data.folds=3 data.fold=3: expected 2 folds or more, and a fold from 0 to folds - 1"),
+        (
+            {"folds": 3, "fold": 3},
+            "data.folds=3 data.fold=3: expected 2 folds or more, and a fold from 0 to folds - 1",
+        ),
         ({"fold": 1}, "data.folds=None data.fold=1: expected 2 folds or more"),
         ({"image_size": 0}, "data.image_size=0: input should be greater than or equal to 1"),
         ({"crop_ratio": 1.1}, "data.crop_ratio=1.1: input should be less than or equal to 1"),
@@ -339,7 +361,9 @@ def test_batches_of_an_epoch() -> None:
     batches = list(data.train_dataloader())
     length = len(data.sets["train"])
     assert len(batches) == data.batches_per_epoch(1) == length // 100  # the last, smaller one is dropped
-    assert all(batch.images.shape == (100, 1, 8, 8) and batch.images.dtype == torch.uint8 for batch in batches)
+    assert all(
+        batch.images.shape == (100, 1, 8, 8) and batch.images.dtype == torch.uint8 for batch in batches
+    )
     assert len(set(torch.cat([batch.indices for batch in batches]).tolist())) == 100 * len(batches)
     assert data.batches_per_epoch(3) == length // 3 // 100
     assert sum(data.class_counts()) == length
@@ -389,7 +413,9 @@ def test_draws_differ_by_epoch_and_seed(folder: Path) -> None:
     """The same sample, looked up in two epochs and under another seed."""
 
     def of_sample_3(batches: list[Batch]) -> list[Tensor]:
-        return [image for batch in batches for image, i in zip(batch.images, batch.indices, strict=True) if i == 3]
+        return [
+            image for batch in batches for image, i in zip(batch.images, batch.indices, strict=True) if i == 3
+        ]
 
     runs = of_sample_3(two_epochs(folder, 0)) + of_sample_3(two_epochs(folder, 0, seed=1))
     assert len(runs) >= 3

@@ -106,7 +106,9 @@ def test_a_batch_that_needs_nothing_is_one_gather(tmp_path: Path, channels: int)
 
 def test_what_can_be_set(folder: Path) -> None:
     packed(folder)
-    data = pack_of(image_size=20, mean=[0.1, 0.2, 0.3], mirror=False, channels=1, val_fraction=0.25, fraction=0.5)
+    data = pack_of(
+        image_size=20, mean=[0.1, 0.2, 0.3], mirror=False, channels=1, val_fraction=0.25, fraction=0.5
+    )
     assert (data.spec.image_size, data.spec.mirror, data.spec.channels) == (20, False, 1)
     assert data.spec.mean == pytest.approx((0.2,)) and data.spec.std == pytest.approx((0.2,))
     assert len(data.sets["val"]) == 6 and len(data.sets["train"]) == 12
@@ -199,7 +201,8 @@ def test_never_above_the_size_that_was_packed(folder: Path, caplog: pytest.LogCa
     change(spec=json.loads(Path("out/manifest.json").read_text())["spec"] | {"image_size": 224})
     assert pack_of().spec.image_size == 16
     assert (
-        "data.root=out was packed at 16 pixels and is used so; data.image_size=224 enlarges the images" in caplog.text
+        "data.root=out was packed at 16 pixels and is used so; data.image_size=224 enlarges the images"
+        in caplog.text
     )
     assert pack_of(image_size=24).spec.image_size == 24
 
@@ -210,7 +213,9 @@ def test_pictures_smaller_than_the_size_of_the_pack(folder: Path) -> None:
 
 
 def test_what_is_wrong_with_a_pack(folder: Path) -> None:
-    assert "data.root=out: there is no manifest.json; expected a directory that `imgcls pack` made" in refused()
+    assert (
+        "data.root=out: there is no manifest.json; expected a directory that `imgcls pack` made" in refused()
+    )
     packed(folder)
     with Path("out/train.bin").open("r+b") as file:
         file.seek(1000)
@@ -242,5 +247,7 @@ def test_damaged_jpegs_are_named(folder: Path) -> None:
     with (out / "train.bin").open("r+b") as file:
         file.seek(int(record["offset"]))
         file.write(bytes(64))
-    with pytest.raises(UnreadableImage, match=f"out/train.bin: the image {record['name'].decode()} is damaged"):
+    with pytest.raises(
+        UnreadableImage, match=f"out/train.bin: the image {record['name'].decode()} is damaged"
+    ):
         pack_of().setup_test("all") or list(PackedData(root="out").load("train").images(torch.arange(36)))  # type: ignore[func-returns-value, union-attr]

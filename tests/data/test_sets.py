@@ -21,7 +21,12 @@ from imgcls.data.torchvision_sets import TorchvisionImages
 from imgcls.errors import UserError
 from imgcls.spec import per_channel
 
-NAMES = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
+NAMES = [
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+]
 
 
 def stored(data: MemoryDataModule, split: str) -> torch.Tensor:
@@ -79,7 +84,9 @@ def write_idx(folder: Path, zipped: bool = True) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, array in zip(NAMES, (*TRAIN, *TEST), strict=True):
         content = idx(array)
-        (folder / (f"{name}.gz" if zipped else name)).write_bytes(gzip.compress(content) if zipped else content)
+        (folder / (f"{name}.gz" if zipped else name)).write_bytes(
+            gzip.compress(content) if zipped else content
+        )
 
 
 def fashion(root: Path, **arguments: Any) -> TorchvisionImages:
@@ -124,7 +131,9 @@ def test_grey_in_three_channels(tmp_path: Path) -> None:
 
 
 def advice(root: Path) -> str:
-    return f"put {', '.join(f'{name}.gz' for name in NAMES)} into {root}, or point data.root to where they are"
+    return (
+        f"put {', '.join(f'{name}.gz' for name in NAMES)} into {root}, or point data.root to where they are"
+    )
 
 
 @pytest.mark.parametrize("absent", [None, "t10k-labels-idx1-ubyte.gz"])
@@ -147,7 +156,9 @@ def test_no_files_and_no_download(tmp_path: Path, absent: str | None) -> None:
     ],
     ids=["network", "mirrors", "silent"],
 )
-def test_failing_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str) -> None:
+def test_failing_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
     def fail(*args: Any, **kwargs: Any) -> None:
         raise error
 
@@ -214,7 +225,13 @@ def test_labels_out_of_range(tmp_path: Path) -> None:
 
 
 def cifar(root: Path, **arguments: Any) -> TorchvisionImages:
-    colour = {"dataset": "CIFAR10", "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2], "image_size": 32, "channels": 3}
+    colour = {
+        "dataset": "CIFAR10",
+        "mean": [0.5, 0.4, 0.3],
+        "std": [0.2, 0.2, 0.2],
+        "image_size": 32,
+        "channels": 3,
+    }
     return fashion(root, **{**colour, **arguments})
 
 
@@ -246,7 +263,9 @@ def test_cifar10(tmp_path: Path) -> None:
     assert torch.equal(stored(data, "test"), torch.from_numpy(pictures["test_batch"]))
     assert data.sets["test"].targets.tolist() == [i % 10 for i in range(20)]
     assert len(data.sets["train"]) == 90 and len(data.sets["val"]) == 10
-    official = {image.tobytes() for name, batch in pictures.items() if name != "test_batch" for image in batch}
+    official = {
+        image.tobytes() for name, batch in pictures.items() if name != "test_batch" for image in batch
+    }
     found = {image.numpy().tobytes() for split in ("train", "val") for image in stored(data, split)}
     assert found == official
 
@@ -265,17 +284,23 @@ def test_colour_in_one_channel(tmp_path: Path) -> None:
 def test_cifar10_with_wrong_checksums(tmp_path: Path) -> None:
     write_cifar(tmp_path)
     message = refused(cifar(tmp_path, download=True))
-    assert message.startswith(f"{tmp_path}/cifar-10-batches-py is damaged (") and message.endswith("run again")
+    assert message.startswith(f"{tmp_path}/cifar-10-batches-py is damaged (") and message.endswith(
+        "run again"
+    )
 
 
 @pytest.mark.parametrize("name", ["CIFAR10", "CIFAR100"])
 def test_no_cifar_and_no_download(tmp_path: Path, name: str) -> None:
     message = refused(cifar(tmp_path, dataset=name))
-    assert f"{name} is not there and data.download=false; put cifar-10" in message and str(tmp_path) in message
+    assert (
+        f"{name} is not there and data.download=false; put cifar-10" in message and str(tmp_path) in message
+    )
 
 
 def test_a_set_that_there_is_not() -> None:
-    with pytest.raises(UserError, match="data.dataset=SVHN: input should be 'FashionMNIST', 'CIFAR10' or 'CIFAR100'"):
+    with pytest.raises(
+        UserError, match="data.dataset=SVHN: input should be 'FashionMNIST', 'CIFAR10' or 'CIFAR100'"
+    ):
         build({"_target_": "imgcls.data.torchvision_sets.TorchvisionImages", "dataset": "SVHN"}, "data")
 
 

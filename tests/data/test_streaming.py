@@ -83,7 +83,10 @@ def test_an_epoch(out: Path, folder: Path, workers: int, remote: bool) -> None:
             seen.append(int(index))
     assert len(set(seen)) == len(seen) == 28
     for batch in data.val_dataloader():
-        assert batch.indices.tolist() == [0, 1, 2] and batch.targets.tolist() == data.sets["val"].targets.tolist()
+        assert (
+            batch.indices.tolist() == [0, 1, 2]
+            and batch.targets.tolist() == data.sets["val"].targets.tolist()
+        )
         assert torch.equal(batch.images[1], data.sets["val"].picture(1))
 
 
@@ -91,7 +94,9 @@ def test_order_and_draws_are_a_function_of_seed_and_epoch(out: Path) -> None:
     def epochs(**arguments: Any) -> list[tuple[list[int], torch.Tensor]]:
         loader = stream_of(out, augment=Augment(crop="resized"), **arguments).train_dataloader()
         batches = [list(loader) for _ in range(2)]
-        return [(torch.cat([b.indices for b in e]).tolist(), torch.cat([b.images for b in e])) for e in batches]
+        return [
+            (torch.cat([b.indices for b in e]).tolist(), torch.cat([b.images for b in e])) for e in batches
+        ]
 
     one, again, other = epochs(), epochs(), epochs(seed=1)
     for (order_one, images_one), (order_again, images_again) in zip(one, again, strict=True):
@@ -130,7 +135,10 @@ def _rank(rank: int, out: Path, port: Path, queue: Any) -> None:
     distributed.init_process_group("gloo", f"file://{port}", rank=rank, world_size=2)
     data = stream_of(out, num_workers=rank)  # the number of batches doesn't depend on workers
     train = data.train_dataloader()
-    found = [[b.indices[b.targets >= 0].tolist() for b in loader] for loader in (train, train, data.val_dataloader())]
+    found = [
+        [b.indices[b.targets >= 0].tolist() for b in loader]
+        for loader in (train, train, data.val_dataloader())
+    ]
     queue.put((rank, len(train), data.batches_per_epoch(2), found))
     distributed.destroy_process_group()
 
@@ -143,7 +151,9 @@ def test_two_processes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     packed(folder, format="litdata")
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
-    ranks = [context.Process(target=_rank, args=(r, Path("out"), Path("port").absolute(), queue)) for r in range(2)]
+    ranks = [
+        context.Process(target=_rank, args=(r, Path("out"), Path("port").absolute(), queue)) for r in range(2)
+    ]
     for process in ranks:
         process.start()
     results = sorted(queue.get(timeout=120) for _ in ranks)
@@ -227,7 +237,9 @@ def test_code_in_shards_does_not_run(out: Path, tmp_path: Path, remote: bool) ->
     (out / "manifest.json").write_text(json.dumps(manifest))
     foreign(out, lambda index: None)
     data = stream_of(root=f"local:{out}" if remote else str(out), cache="cache")
-    with pytest.raises(UserError, match=r"train/index.json: config.data_format.0: input should be 'bytes'; expected"):
+    with pytest.raises(
+        UserError, match=r"train/index.json: config.data_format.0: input should be 'bytes'; expected"
+    ):
         next(iter(data.train_dataloader()))
     with pytest.raises(UserError, match=r"train/index.json: config.data_format.0"):
         data.sets["train"].picture(0)

@@ -19,7 +19,9 @@ COMMON = [
 ]  # fmt: skip
 
 
-def attempts(kills: int, seed: int, steps: int, numbers: list[int], common: list[str]) -> list[dict[str, Any]]:
+def attempts(
+    kills: int, seed: int, steps: int, numbers: list[int], common: list[str]
+) -> list[dict[str, Any]]:
     """Returns the undisturbed run, and one that gets signals at random moments until it is done."""
     chance = random.Random(seed)
     listed: list[dict[str, Any]] = [
@@ -30,7 +32,12 @@ def attempts(kills: int, seed: int, steps: int, numbers: list[int], common: list
         most = {"step": max(4 * steps // kills, 3), "validation": 3, "writing": 2, "renaming": 6}[event]
         arguments = [*common, "hydra.run.dir=cut", "resume=auto"] if kill < 2 or kill % 2 else ["resume=cut"]
         listed.append(
-            {"arguments": arguments, "event": event, "count": chance.randint(1, most), "signal": chance.choice(numbers)}
+            {
+                "arguments": arguments,
+                "event": event,
+                "count": chance.randint(1, most),
+                "signal": chance.choice(numbers),
+            }
         )
     return [
         *listed,

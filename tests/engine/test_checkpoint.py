@@ -109,7 +109,9 @@ def test_a_full_disk_says_what_is_left(disk: Path) -> None:
 
 
 @pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
-def test_a_step_that_spoils_the_network(train: Train, monkeypatch: pytest.MonkeyPatch, on_nonfinite: str) -> None:
+def test_a_step_that_spoils_the_network(
+    train: Train, monkeypatch: pytest.MonkeyPatch, on_nonfinite: str
+) -> None:
     """In the last step of an epoch, after a loss that was finite: nothing of it is kept."""
     loss = ImageClassifier.training_loss
 
@@ -138,7 +140,13 @@ def test_a_step_that_spoils_the_network(train: Train, monkeypatch: pytest.Monkey
 
 
 def test_a_rate_that_spoils_the_first_epoch(train: Train) -> None:
-    options = ["data.fraction=0.3", "scheduler=constant", "optimizer=sgd", "backbone=resnet20", "optimizer.lr=1.5e3"]
+    options = [
+        "data.fraction=0.3",
+        "scheduler=constant",
+        "optimizer=sgd",
+        "backbone=resnet20",
+        "optimizer.lr=1.5e3",
+    ]
     ended = train("logger=csv", "trainer.max_epochs=1", *options, "hydra.run.dir=run")
     assert "the network is not finite after batch 5" in ended and "There is no checkpoint before it" in ended
     assert json.loads(Path("run/status.json").read_text())["status"] == "failed"

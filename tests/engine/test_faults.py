@@ -29,7 +29,14 @@ OPTIONS = [
 
 
 def data_of(root: Path, **arguments: Any) -> ImageFolder:
-    settings = {"image_size": 16, "mean": [0.5], "std": [0.2], "num_workers": 0, "batch_size": 6, "on_error": "skip"}
+    settings = {
+        "image_size": 16,
+        "mean": [0.5],
+        "std": [0.2],
+        "num_workers": 0,
+        "batch_size": 6,
+        "on_error": "skip",
+    }
     data = ImageFolder(root=str(root), **{**settings, "max_errors": 1.0, **arguments})
     data.setup()
     return data
@@ -64,7 +71,9 @@ def test_another_image_of_the_batch_stands_for_it(folder: Path, workers: int) ->
         assert torch.equal(found[1].images[place], found[1].images[copied])
         assert found[1].targets[place] == found[1].targets[copied]
     assert all(torch.equal(one, other) for one, other in zip(found[0], whole[0], strict=True))
-    assert [(row["split"], row["path"]) for row in listed("unreadable.csv")] == [("train", name) for name in names]
+    assert [(row["split"], row["path"]) for row in listed("unreadable.csv")] == [
+        ("train", name) for name in names
+    ]
     assert {row["reason"] for row in listed("unreadable.csv")} <= {
         "Image is incomplete or truncated",
         "Truncated File Read",
@@ -83,7 +92,9 @@ def test_in_evaluation_it_is_padding(folder: Path) -> None:
 def test_too_many(folder: Path) -> None:
     data = data_of(folder, max_errors=0.1)
     spoil(data, "train", 0, 1, 2)
-    with pytest.raises(UserError, match=r"3 of 27 train images can't be read, a larger share than data.max_errors=0.1"):
+    with pytest.raises(
+        UserError, match=r"3 of 27 train images can't be read, a larger share than data.max_errors=0.1"
+    ):
         for _ in range(3):
             list(data.train_dataloader())
     assert len(listed("unreadable.csv")) == 3
@@ -105,10 +116,17 @@ def test_a_run_goes_on_without_it(train: Callable[..., Any], folder: Path) -> No
     assert train("resume=cut") is None
     assert_same_run(Path("whole"), Path("cut"))
     for run in ("whole", "cut"):
-        assert sorted(row["split"] for row in listed(f"{run}/unreadable.csv")) == ["test", "train", "train", "val"]
+        assert sorted(row["split"] for row in listed(f"{run}/unreadable.csv")) == [
+            "test",
+            "train",
+            "train",
+            "val",
+        ]
     assert len(listed("whole/test/predictions.csv")) == 5
     ended = train(*options, "data.max_errors=0.05", "hydra.run.dir=strict")
-    assert "images can't be read, a larger share than data.max_errors=0.05; see strict/unreadable.csv" in ended
+    assert (
+        "images can't be read, a larger share than data.max_errors=0.05; see strict/unreadable.csv" in ended
+    )
 
 
 def test_no_training_is_lost_for_a_file_of_the_test(
@@ -116,7 +134,10 @@ def test_no_training_is_lost_for_a_file_of_the_test(
 ) -> None:
     (name,) = spoil(data_of(folder), "test", 2)
     assert (
-        train(*OPTIONS, f"data.root={folder}", "temperature=true", "trainer.max_epochs=1", "hydra.run.dir=run") is None
+        train(
+            *OPTIONS, f"data.root={folder}", "temperature=true", "trainer.max_epochs=1", "hydra.run.dir=run"
+        )
+        is None
     )
     shown = capsys.readouterr().out
     assert "left out: 1 unreadable images, see run/unreadable.csv" in " ".join(shown.split())
@@ -140,7 +161,9 @@ def png_of(width: int, height: int) -> bytes:
     """Returns a PNG that claims a size, with the pixels of its first row alone."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     pixels = zlib.compress(bytes(width + 1))
@@ -171,19 +194,23 @@ def test_bombs(tmp_path: Path, suffix: str) -> None:
         decode(str(picture), 3, max_pixels=40 * 32 - 1)
 
 
-def test_bombs_as_used(said: Said, folder: Path, train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bombs_as_used(
+    said: Said, folder: Path, train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (folder / "dog" / "bomb.png").write_bytes(png_of(60_000, 60_000))
     options = [*OPTIONS, f"data.root={folder}", "data.val_fraction=0.3", "data.max_errors=0.5"]
     reason = f"its 60,000×60,000 pixels are more than max_pixels={MAX_PIXELS}"
-    assert f"dog/bomb.png can't be read as an image ({reason})" in said("train", *options, "hydra.run.dir=refused")
+    assert f"dog/bomb.png can't be read as an image ({reason})" in said(
+        "train", *options, "hydra.run.dir=refused"
+    )
     assert train(*options, "data.on_error=skip", "trainer.max_epochs=1", "hydra.run.dir=run") is None
     assert [row["reason"] for row in listed("run/unreadable.csv")] == [reason]
     assert "1 of 37 could not be read" in said(
         "predict", "checkpoint=run", f"source={folder}", "hydra.run.dir=out", "num_workers=0"
     )
-    assert [(Path(row["path"]).name, row["reason"]) for row in listed("out/predictions.csv.unreadable.csv")] == [
-        ("bomb.png", reason)
-    ]
+    assert [
+        (Path(row["path"]).name, row["reason"]) for row in listed("out/predictions.csv.unreadable.csv")
+    ] == [("bomb.png", reason)]
     many = said("predict", "checkpoint=run", f"source={folder}", "max_pixels=1000", "num_workers=0")
     assert "37 of 37 could not be read" in many
     GlobalHydra.instance().clear()

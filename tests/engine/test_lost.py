@@ -69,8 +69,12 @@ def test_what_is_damaged(said: Said, train: Train, cut: Path) -> None:
     for file in files:
         file.write_bytes(file.read_bytes()[:1000])
     for given in ("resume=cut", "resume=auto"):
-        message = said("train", *SHORT, "hydra.run.dir=cut", given) if "auto" in given else said("train", given)
-        assert "previous.ckpt is damaged" in message and "backbone.weights=cut/checkpoints/best.ckpt" in message
+        message = (
+            said("train", *SHORT, "hydra.run.dir=cut", given) if "auto" in given else said("train", given)
+        )
+        assert (
+            "previous.ckpt is damaged" in message and "backbone.weights=cut/checkpoints/best.ckpt" in message
+        )
     (cut / "config.yaml").write_text("trainer: [")
     assert "cut/config.yaml is no config of a run" in said("train", "resume=cut")
     (cut / "config.yaml").write_text("")
@@ -87,7 +91,10 @@ def test_data_that_moved(said: Said, train: Train, folder: Path) -> None:
         "data.batch_size=4",
         "data.num_workers=0",
     ]
-    assert train(*options, "logger=csv", "test=false", "trainer.max_epochs=2", "hydra.run.dir=run", stop=8) == STOPPED
+    assert (
+        train(*options, "logger=csv", "test=false", "trainer.max_epochs=2", "hydra.run.dir=run", stop=8)
+        == STOPPED
+    )
     folder.rename("elsewhere")
     assert f"data.root={folder}: there is no such folder" in said("train", "resume=run")
     Path("elsewhere/cat/00.jpg").rename("00.jpg")
@@ -114,7 +121,13 @@ def test_what_the_record_would_be_wrong_of(said: Said, cut: Path) -> None:
     "given", ["run_dir=/elsewhere", "cwd=/", "names.run=x", "++job.number=1", "git=x", "job.sweep=x"]
 )
 def test_what_a_run_has_from_its_start(given: str) -> None:
-    own = {"run_dir": "run", "cwd": "here", "git": "a", "names": {"run": ""}, "job": {"number": 0, "sweep": "s"}}
+    own = {
+        "run_dir": "run",
+        "cwd": "here",
+        "git": "a",
+        "names": {"run": ""},
+        "job": {"number": 0, "sweep": "s"},
+    }
     with pytest.raises(UserError, match=r"the run's record has it from its start; leave it out"):
         resume.put(own, own, given)
 
@@ -131,7 +144,9 @@ def test_other_ways_to_give_a_resume(said: Said, train: Train, cut: Path, tmp_pa
     for folder, message in (("cut", "a file can only set auto"), ("nowhere", "there is no run in it")):
         file.write_text(f"# @package _global_\nresume: {folder}\n")
         assert f"resume={folder}: {message}" in said("train", "--config-dir=conf", "experiment=mine")
-        assert f"resume={folder}: {message}" in said("train", "-m", "--config-dir=conf", "experiment=mine", "seed=1")
+        assert f"resume={folder}: {message}" in said(
+            "train", "-m", "--config-dir=conf", "experiment=mine", "seed=1"
+        )
     assert not list(Path().glob("runs/*-*")) and not Path("nowhere").exists()
     assert "resume=nowhere: there is no run in it" in said("train", "++resume=nowhere")
     assert train("++resume=cut") is None
@@ -140,7 +155,9 @@ def test_other_ways_to_give_a_resume(said: Said, train: Train, cut: Path, tmp_pa
 
 
 @pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
-def test_what_to_try_is_not_what_is_set(train: Train, monkeypatch: pytest.MonkeyPatch, on_nonfinite: str) -> None:
+def test_what_to_try_is_not_what_is_set(
+    train: Train, monkeypatch: pytest.MonkeyPatch, on_nonfinite: str
+) -> None:
     loss = ImageClassifier.training_loss
 
     def infinite(self: ImageClassifier, outputs: Any, targets: Any) -> Any:
@@ -150,7 +167,9 @@ def test_what_to_try_is_not_what_is_set(train: Train, monkeypatch: pytest.Monkey
     monkeypatch.setattr(ImageClassifier, "training_loss", infinite)
     message = train(*SHORT, "test=false", "hydra.run.dir=run", f"trainer.on_nonfinite={on_nonfinite}")
     assert "a lower optimizer.lr or trainer.gradient_clip_val=1" in message
-    assert message.endswith(", or trainer.on_nonfinite=skip" if on_nonfinite == "stop" else "; 3 batches were left out")
+    assert message.endswith(
+        ", or trainer.on_nonfinite=skip" if on_nonfinite == "stop" else "; 3 batches were left out"
+    )
 
 
 def test_a_resume_that_fails_changes_nothing(said: Said, train: Train, cut: Path) -> None:
@@ -158,13 +177,17 @@ def test_a_resume_that_fails_changes_nothing(said: Said, train: Train, cut: Path
     for value, status in (("data.batch_size=48", "stopped"), ("trainer.max_epochs=2", "finished")):
         if status == "finished":
             assert train("resume=cut") is None
-        before = {name: (cut / name).read_text() for name in ("status.json", "config.yaml", "environment.json")}
+        before = {
+            name: (cut / name).read_text() for name in ("status.json", "config.yaml", "environment.json")
+        }
         assert json.loads(before["status.json"])["status"] == status
         said("train", "resume=cut", value)
         assert {name: (cut / name).read_text() for name in before} == before
 
 
-def test_a_longer_training_follows_its_schedule_at_once(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_longer_training_follows_its_schedule_at_once(
+    train: Train, capsys: pytest.CaptureFixture[str]
+) -> None:
     """No step is made at the rate that the shorter one ended with, and the jump is said. What was changed is kept."""
     options = ["trainer.max_epochs=1", "callbacks=[default,early_stopping]", "scheduler.warmup_epochs=0"]
     assert train(*SHORT, *options, "test=false", "hydra.run.dir=run") is None
@@ -174,7 +197,10 @@ def test_a_longer_training_follows_its_schedule_at_once(train: Train, capsys: py
     first, second = rates("run")
     assert second == pytest.approx(first / 2)  # half of the way of the longer training
     (entry,) = json.loads(Path("run/environment.json").read_text())["resumed"]
-    assert sorted(entry["changed"]) == ["callbacks.early_stopping.patience: 10 → 7", "trainer.max_epochs: 1 → 2"]
+    assert sorted(entry["changed"]) == [
+        "callbacks.early_stopping.patience: 10 → 7",
+        "trainer.max_epochs: 1 → 2",
+    ]
     assert entry["from"] == "last.ckpt"
 
 
@@ -183,7 +209,9 @@ def test_a_disk_that_takes_nothing(said: Said, train: Train, cut: Path, kind: st
     """At the start of a resume; when it takes files again, the run goes on."""
     disk = Path("disk").absolute()
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", str(disk)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=24m", "none", str(disk)], capture_output=True
+    ).returncode:
         pytest.skip("mounting a small file system needs root")
     try:
         shutil.copytree("cut", disk / "run")
@@ -210,7 +238,9 @@ def test_a_disk_that_takes_nothing(said: Said, train: Train, cut: Path, kind: st
 def test_two_at_the_same_instant(cut: Path) -> None:
     """One goes on with the run; the other is refused, or finds it finished."""
     command = [sys.executable, "-m", "imgcls", "train", "resume=cut"]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)
+    ]
     ended = [(*process.communicate(timeout=300), process.returncode) for process in both]
     assert 0 in [status for *_, status in ended]
     for out, error, status in ended:

@@ -54,7 +54,9 @@ CASES = {
 ALWAYS = ("accumulated",)
 
 
-@pytest.mark.parametrize("case", [c if c in ALWAYS else pytest.param(c, marks=pytest.mark.slow) for c in CASES])
+@pytest.mark.parametrize(
+    "case", [c if c in ALWAYS else pytest.param(c, marks=pytest.mark.slow) for c in CASES]
+)
 def test_exact(train: Callable[..., Any], case: str) -> None:
     stops, options = CASES[case]
     options = [*options, f"test={case == 'accumulated'}"]
@@ -65,7 +67,11 @@ def test_exact(train: Callable[..., Any], case: str) -> None:
         assert train("resume=cut", stop=stop) == STOPPED
     assert train("resume=cut") is None
     assert_same_run(Path("whole"), Path("cut"))
-    assert sorted(p.name for p in Path("cut/checkpoints").iterdir()) == ["best.ckpt", "last.ckpt", "previous.ckpt"]
+    assert sorted(p.name for p in Path("cut/checkpoints").iterdir()) == [
+        "best.ckpt",
+        "last.ckpt",
+        "previous.ckpt",
+    ]
 
 
 def test_damaged_files_are_named_and_the_one_before_is_taken(
@@ -88,7 +94,8 @@ def test_damaged_files_are_named_and_the_one_before_is_taken(
     shown = capsys.readouterr().out
     assert "last.ckpt is damaged" in shown and "the one before it is taken" in shown
     whole = [
-        torch.load(Path(run) / "checkpoints/last.ckpt", weights_only=True)["state_dict"] for run in ("whole", "cut")
+        torch.load(Path(run) / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+        for run in ("whole", "cut")
     ]
     assert all(torch.equal(value, whole[1][name]) for name, value in whole[0].items())
 
@@ -106,7 +113,9 @@ def assert_loads_alike(path: Path, content: bytes) -> None:
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
 
 
-def test_a_run_directory_is_one_runs_own(said: Callable[..., str], train: Callable[..., Any], cut: Path) -> None:
+def test_a_run_directory_is_one_runs_own(
+    said: Callable[..., str], train: Callable[..., Any], cut: Path
+) -> None:
     assert "holds a run already; go on with it by resume=cut" in said("train", *SHORT, "hydra.run.dir=cut")
     code = "import sys, filelock, time; lock = filelock.FileLock('cut/.lock'); lock.acquire(); print('held', flush=True); time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
@@ -127,7 +136,9 @@ def test_what_is_said(
     assert "optimizer.lr=fast: expected" in said("train", "resume=cut", "optimizer.lr=fast")
     Path("cut").rename("moved")
     record = json.loads(Path("moved/environment.json").read_text())
-    Path("moved/environment.json").write_text(json.dumps({**record, "data": {**record["data"], "train": "other"}}))
+    Path("moved/environment.json").write_text(
+        json.dumps({**record, "data": {**record["data"], "train": "other"}})
+    )
     assert "the data is not what this run began with" in said("train", "resume=moved")
     Path("moved/environment.json").write_text(json.dumps(record))
     assert train("resume=moved") is None
@@ -160,7 +171,11 @@ def test_wandb_goes_on_in_the_same_run(train: Callable[..., Any]) -> None:
     options = [option for option in SHORT if option != "logger=csv"]
     assert train(*options, "test=false", "hydra.run.dir=cut", stop=27) == STOPPED
     found = read_back(Path("cut"))
-    assert "preempting" in found["kinds"] and found["exit"] == STOPPED and found["summary"]["status"] == "stopped"
+    assert (
+        "preempting" in found["kinds"]
+        and found["exit"] == STOPPED
+        and found["summary"]["status"] == "stopped"
+    )
     assert train("resume=cut") is None
     runs = {path.name.rpartition("-")[2] for path in Path("cut/wandb").glob("offline-run-*")}
     assert len(runs) == 1 and len(list(Path("cut/wandb").glob("offline-run-*"))) == 2
@@ -168,7 +183,10 @@ def test_wandb_goes_on_in_the_same_run(train: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
 def test_loss_that_is_not_finite(
-    train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], on_nonfinite: str
+    train: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    on_nonfinite: str,
 ) -> None:
     loss = ImageClassifier.training_loss
 
@@ -207,14 +225,20 @@ def test_out_of_memory(
         return step(self, images, *arguments)
 
     monkeypatch.setattr(ImageClassifier, "normalise", full)
-    assert "try data.batch_size=32 trainer.accumulate_grad_batches=2" in train(*SHORT, "hydra.run.dir=stopped")
+    assert "try data.batch_size=32 trainer.accumulate_grad_batches=2" in train(
+        *SHORT, "hydra.run.dir=stopped"
+    )
     assert train(*SHORT, "test=false", "hydra.run.dir=run", "trainer.on_oom=halve") is None
     assert "going on with data.batch_size=16 trainer.accumulate_grad_batches=4" in capsys.readouterr().out
     assert torch.load("run/checkpoints/last.ckpt", weights_only=True)["global_step"] == 60
 
 
-def test_another_batch_size_within_an_epoch(said: Callable[..., str], train: Callable[..., Any], cut: Path) -> None:
-    assert "within an epoch it can only become a share of 64" in said("train", "resume=cut", "data.batch_size=48")
+def test_another_batch_size_within_an_epoch(
+    said: Callable[..., str], train: Callable[..., Any], cut: Path
+) -> None:
+    assert "within an epoch it can only become a share of 64" in said(
+        "train", "resume=cut", "data.batch_size=48"
+    )
     assert train("resume=cut", "data.batch_size=32", "trainer.accumulate_grad_batches=2") is None
     assert torch.load("cut/checkpoints/last.ckpt", weights_only=True)["global_step"] == 60
     with Path("cut/metrics.csv").open() as file:
@@ -227,7 +251,9 @@ def test_full_disk(tmp_path: Path) -> None:
     """In a file system of 12 MB, that a whole run does not fit into."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "none", str(disk)], capture_output=True).returncode:
+    if subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=12m", "none", str(disk)], capture_output=True
+    ).returncode:
         pytest.skip("mounting a small file system needs root")
     try:
         command = [sys.executable, "-m", "imgcls", "train", *SHORT, "test=false", f"hydra.run.dir={disk}/run",
@@ -236,7 +262,9 @@ def test_full_disk(tmp_path: Path) -> None:
             command, capture_output=True, text=True, timeout=200, env={**os.environ, "OMP_NUM_THREADS": "1"}
         )
         assert done.returncode == 1, done.stdout + done.stderr
-        assert len(done.stderr.strip().splitlines()) == 1 and "could not be written" in done.stderr, done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1 and "could not be written" in done.stderr, (
+            done.stderr
+        )
         kept = [path for path in (disk / "run/checkpoints").glob("*.ckpt") if path.name != "best.ckpt"]
         assert kept and all(damage(path) is None for path in kept)
         assert not list((disk / "run").rglob("*.partial"))

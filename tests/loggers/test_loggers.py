@@ -103,7 +103,9 @@ def warnings(capsys: pytest.CaptureFixture[str]) -> list[str]:
     """Returns the lines of the terminal that speak of W&B."""
     shown = capsys.readouterr()
     assert "Traceback" not in shown.out + shown.err
-    return [line for line in (shown.out + shown.err).splitlines() if "Weights & Biases" in line or "Wandb" in line]
+    return [
+        line for line in (shown.out + shown.err).splitlines() if "Weights & Biases" in line or "Wandb" in line
+    ]
 
 
 @pytest.mark.parametrize("answers", ["refuse", "hang", "500"])
@@ -132,7 +134,9 @@ def test_a_server_that_goes_away(
 ) -> None:
     """In the middle of a run: what is not uploaded at its end stays on the disk."""
     server.answers = "all"
-    at_step(monkeypatch, 25, server.refuse if answers == "refuse" else lambda: setattr(server, "answers", answers))
+    at_step(
+        monkeypatch, 25, server.refuse if answers == "refuse" else lambda: setattr(server, "answers", answers)
+    )
     assert train(*OPTIONS, "logger.wandb.finish_timeout=1") is None
     (line,) = warnings(capsys)
     assert "Timed out finishing run" in line
@@ -160,7 +164,9 @@ def kill_wandb() -> None:
     time.sleep(0.2)
 
 
-@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # the one that was killed
+@pytest.mark.filterwarnings(
+    "ignore:subprocess .* is still running:ResourceWarning"
+)  # the one that was killed
 def test_its_process_is_killed(
     train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -176,7 +182,9 @@ def test_its_process_is_killed(
     assert warnings(capsys) == [] and list(Path("next/wandb").glob("offline-run-*/*.wandb"))
 
 
-def test_no_key(train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_key(
+    train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
     monkeypatch.setenv("HOME", str(Path.cwd()))
@@ -220,7 +228,10 @@ def test_the_table_is_there_whatever_logs(train: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("answers", ["refuse", "hang"])
 def test_another_logger_that_gets_no_answer(
-    train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], answers: str
+    train: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    answers: str,
 ) -> None:
     """MLflow at an address where nobody is: it is left alone after a while, with one line."""
     monkeypatch.setattr(loggers, "PATIENCE", 1.0)

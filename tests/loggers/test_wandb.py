@@ -32,7 +32,9 @@ def test_runs_of_a_search(here: Callable[..., None], monkeypatch: pytest.MonkeyP
         value = name.partition("=")[2].partition(",")[0]
         word, code = ends.pop(value if value != "1e-9" else "1e-09")
         assert (found["summary"]["status"], found["exit"]) == (word, code), name
-        assert found["run"]["display_name"] == name == f"optimizer.lr={value},trainer=cpu,trainer.max_epochs=2"
+        assert (
+            found["run"]["display_name"] == name == f"optimizer.lr={value},trainer=cpu,trainer.max_epochs=2"
+        )
         assert (found["run"]["run_group"], found["run"]["job_type"]) == ("mine", "train")
         assert found["run"]["tags"] == ["digits", "simple_cnn", *(["pruned"] if word == "pruned" else [])]
         number = int(folders[name].name.partition("_")[0])
@@ -50,14 +52,18 @@ def check_report(sweep: Path) -> None:
     """What the script would save on W&B's server: the group's runs, and panels that name what W&B has."""
     made = importlib.import_module("wandb_report").report(sweep, "someone")._to_model()
     assert made.project.name == "imgcls" and made.display_name == "Sweep mine"
-    (grid,) = (block for block in made.spec.model_dump(by_alias=True)["blocks"] if block["type"] == "panel-grid")
+    (grid,) = (
+        block for block in made.spec.model_dump(by_alias=True)["blocks"] if block["type"] == "panel-grid"
+    )
     (runs,) = grid["metadata"]["runSets"]
     (group,) = runs["filters"]["filters"]
     assert (group["key"], group["op"], group["value"]) == ({"section": "run", "name": "group"}, "=", "mine")
     assert {"summary:best/val/top1", "config:optimizer.value.lr"} < set(runs["runFeed"]["columnOrder"])
     panels = grid["metadata"]["panelBankSectionConfig"]["panels"]
     shown = [json.dumps(panel["config"]) for panel in panels]
-    assert all('"config:optimizer.value.lr"' in text and '"summary:best/val/top1"' in text for text in shown[:1])
+    assert all(
+        '"config:optimizer.value.lr"' in text and '"summary:best/val/top1"' in text for text in shown[:1]
+    )
     assert '"best/val/top1"' in shown[1]  # what matters for it
     lines = [panel["config"]["metrics"] for panel in panels if panel["viewType"] == "Run History Line Plot"]
     assert ["val/top1"] in lines and ["val/loss"] in lines and len(lines) == 7
@@ -69,9 +75,13 @@ def check_report(sweep: Path) -> None:
 @pytest.mark.slow
 def test_no_report_without_a_key() -> None:
     command = [sys.executable, str(ROOT / "docs" / "wandb_report.py"), "runs/sweeps/mine"]
-    bare = {name: value for name, value in os.environ.items() if name != "WANDB_API_KEY"} | {"HOME": str(Path.cwd())}
+    bare = {name: value for name, value in os.environ.items() if name != "WANDB_API_KEY"} | {
+        "HOME": str(Path.cwd())
+    }
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=bare)
-    assert done.returncode == 1 and done.stderr.startswith("wandb_report: W&B has no key here, and a report is made")
+    assert done.returncode == 1 and done.stderr.startswith(
+        "wandb_report: W&B has no key here, and a report is made"
+    )
     assert done.stderr.count("\n") == 1 and "Traceback" not in done.stdout
 
 
@@ -83,7 +93,13 @@ def check_finished(found: dict[str, Any]) -> None:
     names = {
         key.partition(".")[0] for key in (*summary, *chain(*found["history"]))
     }  # a picture is a table of its facts
-    media = {"test/mistakes", "test/worst_mistakes", "test/per_class", "test/confusion_picture", "test/reliability"}
+    media = {
+        "test/mistakes",
+        "test/worst_mistakes",
+        "test/per_class",
+        "test/confusion_picture",
+        "test/reliability",
+    }
     assert media | {"test/top1", "best/epoch", "train/loss", "lr", "images_per_second"} <= names
     models = [artifact for artifact in found["artifacts"] if artifact["type"] == "model"]
     assert len(models) == 1 and "best" in models[0]["aliases"]
@@ -93,7 +109,9 @@ def check_finished(found: dict[str, Any]) -> None:
 def test_the_agents_search(here: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     """What W&B's agent starts for conf/wandb_sweep.yaml, with the least of each parameter."""
     search = yaml.safe_load((ROOT / "conf" / "wandb_sweep.yaml").read_text())
-    given = {key: node.get("min", node.get("values", [None])[0]) for key, node in search["parameters"].items()}
+    given = {
+        key: node.get("min", node.get("values", [None])[0]) for key, node in search["parameters"].items()
+    }
     words = {
         "${env}": [],
         "${program}": [search["program"]],

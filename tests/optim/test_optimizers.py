@@ -25,7 +25,9 @@ def shipped() -> list[Any]:
     cases = []
     for path in FILES:
         config = yaml.safe_load(path.read_text())
-        config = {k: float(v) if k in ("lr", "eps", "weight_decay") else v for k, v in config.items()}  # Hydra's 1e-3
+        config = {
+            k: float(v) if k in ("lr", "eps", "weight_decay") else v for k, v in config.items()
+        }  # Hydra's 1e-3
         for choice in CHOICES.get(path.stem, [{}]):
             cases.append(pytest.param(config | choice, id="-".join([path.stem, *map(str, choice.values())])))
     return cases
@@ -34,7 +36,10 @@ def shipped() -> list[Any]:
 def network() -> nn.Module:
     torch.manual_seed(0)
     return build_network(
-        {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4}, num_classes=3, in_channels=1, image_size=8
+        {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4},
+        num_classes=3,
+        in_channels=1,
+        image_size=8,
     )
 
 
@@ -101,9 +106,14 @@ def test_embeddings_of_timm_are_exempt() -> None:
 def test_embeddings_of_torchvision_are_exempt(name: str, size: int, embeddings: tuple[str, ...]) -> None:
     with torch.device("meta"):
         net = build_network(
-            {"_target_": "imgcls.backbones.torchvision.torchvision_network", "name": name}, 3, 3, image_size=size
+            {"_target_": "imgcls.backbones.torchvision.torchvision_network", "name": name},
+            3,
+            3,
+            image_size=size,
         )
-    found = decays(build({"_target_": "torch.optim.AdamW", "lr": 1e-3, "weight_decay": 0.1}, net, fused=False), net)
+    found = decays(
+        build({"_target_": "torch.optim.AdamW", "lr": 1e-3, "weight_decay": 0.1}, net, fused=False), net
+    )
     assert {decay for name, decay in found.items() if name.endswith(embeddings)} == {0.0}
 
 
@@ -143,7 +153,9 @@ def test_muon_leaves_the_head_to_adamw(config: dict[str, Any]) -> None:
     optimizer = build(config | {"lr": 1e-3, "weight_decay": 0.1}, net)
     net(torch.randn(4, 1, 8, 8)).square().mean().backward()
     optimizer.step()
-    kinds = {n: "exp_avg_sq" if "exp_avg_sq" in optimizer.state[p] else "muon" for n, p in net.named_parameters()}
+    kinds = {
+        n: "exp_avg_sq" if "exp_avg_sq" in optimizer.state[p] else "muon" for n, p in net.named_parameters()
+    }
     inner = {name for name, p in net.named_parameters() if p.ndim > 1 and not name.startswith("head")}
     inner.remove("features.0.weight")  # of one channel: timm finds it too narrow for Muon
     assert {name for name, kind in kinds.items() if kind == "muon"} == inner
@@ -158,9 +170,18 @@ def test_muon_leaves_the_head_to_adamw(config: dict[str, Any]) -> None:
         ({"_target_": "torch.optim.SGD", "lr": 0.1, "nesterov": True}, r"SGD: .*momentum"),
         ({"_target_": "torch.optim.SGD", "lr": "fast"}, r"optimizer\.lr=fast"),
         ({"_target_": "torch.optim.SGD", "lr": 0.1, "momentun": 0.9}, r"momentun: .*did you mean 'momentum'"),
-        ({"_target_": "torch.optim.Adan", "lr": 0.1}, r"optimizer\._target_=torch\.optim\.Adan: .*did you mean 'Adam'"),
-        ({"_target_": "torch.optim.Rprop", "lr": 0.1, "weight_decay": 0.1}, r"weight_decay: .*Rprop takes no"),
-        ({"_target_": "torch.optim.Muon", "lr": 0.1}, r"optimizer=torch\.optim\.Muon: "),  # takes no convolutions
+        (
+            {"_target_": "torch.optim.Adan", "lr": 0.1},
+            r"optimizer\._target_=torch\.optim\.Adan: .*did you mean 'Adam'",
+        ),
+        (
+            {"_target_": "torch.optim.Rprop", "lr": 0.1, "weight_decay": 0.1},
+            r"weight_decay: .*Rprop takes no",
+        ),
+        (
+            {"_target_": "torch.optim.Muon", "lr": 0.1},
+            r"optimizer=torch\.optim\.Muon: ",
+        ),  # takes no convolutions
         ({"_target_": "timm.optim.create_optimizer_v2", "opt": "adamm", "lr": 0.1}, r"adamm"),
     ],
 )

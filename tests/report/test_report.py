@@ -77,7 +77,11 @@ def test_temperature_is_in_the_logits_and_not_in_training(tmp_path: Path) -> Non
     batch = Batch(images, torch.tensor([0, 1, 2, 0, 1]), torch.arange(5))
     before, loss = classifier(images), classifier.training_step(batch, 0)
     path = tmp_path / "best.ckpt"
-    content = {"state_dict": classifier.state_dict(), "hyper_parameters": dict(classifier.hparams), "config": {}}
+    content = {
+        "state_dict": classifier.state_dict(),
+        "hyper_parameters": dict(classifier.hparams),
+        "config": {},
+    }
     torch.save({**content, "pytorch-lightning_version": "2.6.4"}, path)
     assert load_checkpoint(path)[0].temperature == 1.0
     add_to_checkpoint(path, temperature=2.0)
@@ -192,7 +196,9 @@ def known(
     generator = torch.Generator().manual_seed(seed)
     classifier = small_classifier(classes, channels, size)
     targets = torch.randint(classes, (samples,), generator=generator)
-    shift = (torch.rand(samples, generator=generator) < wrong) * torch.randint(1, 3, (samples,), generator=generator)
+    shift = (torch.rand(samples, generator=generator) < wrong) * torch.randint(
+        1, 3, (samples,), generator=generator
+    )
     logits = 5 * nn.functional.one_hot((targets + shift) % classes, classes)
     logits = logits + torch.randn(samples, classes, generator=generator)
     images = torch.randint(0, 256, (samples, channels, size, size), generator=generator, dtype=torch.uint8)
@@ -210,8 +216,12 @@ def write(classifier: ImageClassifier, dataset: MemoryImages, report: Report, fo
     return (folder / "index.html").read_text()
 
 
-@pytest.mark.parametrize(("classes", "channels", "size", "wrong"), [(2, 1, 8, 0.3), (10, 3, 224, 0.2), (4, 2, 9, 0)])
-def test_everything_is_drawn(classes: int, channels: int, size: int, wrong: float, tmp_path: Path, capsys: Any) -> None:
+@pytest.mark.parametrize(
+    ("classes", "channels", "size", "wrong"), [(2, 1, 8, 0.3), (10, 3, 224, 0.2), (4, 2, 9, 0)]
+)
+def test_everything_is_drawn(
+    classes: int, channels: int, size: int, wrong: float, tmp_path: Path, capsys: Any
+) -> None:
     classifier, dataset, report = known(classes, 40, channels, size, wrong)
     if not wrong:
         report = make_report(
@@ -338,13 +348,18 @@ def test_trained_with_a_temperature(run: Callable[..., None], capfd: pytest.Capt
 @pytest.mark.slow
 def test_a_sharded_network_has_a_temperature_and_no_heat() -> None:
     strategy = "trainer.strategy={_target_: imgcls.engine.ranks.FullyShardStrategy}"
-    done = imgcls("train", "trainer=ddp_cpu", strategy, "temperature=true", "logger=csv", "hydra.run.dir=two", *SHORT)
+    done = imgcls(
+        "train", "trainer=ddp_cpu", strategy, "temperature=true", "logger=csv", "hydra.run.dir=two", *SHORT
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("no Grad-CAM (the network is sharded over processes)") == 1
     alone = imgcls("eval", "checkpoint=two", "hydra.run.dir=one")
     assert alone.returncode == 0, alone.stderr
     two, one = metrics(Path("two/test")), metrics(Path("one"))
-    assert two == pytest.approx(one, rel=1e-5, abs=1e-6) and two["test/temperature"] == one["test/temperature"] != 1
+    assert (
+        two == pytest.approx(one, rel=1e-5, abs=1e-6)
+        and two["test/temperature"] == one["test/temperature"] != 1
+    )
     assert Path("one/mistakes.png").exists() and "Grad-CAM" not in alone.stdout
 
 
@@ -359,8 +374,19 @@ def test_the_page_in_a_browser(width: int, classes: int, tmp_path: Path) -> None
         pictures: document.images.length, shown: [...document.images].filter(i => i.naturalWidth && i.width > 50).length,
         wide: document.documentElement.scrollWidth > innerWidth}))</script></body>"""
     (tmp_path / "index.html").write_text(text.replace("</body>", script))
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
-    command += [f"--user-data-dir={tmp_path}/profile", f"--window-size={width},900", f"file://{tmp_path}/index.html"]
+    command = [
+        "chromium",
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        "--dump-dom",
+    ]
+    command += [
+        f"--user-data-dir={tmp_path}/profile",
+        f"--window-size={width},900",
+        f"file://{tmp_path}/index.html",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     (title,) = re.findall(r"<title>(.*?)</title>", done.stdout)
     assert json.loads(title) == {"pictures": 34, "shown": 34, "wide": False}

@@ -98,4 +98,6 @@ def test_what_a_reproduction_says_of_the_code(repository: Path) -> None:
         "weights.bin is not there as git.diff has it",
         "large.npy (2.0 MB) was there, and is not in git.diff",
     ]
-    assert uncommitted(Path("runs/two"), Path("runs/two")) == ["large.npy (2.0 MB) was there, and is not in git.diff"]
+    assert uncommitted(Path("runs/two"), Path("runs/two")) == [
+        "large.npy (2.0 MB) was there, and is not in git.diff"
+    ]

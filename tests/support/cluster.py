@@ -13,7 +13,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-PACKAGES = ("slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins", "munge", "libmunge2", "libhwloc15")
+PACKAGES = (
+    "slurmctld",
+    "slurmd",
+    "slurm-client",
+    "slurm-wlm-basic-plugins",
+    "munge",
+    "libmunge2",
+    "libhwloc15",
+)
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
 CONF = """
 ClusterName=test
@@ -97,7 +105,13 @@ class Slurm:
         programs = self.root / "usr/sbin"
         (self.folder / "munge.key").write_bytes(os.urandom(128))
         (self.folder / "munge.key").chmod(0o600)
-        files = {"key-file": "key", "socket": "socket", "pid-file": "pid", "log-file": "log", "seed-file": "seed"}
+        files = {
+            "key-file": "key",
+            "socket": "socket",
+            "pid-file": "pid",
+            "log-file": "log",
+            "seed-file": "seed",
+        }
         options = [f"--{option}={self.folder}/munge.{name}" for option, name in files.items()]
         self.start(str(programs / "munged"), "--foreground", "--force", *options)
         self.start(str(programs / "slurmctld-wlm"), "-D")
@@ -108,7 +122,9 @@ class Slurm:
         while self.run("sinfo", "-h", "-p", "low", "-t", "idle", "-o", "%D", check=False).strip() != "2":
             if time.monotonic() > end or any(process.poll() is not None for process in self.processes):
                 self.__exit__(None, None, None)
-                raise Unavailable(f"SLURM doesn't start: {(self.folder / 'slurmctld.log').read_text()[-500:]}")
+                raise Unavailable(
+                    f"SLURM doesn't start: {(self.folder / 'slurmctld.log').read_text()[-500:]}"
+                )
             time.sleep(0.5)
         return self
 
@@ -127,7 +143,9 @@ class Slurm:
         words = self.run("scontrol", "show", "job", job).split()
         return next(word.partition("=")[2] for word in words if word.startswith("JobState="))
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
         self.run("scancel", "--user", getpass.getuser(), check=False)
         end = time.monotonic() + 40  # KillWait, and some
         while self.run("squeue", "-h", check=False) and time.monotonic() < end:
@@ -197,7 +215,9 @@ class Ray:
     def lose_a_node(self) -> None:
         self.cluster.remove_node(self.second, allow_graceful=False)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
         self.cluster.shutdown()
         for name in self.environment:
             del os.environ[name]

@@ -16,7 +16,9 @@ def files(group: str) -> list[str]:
 
 def composed(*overrides: str, root: str = "train") -> dict[str, Any]:
     places = (
-        ["run_dir=run", "cwd=.", "names={run: test, data: digits, backbone: simple_cnn}"] if root == "train" else []
+        ["run_dir=run", "cwd=.", "names={run: test, data: digits, backbone: simple_cnn}"]
+        if root == "train"
+        else []
     )
     with initialize_config_dir(str(CONF)):
         return configs.plain(compose(root, [*places, *overrides]))

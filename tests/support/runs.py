@@ -31,12 +31,16 @@ def outcome(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """What a training came to, all but times: the weights and all else in its last checkpoint, and the metrics."""
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     table = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
-    return checkpoint["state_dict"], [{k: v for k, v in row.items() if k != "images_per_second"} for row in table]
+    return checkpoint["state_dict"], [
+        {k: v for k, v in row.items() if k != "images_per_second"} for row in table
+    ]
 
 
 def same(one: Path, other: Path) -> bool:
     (weights, rows), (others, other_rows) = outcome(one), outcome(other)
-    return rows == other_rows and all(torch.equal(weights[name], others[name]) for name in {**weights, **others})
+    return rows == other_rows and all(
+        torch.equal(weights[name], others[name]) for name in {**weights, **others}
+    )
 
 
 UNLIKE = (
@@ -56,14 +60,24 @@ def differences(one: Any, other: Any, place: str = "") -> list[str]:
     if place.endswith(UNLIKE):
         return []
     if isinstance(one, dict) and isinstance(other, dict):
-        lacking = [f"{place}.{key} is in one" for key in one.keys() ^ other.keys() if not f"{key}".endswith(UNLIKE)]
+        lacking = [
+            f"{place}.{key} is in one" for key in one.keys() ^ other.keys() if not f"{key}".endswith(UNLIKE)
+        ]
         return lacking + [
-            d for key in one.keys() & other.keys() for d in differences(one[key], other[key], f"{place}.{key}")
+            d
+            for key in one.keys() & other.keys()
+            for d in differences(one[key], other[key], f"{place}.{key}")
         ]
     if isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
-        return [d for i, pair in enumerate(zip(one, other, strict=True)) for d in differences(*pair, f"{place}.{i}")]
+        return [
+            d
+            for i, pair in enumerate(zip(one, other, strict=True))
+            for d in differences(*pair, f"{place}.{i}")
+        ]
     same = (
-        torch.equal(one, other) if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor) else one == other
+        torch.equal(one, other)
+        if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)
+        else one == other
     )
     return [] if same else [place]
 
@@ -89,7 +103,14 @@ def read_back(folder: Path) -> dict[str, Any]:
     command = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = {"history": [], "summary": {}, "artifacts": [], "exit": None, "run": {}, "config": {}}
+    found: dict[str, Any] = {
+        "history": [],
+        "summary": {},
+        "artifacts": [],
+        "exit": None,
+        "run": {},
+        "config": {},
+    }
     found["kinds"] = set()
     for record in map(json.loads, done.stdout.splitlines()):
         kind = record["type"]
@@ -139,7 +160,9 @@ def write_run(path: Path, top1: float = 0.9, status: str = "finished", epochs: i
     rows = [
         f"{e},{10 * e + 9},{2 - e / 10},{top1 - 0.01 * abs(e - 1)},{100 + e}" for e in range(epochs)
     ]  # best: epoch 1
-    (path / "metrics.csv").write_text("\n".join(["epoch,step,val/loss,val/top1,images_per_second", *rows, ""]))
+    (path / "metrics.csv").write_text(
+        "\n".join(["epoch,step,val/loss,val/top1,images_per_second", *rows, ""])
+    )
     (path / "status.json").write_text(
         json.dumps({"status": status, "seconds": 100 * top1, "parameters": int(1e6 * top1)})
     )

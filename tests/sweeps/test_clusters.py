@@ -59,13 +59,17 @@ def begun(*arguments: str, **variables: str) -> Iterator[subprocess.Popen[bytes]
 def wait_for(what: Callable[[], bool], process: subprocess.Popen[bytes] | None = None) -> None:
     end = time.monotonic() + 200
     while not what():
-        assert time.monotonic() < end and (process is None or process.poll() is None), Path("out.txt").read_text()
+        assert time.monotonic() < end and (process is None or process.poll() is None), Path(
+            "out.txt"
+        ).read_text()
         time.sleep(0.1)
 
 
 def epochs(pattern: str) -> int:
     """The fewest epochs that one of the runs has in its metrics.csv; 0 without any."""
-    return min((len(path.read_text().splitlines()) - 1 for path in Path().glob(f"{pattern}/metrics.csv")), default=0)
+    return min(
+        (len(path.read_text().splitlines()) - 1 for path in Path().glob(f"{pattern}/metrics.csv")), default=0
+    )
 
 
 def jobs(sweep: Path) -> list[Path]:
@@ -121,7 +125,9 @@ def test_slurm_run_preempted(local: Path, slurm: Slurm) -> None:
 
 def test_slurm_run_out_of_time(slurm: Slurm) -> None:
     """SLURM warns 120 s before the limit, here from the start: one step, a checkpoint, and back into the queue."""
-    job = slurm.run("sbatch", "-o", "out.txt", "--time=1", str(ROOT / "docs" / "train.sbatch"), *RUN).split()[-1]
+    job = slurm.run("sbatch", "-o", "out.txt", "--time=1", str(ROOT / "docs" / "train.sbatch"), *RUN).split()[
+        -1
+    ]
     wait_for(lambda: slurm.state(job) == "PENDING" and Path("runs/slurm").exists())
     slurm.run("scancel", job)
     assert "stopped after step " in Path("out.txt").read_text()
@@ -132,11 +138,24 @@ def test_slurm_run_out_of_time(slurm: Slurm) -> None:
 def test_ranks_of_srun_and_torchrun(slurm: Slurm) -> None:
     """One directory, one set of files; the same as where Lightning starts the second rank."""
     assert imgcls("train", *DDP, "hydra.run.dir=own").returncode == 0
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "imgcls", "train", *DDP]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "-m",
+        "imgcls",
+        "train",
+        *DDP,
+    ]
     wrong = subprocess.run(torchrun, capture_output=True, text=True)
-    assert "2 processes were started for one run: give all of them one folder, hydra.run.dir=…" in wrong.stderr
+    assert (
+        "2 processes were started for one run: give all of them one folder, hydra.run.dir=…" in wrong.stderr
+    )
     assert not Path("runs").exists()
-    subprocess.run([*torchrun, "hydra.run.dir=torchrun"], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    subprocess.run(
+        [*torchrun, "hydra.run.dir=torchrun"], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     slurm.environment["MASTER_ADDR"] = "127.0.0.1"  # n1 and n2 are no names of this machine's network
     two = (
         "srun",
@@ -165,7 +184,10 @@ def test_a_job_that_dies_takes_none_along(launcher: str, request: pytest.Fixture
         **variables, PYTHONPATH=f"{Path.cwd()}:{os.environ.get('PYTHONPATH', '')}",
     )  # fmt: skip
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "imgcls train: 1 of 4 jobs failed, the others are done: 1_optimizer._target_=dies.Optimizer" in done.stderr
+    assert (
+        "imgcls train: 1 of 4 jobs failed, the others are done: 1_optimizer._target_=dies.Optimizer"
+        in done.stderr
+    )
     assert "sweep sweep: 4 of 4 done, 1 failed; best val/top1 0." in done.stdout
     ends = [folder / "status.json" for folder in jobs(Path("sweep"))]
     found = [json.loads(path.read_text())["status"] if path.exists() else None for path in ends]

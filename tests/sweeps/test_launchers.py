@@ -93,7 +93,11 @@ def test_a_job_that_was_killed_is_marked(tmp_path: Path) -> None:
         Job(0, [], tmp_path).mark_stopped()
     assert json.loads(path.read_text())["status"] == "running"
     Job(0, [], tmp_path).mark_stopped()
-    assert json.loads(path.read_text()) == {"status": "stopped", "seconds": 3, "error": "killed with the sweep"}
+    assert json.loads(path.read_text()) == {
+        "status": "stopped",
+        "seconds": 3,
+        "error": "killed with the sweep",
+    }
 
 
 def test_a_stopped_grid_says_how_to_go_on(
@@ -113,7 +117,9 @@ def test_a_stopped_grid_says_how_to_go_on(
     (folder,) = Path("runs/sweeps").iterdir()
     assert [status(job) for job in jobs(folder)] == ["finished", "stopped"]
     more = f"hydra.sweep.dir={folder}"
-    assert f"sweep {folder.name}: stopped; go on with the same command and {more}\n" in capsys.readouterr().out
+    assert (
+        f"sweep {folder.name}: stopped; go on with the same command and {more}\n" in capsys.readouterr().out
+    )
     here(*command, more)
     assert f"sweep {folder.name}: 3 of 3 done; best" in capsys.readouterr().out
 
@@ -132,7 +138,10 @@ def test_jobs_that_another_process_runs(
     for lock in locks:
         Path(lock.lock_file).parent.mkdir()
         lock.acquire()
-    seen, really = iter([True, False, False]), Job.in_use  # the lock of the third is taken after it was looked at
+    seen, really = (
+        iter([True, False, False]),
+        Job.in_use,
+    )  # the lock of the third is taken after it was looked at
     monkeypatch.setattr(Job, "in_use", lambda job: next(seen, None) if not job.done() else really(job))
 
     def other() -> None:
@@ -160,7 +169,9 @@ def test_two_shells_share_a_named_grid() -> None:
     """Each job is trained once, and both commands end well."""
     command = (*TINY, "seed=0,1,2,3", "sweep.name=shared", "trainer.max_epochs=20")
     start = [sys.executable, "-m", "imgcls", "train", "-m", *command]
-    both = [subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) for _ in range(2)
+    ]
     shown = [process.communicate(timeout=500)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], shown
     assert all("4 of 4 done" in text and "failed" not in text for text in shown)
@@ -173,7 +184,14 @@ def test_two_shells_share_a_named_grid() -> None:
 @pytest.mark.parametrize("way", ["SIGTERM", "SIGINT", "SIGINT to all", "SIGKILL"])
 def test_joblib_workers_end_with_the_sweep(way: str) -> None:
     """As if stopped, so that the same command goes on, at once."""
-    command = (*TINY[:1], "logger=csv", "test=false", "trainer.max_epochs=40", "seed=0,1,2", "launcher=joblib")
+    command = (
+        *TINY[:1],
+        "logger=csv",
+        "test=false",
+        "trainer.max_epochs=40",
+        "seed=0,1,2",
+        "launcher=joblib",
+    )
     start = [sys.executable, "-m", "imgcls", "train", "-m", *command, "sweep.name=mine"]
     with Path("out.txt").open("w") as out:
         leader = subprocess.Popen(start, stdout=out, stderr=out, start_new_session=True)
@@ -182,11 +200,15 @@ def test_joblib_workers_end_with_the_sweep(way: str) -> None:
         wait_for(lambda: len(list(folder.glob("*/metrics.csv"))) == 2)
         number = signal.Signals[way.partition(" ")[0]]
         os.killpg(leader.pid, number) if "all" in way else leader.send_signal(number)
-        assert leader.wait(100) == (STOPPED if number != signal.SIGKILL else -number), Path("out.txt").read_text()
+        assert leader.wait(100) == (STOPPED if number != signal.SIGKILL else -number), Path(
+            "out.txt"
+        ).read_text()
         if number != signal.SIGKILL:
             assert "sweep mine: stopped; go on with the same command\n" in Path("out.txt").read_text()
             assert [status(job) for job in jobs(folder)[:2]] == ["stopped", "stopped"]
-        done = imgcls("train", "-m", *command, "sweep.name=mine", timeout=500)  # waits for those that still save
+        done = imgcls(
+            "train", "-m", *command, "sweep.name=mine", timeout=500
+        )  # waits for those that still save
         assert done.returncode == 0 and "3 of 3 done" in done.stdout, done.stdout + done.stderr
         assert [status(job) for job in jobs(folder)] == ["finished"] * 3
         for job in jobs(folder)[:2]:

@@ -29,7 +29,9 @@ def study(folder: Path) -> Any:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    return optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(str(folder / "study.journal"))))
+    return optuna.load_study(
+        study_name=None, storage=JournalStorage(JournalFileBackend(str(folder / "study.journal")))
+    )
 
 
 def states(folder: Path) -> list[str]:
@@ -49,13 +51,16 @@ def test_a_job_of_a_grid_is_the_job_alone(
     failed = [f"{n}_backbone={net},batch_size=-1" for n, net in ((0, "simple_cnn"), (2, "resnet20"))]
     with pytest.raises(SystemExit) as ended:
         here(*command, "sweep.name=mine")
-    assert str(ended.value.code).startswith(f"imgcls train: 2 of 4 jobs failed, the others are done: {failed[0]}")
+    assert str(ended.value.code).startswith(
+        f"imgcls train: 2 of 4 jobs failed, the others are done: {failed[0]}"
+    )
     folder = Path("runs/sweeps/mine")
     assert sweeps() == [folder] and jobs(folder)[2].name.startswith(failed[1])
     assert same(Path("alone"), jobs(folder)[3]) and not same(Path("alone"), jobs(folder)[1])
     shown = capsys.readouterr().out
     assert (
-        "job 2 failed: data.batch_size=-1: input should be greater than or equal to 1; see runs/sweeps/mine/2_" in shown
+        "job 2 failed: data.batch_size=-1: input should be greater than or equal to 1; see runs/sweeps/mine/2_"
+        in shown
     )
     assert "sweep mine: 4 of 4 done, 2 failed; best val/top1 0." in shown
     assert "compare: imgcls compare runs=runs/sweeps/mine\n" in shown
@@ -72,7 +77,9 @@ def test_a_job_of_a_grid_is_the_job_alone(
     assert (jobs(folder)[1] / "metrics.csv").stat().st_mtime_ns == before
 
 
-def test_a_search_goes_on_where_it_was_stopped(here: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_search_goes_on_where_it_was_stopped(
+    here: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Stopped in its second trial, after the first epoch; then with more trials; against one that was never stopped."""
     command = ("train", "-m", *TINY, "sweep=optuna", SPACE, "data.batch_size=16,32")
     here(*command, "sweep.n_trials=3", "sweep.name=whole")
@@ -91,12 +98,16 @@ def test_a_search_goes_on_where_it_was_stopped(here: Callable[..., None], monkey
     assert [path.name for path in jobs(stopped)] == [path.name for path in jobs(whole)]
     assert states(stopped) == states(whole) == ["COMPLETE"] * 3
     one, other = study(whole).trials, study(stopped).trials
-    assert [t.params for t in one] == [t.params for t in other] and [t.values for t in one] == [t.values for t in other]
+    assert [t.params for t in one] == [t.params for t in other] and [t.values for t in one] == [
+        t.values for t in other
+    ]
     assert [t.user_attrs.get("killed") for t in other] == [None, 1, None]
     assert same(jobs(whole)[1], jobs(stopped)[1])
 
 
-def test_trials_that_fail_or_are_hopeless(here: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+def test_trials_that_fail_or_are_hopeless(
+    here: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
     here(
         "train", "-m", *TINY, "sweep=optuna_pruned", "sweep.n_trials=9", "sweep.pruner.n_startup_trials=1",
         "sweep.pruner.n_warmup_steps=0", "sweep.sampler={_target_: optuna.samplers.BruteForceSampler,seed: 1}",
@@ -109,7 +120,9 @@ def test_trials_that_fail_or_are_hopeless(here: Callable[..., None], capsys: pyt
         "-1": "FAIL",
         "1e-09": "PRUNED",
     }  # and there are no other values to draw
-    assert found["-1"].user_attrs["error"].startswith("optimizer=torch.optim.AdamW: Invalid learning rate: -1")
+    assert (
+        found["-1"].user_attrs["error"].startswith("optimizer=torch.optim.AdamW: Invalid learning rate: -1")
+    )
     pruned = found["1e-09"]
     assert len(pruned.intermediate_values) < 3
     left = jobs(folder)[pruned.number]
@@ -153,14 +166,20 @@ def test_mistakes_are_said_before_the_first_job(
 def test_a_sweep_needs_multirun(said: Callable[..., str], given: str) -> None:
     command = f"imgcls train -m trainer=cpu {given} 'optimizer.lr=interval(0.1,1)'"
     message = said("train", "trainer=cpu", given, "optimizer.lr=interval(0.1,1)")
-    assert message == f"imgcls train: {given}: a sweep needs -m; write {command}" and not Path("runs").exists()
+    assert (
+        message == f"imgcls train: {given}: a sweep needs -m; write {command}" and not Path("runs").exists()
+    )
 
 
 def test_no_metric_is_refused_in_a_single_run(said: Callable[..., str]) -> None:
-    assert said("train", *TINY, "optimized_metric=[]").startswith("imgcls train: optimized_metric=[]: value should")
+    assert said("train", *TINY, "optimized_metric=[]").startswith(
+        "imgcls train: optimized_metric=[]: value should"
+    )
 
 
-def test_a_space_is_changed_by_its_keys(here: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_space_is_changed_by_its_keys(
+    here: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
     """sweep.params.KEY changes one parameter of the preset, or adds one; a key that the config lacks is left out."""
     command = ("train", "-m", *TINY, "sweep=random", "sweep.n_trials=1", "trainer.max_epochs=1")
     more = ("sweep.params.optimizer.lr=interval(0.01,0.02)", "sweep.params.backbone.dropout=0.1,0.2")
@@ -168,7 +187,12 @@ def test_a_space_is_changed_by_its_keys(here: Callable[..., None], capsys: pytes
     here(*command, "loss=binary", "sweep.name=binary")
     assert "sweep.params.loss.label_smoothing is left out of the search" in capsys.readouterr().out
     (trial,) = study(Path("runs/sweeps/changed")).trials
-    assert set(trial.params) == {"optimizer.lr", "optimizer.weight_decay", "data.batch_size", "backbone.dropout"}
+    assert set(trial.params) == {
+        "optimizer.lr",
+        "optimizer.weight_decay",
+        "data.batch_size",
+        "backbone.dropout",
+    }
     assert 0.01 <= trial.params["optimizer.lr"] <= 0.02 and trial.params["backbone.dropout"] in ("0.1", "0.2")
     assert states(Path("runs/sweeps/binary")) == ["COMPLETE"]
 
@@ -227,7 +251,9 @@ def test_progress_line() -> None:
         Job(3, [], folder, "pruned"), Job(4, [], folder),
     ]  # fmt: skip
     line = sweep.line()
-    assert line.startswith("sweep s: 4 of 6 done, 1 running, 1 pruned, 1 failed; best val/loss 0.2500 (job 1); 0:00:0")
+    assert line.startswith(
+        "sweep s: 4 of 6 done, 1 running, 1 pruned, 1 failed; best val/loss 0.2500 (job 1); 0:00:0"
+    )
 
 
 def test_launchers_compose(here: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
@@ -250,14 +276,21 @@ def test_jobs_side_by_side_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch, tmp_
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
 
 
-MIXED = ("backbone=simple_cnn,resnet20", "trainer.precision=32-true,bf16-mixed", "data.batch_size=16,-1", "seed=0,4")
+MIXED = (
+    "backbone=simple_cnn,resnet20",
+    "trainer.precision=32-true,bf16-mixed",
+    "data.batch_size=16,-1",
+    "seed=0,4",
+)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["local", "joblib"])
 def test_nothing_leaks_from_job_to_job(launcher: str) -> None:
     """Networks, precisions, seeds, jobs that fail, and one on two processes in their midst; each against itself alone."""
-    done = imgcls("train", "-m", *TINY, *MIXED, f"launcher={launcher}", "sweep=grid", "sweep.name=mixed", timeout=600)
+    done = imgcls(
+        "train", "-m", *TINY, *MIXED, f"launcher={launcher}", "sweep=grid", "sweep.name=mixed", timeout=600
+    )
     assert done.returncode == 1 and "imgcls train: 8 of 16 jobs failed, the others are done:" in done.stderr
     two = ("trainer=ddp_cpu,cpu", "backbone=simple_cnn", "sweep=grid", "sweep.name=two")
     done = imgcls("train", "-m", *TINY[1:], *two, f"launcher={launcher}", timeout=600)
@@ -270,7 +303,9 @@ def test_nothing_leaks_from_job_to_job(launcher: str) -> None:
     for folder in [folders[1], folders[6], *jobs(Path("runs/sweeps/two"))]:
         config = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text())
         alone = Path("alone") / folder.name.partition("_")[0] / folder.parent.name
-        done = imgcls("train", *(o for o in config if not o.startswith(("job.", "launcher"))), f"hydra.run.dir={alone}")
+        done = imgcls(
+            "train", *(o for o in config if not o.startswith(("job.", "launcher"))), f"hydra.run.dir={alone}"
+        )
         assert done.returncode == 0, done.stderr
         assert same(alone, folder), folder
 
@@ -282,7 +317,9 @@ def test_search_killed_and_finished_by_the_same_command() -> None:
     done = imgcls(*command, "sweep.name=whole", "sweep.n_trials=12", timeout=600)
     assert done.returncode == 0, done.stderr
     again = [sys.executable, "-m", "imgcls", *command, "sweep.name=killed", "sweep.n_trials=12"]
-    process = subprocess.Popen(again, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        again, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert process.stdout is not None
     while "job 5_" not in process.stdout.readline():
         assert process.poll() is None
@@ -320,7 +357,17 @@ def test_two_processes_agree_about_the_trial() -> None:
 
 @pytest.mark.slow
 def test_two_workers_share_a_search() -> None:
-    command = (sys.executable, "-m", "imgcls", "train", "-m", *TINY, "sweep=random", "sweep.n_trials=8", SPACE)
+    command = (
+        sys.executable,
+        "-m",
+        "imgcls",
+        "train",
+        "-m",
+        *TINY,
+        "sweep=random",
+        "sweep.n_trials=8",
+        SPACE,
+    )
     both = [subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}) for _ in range(2)]
     assert [process.wait(timeout=300) for process in both] == [0, 0]
     (folder,) = sweeps()
@@ -330,7 +377,15 @@ def test_two_workers_share_a_search() -> None:
 
 @pytest.mark.slow
 def test_several_objectives(here: Callable[..., None]) -> None:
-    here("train", "-m", *TINY, "sweep=optuna", "sweep.n_trials=3", "optimized_metric=[val/top1,val/loss]", SPACE)
+    here(
+        "train",
+        "-m",
+        *TINY,
+        "sweep=optuna",
+        "sweep.n_trials=3",
+        "optimized_metric=[val/top1,val/loss]",
+        SPACE,
+    )
     (folder,) = sweeps()
     values = [trial.values for trial in study(folder).trials]
     assert [direction.name for direction in study(folder).directions] == ["MAXIMIZE", "MINIMIZE"]
@@ -343,7 +398,9 @@ def test_several_objectives(here: Callable[..., None]) -> None:
 def test_other_searches(here: Callable[..., None]) -> None:
     """Hyperband, random draws for two objectives, and a Gaussian process, each to its end."""
     common = ("train", "-m", *TINY, SPACE, "data.batch_size=16,32")
-    here(*common, "sweep=optuna_hyperband", "sweep.n_trials=8", "sweep.name=hyperband", "trainer.max_epochs=3")
+    here(
+        *common, "sweep=optuna_hyperband", "sweep.n_trials=8", "sweep.name=hyperband", "trainer.max_epochs=3"
+    )
     found = states(Path("runs/sweeps/hyperband"))
     assert len(found) == 8 and set(found) <= {"COMPLETE", "PRUNED"} and "COMPLETE" in found
     assert all(trial.intermediate_values for trial in study(Path("runs/sweeps/hyperband")).trials)

@@ -47,7 +47,9 @@ def classifier(data: Digits | None = None, **options: Any) -> ImageClassifier:
 
 
 def trainer(**settings: Any) -> Trainer:
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    quiet = dict.fromkeys(
+        ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False
+    )
     common: dict[str, Any] = {
         "accelerator": "cpu",
         "devices": 1,
@@ -67,7 +69,9 @@ def images(count: int = 4, size: int = 8) -> Tensor:
 
 def assert_plain(value: Any) -> None:
     assert type(value) in (dict, list, tuple, str, int, float, bool, type(None)), type(value)
-    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
+    for part in (
+        value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    ):
         assert_plain(part)
 
 
@@ -137,7 +141,9 @@ def test_training_step_is_the_loss() -> None:
     logits = module.network(module.normalise(batch.images))
     torch.testing.assert_close(loss, F.cross_entropy(logits, batch.targets, torch.tensor(weight)))
     assert module.train_loss.compute() == pytest.approx(loss.item())
-    assert module.train_top1.compute() == pytest.approx((logits.argmax(1) == batch.targets).float().mean().item())
+    assert module.train_top1.compute() == pytest.approx(
+        (logits.argmax(1) == batch.targets).float().mean().item()
+    )
 
 
 def trained(seed: int, disturb: bool = False) -> dict[str, Tensor]:
@@ -145,7 +151,9 @@ def trained(seed: int, disturb: bool = False) -> dict[str, Tensor]:
     data = digits(seed)
     module = classifier(data, augment=AUGMENT, backbone=CNN | {"dropout": 0.2}, seed=seed)
     torch.manual_seed(99 if disturb else 0)
-    trainer(max_epochs=2, limit_train_batches=3, limit_val_batches=0 if disturb else 1).fit(module, datamodule=data)
+    trainer(max_epochs=2, limit_train_batches=3, limit_val_batches=0 if disturb else 1).fit(
+        module, datamodule=data
+    )
     return module.network.state_dict()
 
 
@@ -252,7 +260,9 @@ def test_evaluation_measures_the_likelihood_whatever_the_training_loss_is(loss: 
     (tested,) = trainer().test(module, datamodule=data, verbose=False)
     for found, split in ((validated["val/loss"], "val"), (tested["test/loss"], "test")):
         held = data.sets[split].__getitems__(range(len(data.sets[split])))
-        assert found == pytest.approx(F.cross_entropy(module.eval()(held.images), held.targets).item(), rel=1e-5)
+        assert found == pytest.approx(
+            F.cross_entropy(module.eval()(held.images), held.targets).item(), rel=1e-5
+        )
 
 
 @pytest.mark.parametrize(
@@ -273,7 +283,9 @@ def test_a_step_is_of_the_mean_of_its_batches(
         "depth": 1,
         "patch_size": 4,
     }
-    module = classifier(data, optimizer=plain, backbone=backbone)  # no batch norm, which would tell batches apart
+    module = classifier(
+        data, optimizer=plain, backbone=backbone
+    )  # no batch norm, which would tell batches apart
     module.skipped = skipped
     expected = copy.deepcopy(module.network)
     run = trainer(limit_train_batches=batches, accumulate_grad_batches=every, limit_val_batches=0, **settings)
@@ -294,7 +306,9 @@ def test_a_step_is_of_the_mean_of_its_batches(
         optimizer.step()
     assert run.global_step == -(-batches // every)
     moved = torch.cat([p.detach().flatten() for p in expected.parameters()])
-    torch.testing.assert_close(weights(module), moved, rtol=1e-4, atol=1e-3 if "precision" in settings else 1e-6)
+    torch.testing.assert_close(
+        weights(module), moved, rtol=1e-4, atol=1e-3 if "precision" in settings else 1e-6
+    )
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
@@ -310,7 +324,9 @@ def test_sums_and_weights_stay_in_single_precision(precision: Any) -> None:
     assert module.train_loss.total.dtype == module.test_metrics.bins.dtype == torch.float32  # type: ignore[union-attr]
     assert torch.equal(module.loss.weight, torch.arange(1.0, 11.0))  # type: ignore[arg-type]
     counts = module.tested["predictions"] == module.tested["targets"]
-    assert found["test/top1"] == pytest.approx(counts.double().mean().item(), abs=1e-6)  # 359 is no number of bfloat16
+    assert found["test/top1"] == pytest.approx(
+        counts.double().mean().item(), abs=1e-6
+    )  # 359 is no number of bfloat16
 
 
 def test_padding_counts_nowhere() -> None:
@@ -358,8 +374,12 @@ def test_ema(decay: float, every: int, tmp_path: Path) -> None:
     callbacks: list[Callback] = [EMA(decay, every), recorder, keep, SaveConfig({"run_dir": str(tmp_path)})]
     run = trainer(max_epochs=2, limit_train_batches=6, callbacks=callbacks, enable_checkpointing=True)
     run.fit(module, datamodule=data)
-    validated = {name: float(value) for name, value in run.callback_metrics.items() if name.startswith("val/")}
-    (tested,) = run.test(module, datamodule=data, ckpt_path=keep.best_model_path, weights_only=True, verbose=False)
+    validated = {
+        name: float(value) for name, value in run.callback_metrics.items() if name.startswith("val/")
+    }
+    (tested,) = run.test(
+        module, datamodule=data, ckpt_path=keep.best_model_path, weights_only=True, verbose=False
+    )
 
     loaded, _ = load_checkpoint(Path(keep.best_model_path))
     state, expected = loaded.network.state_dict(), averaged(recorder.seen, decay, every)
@@ -379,7 +399,9 @@ def test_ema_leaves_training_as_it_is() -> None:
     for callbacks in make:
         prepare(0)
         data, recorder = digits(), Recorder()
-        run = trainer(max_epochs=2, limit_train_batches=3, limit_val_batches=1, callbacks=[*callbacks(), recorder])
+        run = trainer(
+            max_epochs=2, limit_train_batches=3, limit_val_batches=1, callbacks=[*callbacks(), recorder]
+        )
         run.fit(classifier(data), datamodule=data)
         results.append(recorder.seen[-1])
     assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())

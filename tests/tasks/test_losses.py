@@ -88,7 +88,9 @@ def test_weights_move_with_the_module() -> None:
     assert loss.weight.dtype == torch.float64
 
 
-@pytest.mark.parametrize("options", [{}, {"sum_classes": True}, {"target_threshold": 0.2}, {"smoothing": 0.0}])
+@pytest.mark.parametrize(
+    "options", [{}, {"sum_classes": True}, {"target_threshold": 0.2}, {"smoothing": 0.0}]
+)
 def test_binary_as_timm(options: dict[str, Any]) -> None:
     logits, targets, _, weight = batch()
     ours = {("label_smoothing" if key == "smoothing" else key): value for key, value in options.items()}

@@ -103,7 +103,9 @@ def test_as_torchmetrics(classes: int) -> None:
     }
     if classes > 5:
         theirs["top5"] = torchmetrics.MulticlassAccuracy(classes, average="micro", top_k=5)
-    given = [(logits.index_fill(1, torch.tensor([1, 3]), -9.0), t.clamp_min(3)) for logits, t in batches(classes)]
+    given = [
+        (logits.index_fill(1, torch.tensor([1, 3]), -9.0), t.clamp_min(3)) for logits, t in batches(classes)
+    ]
     for logits, targets in given:
         for metric in theirs.values():
             metric.update(logits.softmax(1), targets)
@@ -125,7 +127,9 @@ def test_reset() -> None:
     given = batches(6, 2, seed=1)
     for batch in given:
         collection.update(*batch)
-    assert {name: float(value) for name, value in collection.compute().items()} == pytest.approx(measured(given, 6))
+    assert {name: float(value) for name, value in collection.compute().items()} == pytest.approx(
+        measured(given, 6)
+    )
 
 
 def test_mean_loss_counts_samples() -> None:
@@ -176,7 +180,9 @@ def test_a_training_step_reads_nothing_back(mixed: bool, monkeypatch: pytest.Mon
         spec, {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4},
         {"_target_": "torch.nn.CrossEntropyLoss"}, augment=augment,
     )  # fmt: skip
-    batch = Batch(torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8), torch.arange(8) % 6, torch.arange(8))
+    batch = Batch(
+        torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8), torch.arange(8) % 6, torch.arange(8)
+    )
     classifier.training_step(batch, 0)
     seen = operators(classifier, batch)
     assert "aten::convolution" in seen

@@ -33,7 +33,13 @@ def test_figures_of_one_run(tmp_path: Path) -> None:
     assert figures["ratio"] == pytest.approx(train / floor, rel=0.5)
     assert figures["device_reads_per_step"] == 0  # with the default loggers, metrics and progress bar
     assert figures["parameters"] == 288_170 and figures["peak_memory_bytes"] > 1e8
-    for words in ("bare network", "loader alone", "imgcls train", "bound by", "reads from the device    0 a step"):
+    for words in (
+        "bare network",
+        "loader alone",
+        "imgcls train",
+        "bound by",
+        "reads from the device    0 a step",
+    ):
         assert words in done.stdout
     assert "epoch" not in done.stdout  # the training's own lines
     (run,) = Path("runs/bench").iterdir()
@@ -160,9 +166,12 @@ def test_the_first_step_comes_soon(tmp_path: Path) -> None:
     times = []
     for _ in range(3):
         start = time.time()
-        done = imgcls("train", "+callbacks.first._target_=first_step.FirstStep", "debug=fast", PYTHONPATH=str(tmp_path))
+        done = imgcls(
+            "train", "+callbacks.first._target_=first_step.FirstStep", "debug=fast", PYTHONPATH=str(tmp_path)
+        )
         times.append(
-            next(float(line.split()[2]) for line in done.stdout.splitlines() if line.startswith("step 1 ")) - start
+            next(float(line.split()[2]) for line in done.stdout.splitlines() if line.startswith("step 1 "))
+            - start
         )
     print(f"first step after {sorted(times)[1]:.1f} s")
     assert sorted(times)[1] < 20

@@ -64,9 +64,15 @@ def test_a_training_as_it_is_read(here: Here, monkeypatch: pytest.MonkeyPatch) -
     assert one["optimizer.lr"] == 0.01 and one["optimizer"] == "AdamW" and one["backbone"] == "simple_cnn"
     logged = curves("runs/one")
     assert len(logged) == 2 and one["last/val/loss"] == logged["val/loss"].iloc[-1]
-    assert one["best/val/top1"] == logged["val/top1"].max() and one["best/epoch"] == logged["val/top1"].argmax()
+    assert (
+        one["best/val/top1"] == logged["val/top1"].max() and one["best/epoch"] == logged["val/top1"].argmax()
+    )
     assert one["test/top1"] == json.loads(Path("runs/one/test/metrics.json").read_text())["test/top1"]
-    assert 0 < one["seconds"] < 100 and one["images_per_second"] > 0 and one["parameters"] == two["parameters"] > 1000
+    assert (
+        0 < one["seconds"] < 100
+        and one["images_per_second"] > 0
+        and one["parameters"] == two["parameters"] > 1000
+    )
     assert len(json.loads(Path("runs/one/environment.json").read_text())["data"]) == 3
     assert compare.differing_config(read_runs("runs")) == ["optimizer.lr"]
 
@@ -112,11 +118,23 @@ def test_runs_that_are_no_good(here: Here, capsys: pytest.CaptureFixture[str]) -
 def test_the_command(here: Here, capsys: pytest.CaptureFixture[str]) -> None:
     """In a process of its own, with a condition that Hydra's grammar has no place for."""
     sweep(Path("runs"))
-    done = imgcls("compare", "runs=runs", "where=val/top1>0.805 and backbone!=x", "hydra.run.dir=out", COLUMNS="100")
+    done = imgcls(
+        "compare", "runs=runs", "where=val/top1>0.805 and backbone!=x", "hydra.run.dir=out", COLUMNS="100"
+    )
     assert done.returncode == 0 and not done.stderr, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "9 runs, best/val/top1" and all(cell_len(line) <= 100 for line in lines)
-    assert lines[1].split()[::2] == ["name", "backbone", "seed", "lr", "best", "last", "test", "time", "parameters"]
+    assert lines[1].split()[::2] == [
+        "name",
+        "backbone",
+        "seed",
+        "lr",
+        "best",
+        "last",
+        "test",
+        "time",
+        "parameters",
+    ]
     assert [word.strip() for word in lines[3].split("│")][1:5] == ["resnet20", "2", "0.1", "0.8660"]
     table = pd.read_csv("out/runs.csv")
     assert list(table["best/val/top1"]) == sorted(table["best/val/top1"], reverse=True)
@@ -151,7 +169,9 @@ def test_groups_and_the_paired_test() -> None:
     """Against SciPy's own, over the seeds that both have."""
     shutil.rmtree(next(sweep(Path("runs"), seeds=4).glob("*resnet20,lr=0.1,seed=3")))
     table = read_runs("runs")
-    groups = compare.grouped(table, "seed", ["backbone", "optimizer.lr"], "best/val/top1", "backbone=simple_cnn,lr=0.1")
+    groups = compare.grouped(
+        table, "seed", ["backbone", "optimizer.lr"], "best/val/top1", "backbone=simple_cnn,lr=0.1"
+    )
     assert sorted(groups["runs"]) == [3, 4, 4, 4]
     row = groups[(groups["backbone"] == "resnet20") & (groups["optimizer.lr"] == "0.1")].iloc[0]
 
@@ -163,9 +183,9 @@ def test_groups_and_the_paired_test() -> None:
     test = stats.ttest_rel(ours, theirs)
     assert row["pairs"] == 3 and row["p (t)"] == pytest.approx(test.pvalue)
     assert row["p (Wilcoxon)"] == pytest.approx(stats.wilcoxon(ours, theirs).pvalue)
-    assert row["best/val/top1 mean"] == pytest.approx(ours.mean()) and row["best/val/top1 std"] == pytest.approx(
-        ours.std()
-    )
+    assert row["best/val/top1 mean"] == pytest.approx(ours.mean()) and row[
+        "best/val/top1 std"
+    ] == pytest.approx(ours.std())
     low, high = test.confidence_interval()
     assert (row["difference"] - row["95%"], row["difference"] + row["95%"]) == pytest.approx((low, high))
 
@@ -242,7 +262,9 @@ def test_values_of_any_type_and_names_of_the_table(here: Here) -> None:
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | odd))
     write_run(Path("runs/b"), mixed="three", huge=1)
     write_run(Path("runs/c"), mixed=None).rename(Path("runs") / os.fsdecode(b"\xff"))
-    (path.parent / "test/metrics.json").write_text(json.dumps({"test/top1": 0.85, "test/\ud800": 1, "status": 0}))
+    (path.parent / "test/metrics.json").write_text(
+        json.dumps({"test/top1": 0.85, "test/\ud800": 1, "status": 0})
+    )
     for sort in ("mixed", "-huge"):
         here("compare", "runs=runs", f"sort={sort}", "group=seed", "hydra.run.dir=out")
     found = read_runs("runs").set_index("name")
@@ -253,7 +275,9 @@ def test_values_of_any_type_and_names_of_the_table(here: Here) -> None:
 def test_infinity_is_shown_and_not_plotted(here: Here, capsys: pytest.CaptureFixture[str]) -> None:
     sweep(Path("runs"))
     for path, value in zip(sorted(Path("runs").iterdir())[:2], ("inf", "-inf"), strict=True):
-        rows = (path / "metrics.csv").read_text().replace("0.8\n", f"{value}\n").replace(",1.9,", f",{value},")
+        rows = (
+            (path / "metrics.csv").read_text().replace("0.8\n", f"{value}\n").replace(",1.9,", f",{value},")
+        )
         (path / "metrics.csv").write_text(rows)
         (path / "status.json").write_text('{"status": "finished", "seconds": Infinity, "parameters": 3}')
     here("compare", "runs=runs", "group=seed", "hydra.run.dir=out", "metric=best/val/loss")
@@ -267,7 +291,9 @@ def test_infinity_is_shown_and_not_plotted(here: Here, capsys: pytest.CaptureFix
 
 
 def test_importance() -> None:
-    shares, why = importances(read_runs(sweep(Path("runs"))), ["backbone", "seed", "optimizer.lr"], "best/val/top1")
+    shares, why = importances(
+        read_runs(sweep(Path("runs"))), ["backbone", "seed", "optimizer.lr"], "best/val/top1"
+    )
     assert (
         max(shares, key=lambda name: shares[name]) == "backbone"
         and sum(shares.values()) == pytest.approx(1)
@@ -299,7 +325,10 @@ def test_two_runs(here: Here, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (["runs=nothing"], "runs=nothing: there is no such folder; expected one with runs of imgcls train in it"),
+        (
+            ["runs=nothing"],
+            "runs=nothing: there is no such folder; expected one with runs of imgcls train in it",
+        ),
         (["runs=empty"], "runs=empty: no run is in or below it; expected what imgcls train made"),
         (["where=lr~3"], "where=lr~3: expected name=value, or with != < > <= >="),
         (["where=backbon=x"], "backbon: no run has a value of this name; did you mean 'backbone'?"),
@@ -307,7 +336,10 @@ def test_two_runs(here: Here, capsys: pytest.CaptureFixture[str]) -> None:
         (["where=seed>7"], "where=seed>7: no run that is compared is like this; take a condition away"),
         (["sort=eps2"], "eps2: no run has a value of this name; choose one of: "),
         (["metric=lr2"], "lr2: no run has a value of this name; "),
-        (["metric=backbone"], "metric=backbone: none of the runs that are compared has such a measured value"),
+        (
+            ["metric=backbone"],
+            "metric=backbone: none of the runs that are compared has such a measured value",
+        ),
         (["baseline=seed=0"], "baseline=seed=0 needs group=seed or group=fold, over which runs are paired"),
         (
             ["group=seed", "baseline=lr>0"],
@@ -329,21 +361,39 @@ def write_named(folder: Path, word: str) -> None:
             folder / f"{word.replace('/', '∕')}{place}", 0.5 + place / 10, "failed" if place else "finished"
         )
         config = yaml.safe_load((path / "config.yaml").read_text())
-        config |= {word: f"{word}{place}", f"n{word}": place, "optimized_metric": f"val/{word}", "seed": place}
+        config |= {
+            word: f"{word}{place}",
+            f"n{word}": place,
+            "optimized_metric": f"val/{word}",
+            "seed": place,
+        }
         config["names"] |= {"run": f"{word}=1", "backbone": f"{word}{place}"}
         (path / "config.yaml").write_text(yaml.safe_dump(config))
         quoted = word.replace('"', '""')
         rows = (path / "metrics.csv").read_text().replace("val/top1", f'"val/{quoted}"')
         (path / "metrics.csv").write_text(rows)
         (path / "status.json").write_text(
-            json.dumps({"status": ["finished", "failed"][place], "error": word, "seconds": 1 + place, "parameters": 9})
+            json.dumps(
+                {
+                    "status": ["finished", "failed"][place],
+                    "error": word,
+                    "seconds": 1 + place,
+                    "parameters": 9,
+                }
+            )
         )
         found = json.loads((path / "environment.json").read_text())
-        found |= {word: f"{word}{place}", "packages": {word: f"{word}{place}"}, "data": {word: f"{word}{place}"}}
+        found |= {
+            word: f"{word}{place}",
+            "packages": {word: f"{word}{place}"},
+            "data": {word: f"{word}{place}"},
+        }
         (path / "environment.json").write_text(json.dumps(found))
 
 
-def test_names_and_values_are_text_on_the_page_and_the_terminal(here: Here, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_and_values_are_text_on_the_page_and_the_terminal(
+    here: Here, capsys: pytest.CaptureFixture[str]
+) -> None:
     pages, word = [], f"{HOSTILE}</script><!--{{{{ 7*7 }}}}[/b][red]"
     for folder, name in (("hostile", word), ("plain", "word")):
         write_named(Path(folder), name)
@@ -352,7 +402,9 @@ def test_names_and_values_are_text_on_the_page_and_the_terminal(here: Here, caps
     assert pages[0] == pages[1] and len(pages[0]) > 60
     assert "[/b][red]" in capsys.readouterr().out
     script = Path("out-hostile/index.html").read_text().rpartition("<script>")[2]
-    assert "img" not in script and not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write", script)
+    assert "img" not in script and not re.search(
+        r"innerHTML|outerHTML|insertAdjacent|document\.write", script
+    )
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
@@ -408,7 +460,9 @@ def test_the_page_in_a_browser(here: Here, tmp_path: Path) -> None:
     Path("out/probe.html").write_text(text.replace("</body>", PROBE))
     done = opened(tmp_path / "out" / "probe.html")
     assert "CONSOLE" not in done.stderr, done.stderr
-    said = json.loads(re.findall(r"<title>(.*?)</title>", done.stdout)[0].replace("&lt;", "<").replace("&gt;", ">"))
+    said = json.loads(
+        re.findall(r"<title>(.*?)</title>", done.stdout)[0].replace("&lt;", "<").replace("&gt;", ">")
+    )
     table = pd.read_csv("out/runs.csv")
     assert said["start"] == [13, 13, 13, list(table["name"])]
     by_time = list(table.sort_values("seconds", kind="stable")["name"])

@@ -138,7 +138,9 @@ def test_planted_faults(run: Run, broken: Path) -> None:
 
 def test_a_clean_set_has_no_fault(run: Run, clean: Path) -> None:
     found, printed, folder = run(f"data.root={clean}", *SMALL, "augment=mix")
-    assert not any(found[key] for key in ("unreadable", "duplicates", "near_duplicates", "absent", "training_refuses"))
+    assert not any(
+        found[key] for key in ("unreadable", "duplicates", "near_duplicates", "absent", "training_refuses")
+    )
     assert "no faults found" in printed and listed(folder / "exclude.txt") == set()
     assert found["splits"] == {"train": 24, "val": 12, "test": 12} and found["imbalance"]["ratio"] == 1
     train = np.stack([np.asarray(Image.open(path)) for path in (clean / "train").rglob("*.jpg")]) / 255
@@ -211,7 +213,10 @@ def test_copies_of_any_shape(run: Run, folder: Path) -> None:
         for i in range(2):
             Image.fromarray(pixels).save(folder / "cat" / f"{name}{i}.png")
     found, _, _ = run(f"data.root={folder}", *SMALL)
-    assert groups(found, "duplicates") == [("cat/high0.png", "cat/high1.png"), ("cat/wide0.png", "cat/wide1.png")]
+    assert groups(found, "duplicates") == [
+        ("cat/high0.png", "cat/high1.png"),
+        ("cat/wide0.png", "cat/wide1.png"),
+    ]
 
 
 def test_the_bits_of_deep_pictures(run: Run, tmp_path: Path) -> None:
@@ -224,7 +229,9 @@ def test_the_bits_of_deep_pictures(run: Run, tmp_path: Path) -> None:
             Image.fromarray(np.roll(ramp, 7 * i).astype(dtype)).save(path)
     found, printed, _ = run(f"data.root={tmp_path}/u", *SMALL)
     words = "30 of 16-bit integers use 12 of 16 bits: up to 4095, where 65535 is white"
-    assert f"depth            {words}" in printed and f"{words}; set data.bits=12 and inspect again" in printed
+    assert (
+        f"depth            {words}" in printed and f"{words}; set data.bits=12 and inspect again" in printed
+    )
     assert found["mean"][0] < 0.04
     found, printed, folder = run(f"data.root={tmp_path}/i", *SMALL)
     assert len(found["unreadable"]) == 30 and "set data.bits=12 and inspect again" in printed
@@ -296,9 +303,14 @@ def test_imagenet(run: Run, tmp_path: Path) -> None:
     for split, count in (("train", 4), ("val", 2)):
         for label, name in enumerate(("n01440764", "n01443537")):
             for i in range(count):
-                photo(tmp_path / "net" / split / name / f"{i}.JPEG".lower(), seed=100 * label + i + 10 * count)
+                photo(
+                    tmp_path / "net" / split / name / f"{i}.JPEG".lower(), seed=100 * label + i + 10 * count
+                )
     arguments = ("data=imagenet", f"data.root={tmp_path}/net", *SMALL)
-    assert run(*arguments)[0]["splits"] == {"train": 8, "test": 4}  # the official validation images are the test split
+    assert run(*arguments)[0]["splits"] == {
+        "train": 8,
+        "test": 4,
+    }  # the official validation images are the test split
     photo(tmp_path / "net" / "train" / "walrus" / "0.jpg", seed=5)
     found, _, _ = run(*arguments)
     assert "no WordNet id" in found["training_refuses"] and found["splits"] == {"train": 9, "test": 4}
@@ -349,7 +361,10 @@ def test_splits_without_train(run: Run, clean: Path) -> None:
         (["data=packed", "data.root=empty"], "inspect reads image files and sets in memory"),
         (["data.root=empty", "near=7"], "near=7: input should be less than or equal to 6"),
         (["data.root=empty", "data.fraction=2"], "data.fraction=2"),
-        (["data.root=empty", "data.exclude=nowhere.txt"], "data.exclude=nowhere.txt can't be read (No such file"),
+        (
+            ["data.root=empty", "data.exclude=nowhere.txt"],
+            "data.exclude=nowhere.txt can't be read (No such file",
+        ),
     ],
 )
 def test_mistakes(said: Callable[..., str], arguments: list[str], words: str) -> None:
@@ -361,7 +376,9 @@ def test_mistakes(said: Callable[..., str], arguments: list[str], words: str) ->
 def loaded(root: Path, lines: str | None) -> ImageFolder:
     if lines is not None:
         Path("list").write_text(lines)
-    data = ImageFolder(root=str(root), exclude=None if lines is None else "list", image_size=24, mean=[0.5], std=[0.2])
+    data = ImageFolder(
+        root=str(root), exclude=None if lines is None else "list", image_size=24, mean=[0.5], std=[0.2]
+    )
     data.setup()
     return data
 
@@ -373,25 +390,37 @@ def test_exclude(clean: Path) -> None:
         names = [{data.sets[split].name(i) for i in range(len(data.sets[split]))} for data in (whole, rest)]
         gone = {f"{clean}/{name}" for name in ("train/cat/3.jpg", "train/fox/0.jpg", "test/dog/1.jpg")}
         assert names[1] == names[0] - gone
-        labels = {Path(rest.sets[split].name(i)).parent.name: int(t) for i, t in enumerate(rest.sets[split].targets)}
+        labels = {
+            Path(rest.sets[split].name(i)).parent.name: int(t) for i, t in enumerate(rest.sets[split].targets)
+        }
         assert labels == {"cat": 0, "dog": 1, "fox": 2}
 
 
 @pytest.mark.parametrize(
-    "entry", ["train/cat/99.jpg", "train/cat", "train", "cat/0.jpg", "../x.jpg", "train/zebra/0.jpg", "valid/cat/0.jpg"]
+    "entry",
+    [
+        "train/cat/99.jpg",
+        "train/cat",
+        "train",
+        "cat/0.jpg",
+        "../x.jpg",
+        "train/zebra/0.jpg",
+        "valid/cat/0.jpg",
+    ],
 )
 def test_an_entry_that_matches_nothing(clean: Path, entry: str) -> None:
-    with pytest.raises(UserError, match=f"data.exclude=list names '{re.escape(entry)}', which is no image of a split"):
+    with pytest.raises(
+        UserError, match=f"data.exclude=list names '{re.escape(entry)}', which is no image of a split"
+    ):
         loaded(clean, f"train/cat/0.jpg\n{entry}\n")
 
 
 def test_a_class_that_is_left_empty(clean: Path) -> None:
     with pytest.raises(UserError, match="train/fox holds no image that is not excluded"):
         loaded(clean, "".join(f"train/fox/{i}.jpg\n" for i in range(8)))
-    assert loaded(clean, "".join(f"val/fox/{i}.jpg\n" for i in range(4))).sets["val"].targets.unique().tolist() == [
-        0,
-        1,
-    ]
+    assert loaded(clean, "".join(f"val/fox/{i}.jpg\n" for i in range(4))).sets[
+        "val"
+    ].targets.unique().tolist() == [0, 1]
 
 
 def test_the_index_stays_valid(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:

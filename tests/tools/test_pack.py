@@ -57,7 +57,9 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_the_command(folder: Path, run: Callable[..., str]) -> None:
     """Pack, then train on what was packed, with the line that packing ends with."""
-    said = run("pack", f"data.root={folder}", "out='a b/pack'", "data.num_workers=1", "data.image_size=16", "size=24")
+    said = run(
+        "pack", f"data.root={folder}", "out='a b/pack'", "data.num_workers=1", "data.image_size=16", "size=24"
+    )
     *_, made, advice = said.splitlines()
     assert made.startswith("36 images, 0.0 MB, ") and made.endswith(" images/s: a b/pack")
     assert left(Path("a b/pack")) == ["pack"]
@@ -66,7 +68,9 @@ def test_the_command(folder: Path, run: Callable[..., str]) -> None:
     said = run(*command, "backbone=simple_cnn", "debug=fast", "data.batch_size=4", "data.num_workers=0")
     assert "data: 30 train, 3 val, 3 test images of 3×16×16, 3 classes" in said
     trained = next(path for path in Path("runs").glob("packed-*/*") if path.is_dir())
-    said = run("eval", f"checkpoint={trained}", "data=packed", "data.root='a b/pack'")  # prepared as in training
+    said = run(
+        "eval", f"checkpoint={trained}", "data=packed", "data.root='a b/pack'"
+    )  # prepared as in training
     assert "top1" in said
 
 
@@ -192,10 +196,14 @@ def test_two_at_once(folder: Path) -> None:
 
 def test_killed_in_the_middle(folder: Path) -> None:
     """After SIGKILL nothing looks finished, and the next start begins anew."""
-    trap = folder / "fox" / "08b.jpg"  # reading it waits for ever; not among those that the disk check looks at
+    trap = (
+        folder / "fox" / "08b.jpg"
+    )  # reading it waits for ever; not among those that the disk check looks at
     os.mkfifo(trap)
     command = [sys.executable, "-m", "imgcls", "pack", f"data.root={folder}", "out=out", "data.num_workers=0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    ) as process:
         end = time.monotonic() + 120
         while not Path(".out.partial/train.bin").exists() and time.monotonic() < end:
             assert process.poll() is None
@@ -207,4 +215,8 @@ def test_killed_in_the_middle(folder: Path) -> None:
     trap.unlink()
     Path(".out.partial/old.bin").write_bytes(b"x")
     out = packed(folder)
-    assert left() == ["out"] and sorted(p.name for p in out.iterdir()) == ["manifest.json", "train.bin", "train.npy"]
+    assert left() == ["out"] and sorted(p.name for p in out.iterdir()) == [
+        "manifest.json",
+        "train.bin",
+        "train.npy",
+    ]

@@ -35,14 +35,22 @@ def test_the_same_and_not_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With a relative path in the config, dropout, erasing and EMA; from another folder; then with a result that was changed."""
-    data = ("data=imagefolder", "data.root=pictures", "data.image_size=16", "data.batch_size=4", "data.num_workers=0")
+    data = (
+        "data=imagefolder",
+        "data.root=pictures",
+        "data.image_size=16",
+        "data.batch_size=4",
+        "data.num_workers=0",
+    )
     here("train", *SHORT, *data, "callbacks=[default,ema]", "logger=[csv,wandb]", "hydra.run.dir=one")
     elsewhere = folder.parent / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     here("reproduce", "run=../one", "out=two")
     out = capsys.readouterr().out
-    same = [f"{what}: the same, bit for bit" for what in ("metrics.csv", "test metrics", "best.ckpt", "last.ckpt")]
+    same = [
+        f"{what}: the same, bit for bit" for what in ("metrics.csv", "test metrics", "best.ckpt", "last.ckpt")
+    ]
     assert out.splitlines()[-4:] == same
     record = json.loads(Path("two/reproduction.json").read_text())
     assert not any(record["results"].values()) and not any(record["circumstances"].values())
@@ -129,7 +137,9 @@ def test_fingerprint(folder: Path) -> None:
 @pytest.mark.slow
 def test_two_processes() -> None:
     """The ranks of a reproduction are started as those of a training."""
-    done = imgcls("train", *SHORT, "trainer=ddp_cpu", "trainer.max_epochs=1", "logger=csv", "hydra.run.dir=one")
+    done = imgcls(
+        "train", *SHORT, "trainer=ddp_cpu", "trainer.max_epochs=1", "logger=csv", "hydra.run.dir=one"
+    )
     assert done.returncode == 0, done.stderr
     done = imgcls("reproduce", "run=one", "out=two")
     assert done.returncode == 0, done.stderr + done.stdout

@@ -87,7 +87,8 @@ def patches(images: Tensor) -> Tensor:
         return (place >= start) & (place < start + side)
 
     return (
-        inside(height, (area * ratio).sqrt())[:, None, :, None] & inside(width, (area / ratio).sqrt())[:, None, None, :]
+        inside(height, (area * ratio).sqrt())[:, None, :, None]
+        & inside(width, (area / ratio).sqrt())[:, None, None, :]
     )
 
 

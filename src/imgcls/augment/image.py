@@ -75,20 +75,26 @@ class Augment:
     def __post_init__(self) -> None:
         mixed = self.mixup.probability + self.cutmix.probability
         if mixed > 1:
-            raise UserError(f"augment.mixup.probability + cutmix.probability={mixed}: expected a number from 0 to 1")
+            raise UserError(
+                f"augment.mixup.probability + cutmix.probability={mixed}: expected a number from 0 to 1"
+            )
 
     def crop_of(self, spec: DataSpec) -> str:
         """Returns the kind of crop for this data, "auto" decided."""
         return self.crop if self.crop != "auto" else "padded" if spec.image_size <= SMALL else "resized"
 
 
-def worker_transform(augment: Augment, spec: DataSpec, otherwise: nn.Module | None = None) -> nn.Module | None:
+def worker_transform(
+    augment: Augment, spec: DataSpec, otherwise: nn.Module | None = None
+) -> nn.Module | None:
     """Returns what a worker does to one training image; `otherwise` where the crop is not "resized", which brings
     images to their size, or nothing."""
     first = otherwise
     if augment.crop_of(spec) == "resized":
         interpolation = InterpolationMode(spec.interpolation)
-        first = v2.RandomResizedCrop(spec.image_size, augment.scale, augment.ratio, interpolation, antialias=True)
+        first = v2.RandomResizedCrop(
+            spec.image_size, augment.scale, augment.ratio, interpolation, antialias=True
+        )
     policy = None if augment.policy is None else build(augment.policy, "augment.policy", nn.Module)
     if policy is None and first is otherwise:
         return otherwise
@@ -99,5 +105,9 @@ class ThreeAugment(v2.Compose):
     """3-Augment: grey, solarised or blurred, one of them, and a slight colour jitter (Touvron et al. 2022, DeiT III)."""
 
     def __init__(self, jitter: float = 0.3) -> None:
-        one = [v2.RandomGrayscale(p=1.0), v2.RandomSolarize(threshold=128, p=1.0), v2.GaussianBlur(5, (0.1, 2.0))]
+        one = [
+            v2.RandomGrayscale(p=1.0),
+            v2.RandomSolarize(threshold=128, p=1.0),
+            v2.GaussianBlur(5, (0.1, 2.0)),
+        ]
         super().__init__([v2.RandomChoice(one), v2.ColorJitter(jitter, jitter, jitter)])

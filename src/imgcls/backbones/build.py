@@ -32,7 +32,10 @@ def build_network(
     Raises:
         UserError: a key does not fit, the weights do not, or the images are too small for the network.
     """
-    options, shape = dict(config), {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    options, shape = (
+        dict(config),
+        {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size},
+    )
     weights = options.pop("weights", None)
     network = configs.build({**options, **shape}, "backbone")
     if not isinstance(network, nn.Module):
@@ -74,7 +77,9 @@ def reset_head(network: nn.Module) -> None:
 
 def on_meta(network: nn.Module, *shape: int) -> Any:
     """Returns what the network gives for images of a shape, computed on shapes alone: milliseconds, no memory."""
-    state = {name: tensor.to("meta") for name, tensor in (*network.named_parameters(), *network.named_buffers())}
+    state = {
+        name: tensor.to("meta") for name, tensor in (*network.named_parameters(), *network.named_buffers())
+    }
     return torch.func.functional_call(network, state, torch.empty(shape, device="meta"))
 
 

@@ -5,7 +5,9 @@ from torch import nn
 from imgcls.errors import UserError
 
 
-def simple_cnn(num_classes: int, in_channels: int, image_size: int, width: int = 32, dropout: float = 0.0) -> nn.Module:
+def simple_cnn(
+    num_classes: int, in_channels: int, image_size: int, width: int = 32, dropout: float = 0.0
+) -> nn.Module:
     """Returns stages of `width`, 2 and 4 times `width` channels, each after the first at half the resolution."""
     if width < 1:
         raise UserError(f"backbone.width={width}: expected 1 or more")

@@ -21,7 +21,9 @@ def timm_network(
         UserError: an unknown name or option, or weights that could not be had.
     """
     if not timm.is_model(name.partition(".")[0]):
-        raise UserError(f"backbone.name={name}: timm has no such network; {nearest(name, timm.list_models())}")
+        raise UserError(
+            f"backbone.name={name}: timm has no such network; {nearest(name, timm.list_models())}"
+        )
     if taken := REFUSED & set(options):
         raise UserError(f"backbone.{taken.pop()}: files of weights are read by backbone.weights=FILE alone")
     known = timm.get_pretrained_cfg(name.partition(".")[0], allow_unregistered=True)

@@ -36,13 +36,22 @@ def torchvision_network(
     if builder.__module__.endswith("maxvit"):
         options = {"input_size": (image_size, image_size)} | options
     if name in AUXILIARY_WEIGHT:  # inputs re-scaled always, so that a checkpoint needs no word of it
-        options = {"aux_logits": True, "init_weights": not pretrained, "transform_input": in_channels == 3} | options
+        options = {
+            "aux_logits": True,
+            "init_weights": not pretrained,
+            "transform_input": in_channels == 3,
+        } | options
     try:
         network: Any = builder(num_classes=num_classes, **options)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise UserError(f"backbone.name={name}: {' '.join(str(error).split())}") from error
-    layers = {key: module for key, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)}
-    sized = {key: getattr(layer, "out_features", getattr(layer, "out_channels", None)) for key, layer in layers.items()}
+    layers = {
+        key: module for key, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
+    }
+    sized = {
+        key: getattr(layer, "out_features", getattr(layer, "out_channels", None))
+        for key, layer in layers.items()
+    }
     last = [key for key, outputs in sized.items() if outputs == num_classes][-1:]
     network.head_names = tuple(head for head in AUXILIARY_HEADS.get(name, last) if head in layers)
     if name in AUXILIARY_WEIGHT:
@@ -77,7 +86,11 @@ def load_published(network: Any, name: str, options: dict[str, Any]) -> None:
 def adapt_stem(network: nn.Module, in_channels: int) -> None:
     """Replaces the first convolution by one for `in_channels`: its weights summed for grey, repeated for more."""
     name, old = next((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
-    kept = {k: getattr(old, k) for k in inspect.signature(nn.Conv2d).parameters if k not in ("device", "dtype", "bias")}
+    kept = {
+        k: getattr(old, k)
+        for k in inspect.signature(nn.Conv2d).parameters
+        if k not in ("device", "dtype", "bias")
+    }
     new = nn.Conv2d(**kept | {"in_channels": in_channels}, bias=False, device=old.weight.device)
     new.weight, new.bias = nn.Parameter(adapt_input_conv(in_channels, old.weight.data)), old.bias
     network.set_submodule(name, new)

@@ -37,12 +37,18 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
         case {"hyper_parameters": {"spec": {"class_names": [*names]}}}:  # a checkpoint of train
             pass
     keys = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "net")
-    state = next((state[k] for k in keys if isinstance(state, Mapping) and isinstance(state.get(k), Mapping)), state)
+    state = next(
+        (state[k] for k in keys if isinstance(state, Mapping) and isinstance(state.get(k), Mapping)), state
+    )
     if not isinstance(state, Mapping):
-        raise UserError(f"weights={path}: expected a state dict, names to tensors, but found {type(state).__name__}")
+        raise UserError(
+            f"weights={path}: expected a state dict, names to tensors, but found {type(state).__name__}"
+        )
     if odd := [key for key, value in state.items() if not (isinstance(key, str) and is_plain(value))]:
         expected = "expected a state dict, names to dense tensors of real numbers"
-        raise UserError(f"weights={path}: {expected}, but {odd[0]!r:.60} is no such name, or has no such tensor")
+        raise UserError(
+            f"weights={path}: {expected}, but {odd[0]!r:.60} is no such name, or has no such tensor"
+        )
     for prefix in ("module.", "network.", "_orig_mod."):
         if sum(key.startswith(prefix) for key in state) > len(state) / 2:
             state = {key.removeprefix(prefix): value for key, value in state.items()}
@@ -77,7 +83,9 @@ def load_weights(network: nn.Module, path: Path, class_names: Sequence[str] | No
         heads = tuple(f"{name}." for name in getattr(network, "head_names", ()))
         other = [key for key in matching if key.startswith(heads)]
         matching = {key: value for key, value in matching.items() if key not in other}
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]  # files of old
+    missing = [
+        key for key in own if key not in state and not key.endswith("num_batches_tracked")
+    ]  # files of old
     problems = [
         f"{what}: {', '.join(keys[:6])}{f' and {len(keys) - 6} more' if len(keys) > 6 else ''}"
         for what, keys in {

@@ -101,10 +101,14 @@ class Finetune(Callback):
         for optimizer in trainer.optimizers:
             give_momentum(optimizer)
         if changed and isinstance(trainer.strategy, DDPStrategy):
-            trainer.strategy.model = trainer.lightning_module  # wrapped anew: DDP waits for what learned when it began
+            trainer.strategy.model = (
+                trainer.lightning_module
+            )  # wrapped anew: DDP waits for what learned when it began
             trainer.strategy.configure_ddp()
             first = True
-        if (first or self.layer_epochs or trainer.current_epoch == self.head_epochs) and trainer.is_global_zero:
+        if (
+            first or self.layer_epochs or trainer.current_epoch == self.head_epochs
+        ) and trainer.is_global_zero:
             counts = [p.numel() for p in pl_module.network.parameters() if p.requires_grad]
             total = sum(p.numel() for p in pl_module.network.parameters())
             above = [name for name, layer in self.layers.items() if layer >= (self.lowest or 0)]
@@ -119,7 +123,9 @@ class Finetune(Callback):
             self.scale = scale_of_features(pl_module, trainer.datamodule.sets["train"])  # type: ignore[attr-defined]
         heads = [pl_module.network.get_submodule(name) for name in pl_module.network.head_names]  # type: ignore[union-attr]
         for optimizer in trainer.optimizers:
-            step_in_units(optimizer, [p for head in heads for p in head.parameters() if p.ndim > 1], self.scale)
+            step_in_units(
+                optimizer, [p for head in heads for p in head.parameters() if p.ndim > 1], self.scale
+            )
 
     def reuse(self, trainer: Trainer, pl_module: ImageClassifier) -> None:
         """Puts features in the place of images where that changes nothing but the time."""
@@ -168,13 +174,18 @@ def layers(network: nn.Module) -> dict[str, int]:
     if hasattr(network, "group_matcher"):
         from timm.models import group_parameters
 
-        found: Mapping[Any, int] = group_parameters(network, network.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
+        matcher = network.group_matcher(coarse=False)  # type: ignore[operator]
+        found: Mapping[Any, int] = group_parameters(network, matcher, reverse=True)
         number = {name: found[name] for name in names}
     else:
-        blocks = [name for name in _blocks(network, "") if not name.startswith(tuple(f"{head}." for head in heads))]
+        blocks = [
+            name for name in _blocks(network, "") if not name.startswith(tuple(f"{head}." for head in heads))
+        ]
         place = {name: i for i, name in enumerate(blocks)}
         number = {name: max((i for b, i in place.items() if name.startswith(b)), default=0) for name in names}
-    order = {old: new for new, old in enumerate(sorted({n for name, n in number.items() if not _in(name, heads)}))}
+    order = {
+        old: new for new, old in enumerate(sorted({n for name, n in number.items() if not _in(name, heads)}))
+    }
     return {name: len(order) if _in(name, heads) else order[number[name]] for name in names}
 
 

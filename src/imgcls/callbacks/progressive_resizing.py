@@ -27,7 +27,9 @@ class ProgressiveResizing(Callback):
     def size(self, epoch: int, epochs: int, whole: int) -> int:
         """Returns the side of the images of an epoch, in pixels."""
         share = self.start + (1 - self.start) * min(epoch / max(round(self.until * epochs), 1), 1.0)
-        return whole if share == 1 else min(max(round(share * whole / self.multiple), 1) * self.multiple, whole)
+        return (
+            whole if share == 1 else min(max(round(share * whole / self.multiple), 1) * self.multiple, whole)
+        )
 
     def on_fit_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:  # type: ignore[override]
         if trainer.max_epochs is None or trainer.max_epochs < 1:
@@ -37,4 +39,6 @@ class ProgressiveResizing(Callback):
         try_shapes(pl_module.network, spec.num_classes, spec.channels, smallest)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:  # type: ignore[override]
-        pl_module.train_size = self.size(trainer.current_epoch, trainer.max_epochs or 1, pl_module.spec.image_size)
+        pl_module.train_size = self.size(
+            trainer.current_epoch, trainer.max_epochs or 1, pl_module.spec.image_size
+        )

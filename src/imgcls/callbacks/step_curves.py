@@ -22,7 +22,9 @@ class LossCurve(Callback):
             and trainer.global_step % self.every_n_steps == 0
             and (not self.kept or self.kept[-1][0] != trainer.global_step)
         ):
-            self.kept.append((trainer.global_step, outputs["loss"].detach() * trainer.accumulate_grad_batches))
+            self.kept.append(
+                (trainer.global_step, outputs["loss"].detach() * trainer.accumulate_grad_batches)
+            )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.kept:

@@ -30,4 +30,6 @@ class Throughput(Callback):
         self.images, self.seconds = state_dict["images"], state_dict["seconds"]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        pl_module.log("images_per_second", self.images * trainer.world_size / self.seconds, rank_zero_only=True)
+        pl_module.log(
+            "images_per_second", self.images * trainer.world_size / self.seconds, rank_zero_only=True
+        )

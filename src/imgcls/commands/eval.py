@@ -58,7 +58,11 @@ def given(config: dict[str, Any] | None, keys: tuple[str, ...] | None = None) ->
 
 
 def data_config(
-    trained: dict[str, Any], wanted: dict[str, Any], spec: Any, trust: Sequence[str] = (), overrides: Sequence[str] = ()
+    trained: dict[str, Any],
+    wanted: dict[str, Any],
+    spec: Any,
+    trust: Sequence[str] = (),
+    overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Returns the config of the data to test on: another set, or the run's own with what differs.
 
@@ -78,7 +82,9 @@ def data_config(
         if config.get(key) and not given(wanted, (key,)) and "://" not in config[key]:
             config[key] = str(Path(trained["cwd"]) / Path(config[key]).expanduser())
     prepared = ["image_size", "channels", "crop_ratio", "interpolation"]
-    if spec.bits is not None and not any(override.lstrip("+").startswith("data.bits=") for override in overrides):
+    if spec.bits is not None and not any(
+        override.lstrip("+").startswith("data.bits=") for override in overrides
+    ):
         prepared.append("bits")
     return config | {key: getattr(spec, key) for key in prepared if key in config or key in wanted}
 

@@ -53,7 +53,9 @@ def main(config: dict[str, Any], run_dir: Path) -> float:
     check_out(out, (".onnx",) if settings.format == "onnx" else (".pt2",), settings.overwrite, weights)
     packages = ("onnx", "onnxscript", "onnxruntime") if settings.format == "onnx" else ()
     if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
-        raise UserError(f"format=onnx needs {' and '.join(missing)}; in the clone: pip install -e '.[export]'")
+        raise UserError(
+            f"format=onnx needs {' and '.join(missing)}; in the clone: pip install -e '.[export]'"
+        )
     import torch
 
     from imgcls.engine.build import prepare
@@ -118,7 +120,9 @@ def real_images(
         test = build_data(config, None, trained["seed"]).sets["test"]
         return torch.stack([test.picture(i % len(test)) for i in range(max(BATCHES))]), "test images"
     except (UserError, OSError) as error:
-        log.warning("checked on random pixels; images=FOLDER gives real ones (%s)", " ".join(str(error).split()))
+        log.warning(
+            "checked on random pixels; images=FOLDER gives real ones (%s)", " ".join(str(error).split())
+        )
         size = (max(BATCHES), spec.channels, spec.image_size, spec.image_size)
         return torch.randint(0, 256, size, dtype=torch.uint8), "random pixels"
 
@@ -178,7 +182,9 @@ def write_torch_export(
     """Writes a program of torch.export with the facts as `metadata.json` in it; returns what runs it."""
     import torch
 
-    program = torch.export.export(network, (images,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}})
+    program = torch.export.export(
+        network, (images,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}}
+    )
     torch.export.save(program, path, extra_files={"metadata.json": json.dumps(facts)})
     return torch.export.load(path).module()
 

@@ -50,7 +50,9 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
     unreadable = out.with_name(f"{out.name}.unreadable.csv")
     check_out(out, (".csv", ".jsonl", ".parquet"), settings.overwrite, unreadable)
     if out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise UserError(f"out={out} needs the package pyarrow, which is not installed; install it, or take .jsonl")
+        raise UserError(
+            f"out={out} needs the package pyarrow, which is not installed; install it, or take .jsonl"
+        )
     from imgcls.commands.prediction_files import writer
     from imgcls.data.files import Failure, file_loader, images_of
     from imgcls.engine.build import build_trainer, prepare
@@ -71,7 +73,9 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
             done, failed = run(loader, predict, write, failures, folder / unreadable.name)
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(f"out={out} can't be written ({reason}); free some disk or give another name") from error
+        raise UserError(
+            f"out={out} can't be written ({reason}); free some disk or give another name"
+        ) from error
     except KeyboardInterrupt:
         log.error("interrupted; nothing is left of %s", shown(out))
         sys.exit(130)
@@ -89,7 +93,9 @@ def check_out(out: Path, endings: tuple[str, ...], overwrite: bool, *beside: Pat
         raise UserError(f"out={out}: expected a file name that ends in {' or '.join(endings)}")
     for path in (out, *beside):
         if path.is_dir() or (path.exists() and not overwrite):
-            raise UserError(f"out={out}: {shown(path)} is there already; give another name, or overwrite=true")
+            raise UserError(
+                f"out={out}: {shown(path)} is there already; give another name, or overwrite=true"
+            )
 
 
 @contextlib.contextmanager
@@ -106,7 +112,11 @@ class Predictor:
     """The network on the trainer's device and in its precision, as a test has it."""
 
     def __init__(self, classifier: Any, trainer: Any, settings: Settings) -> None:
-        self.device, self.precision, self.settings = trainer.strategy.root_device, trainer.precision_plugin, settings
+        self.device, self.precision, self.settings = (
+            trainer.strategy.root_device,
+            trainer.precision_plugin,
+            settings,
+        )
         self.classifier = self.precision.convert_module(classifier).to(self.device)
         self.names, self.head_inputs = classifier.spec.class_names, list[Any]()
         if settings.embedding:

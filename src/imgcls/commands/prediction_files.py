@@ -56,7 +56,11 @@ def jsonl_writer(path: Path) -> Iterator[Callable[[Rows], None]]:
     with path.open("w", encoding="utf-8") as file:
 
         def write(rows: Rows) -> None:
-            columns = {"path": rows.paths, "labels": rows.labels, "probabilities": shortest(rows.probabilities)}
+            columns = {
+                "path": rows.paths,
+                "labels": rows.labels,
+                "probabilities": shortest(rows.probabilities),
+            }
             if rows.embeddings is not None:
                 columns["embedding"] = shortest(rows.embeddings)
             for row in zip(*columns.values(), strict=True):
@@ -82,7 +86,9 @@ def parquet_writer(path: Path, embedding: bool) -> Iterator[Callable[[Rows], Non
             held.clear()
 
         def write(rows: Rows) -> None:
-            names = [path.encode(errors="backslashreplace").decode() for path in rows.paths]  # parquet has UTF-8 only
+            names = [
+                path.encode(errors="backslashreplace").decode() for path in rows.paths
+            ]  # parquet has UTF-8 only
             embeddings = [None] * len(names) if rows.embeddings is None else rows.embeddings
             for row in zip(names, rows.labels, rows.probabilities, embeddings, strict=True):
                 held.append(dict(zip(kinds, row, strict=True)))

@@ -24,7 +24,10 @@ from imgcls.sweeps.sweeper import Sweep
 
 log = logging.getLogger(__name__)
 Plugins.instance().register(Sweep)  # conf/hydra/sweeper/imgcls.yaml
-FAULTS = {"on_nonfinite": ("stop", "skip"), "on_oom": ("stop", "halve")}  # keys of conf/trainer that aren't Lightning's
+FAULTS = {
+    "on_nonfinite": ("stop", "skip"),
+    "on_oom": ("stop", "halve"),
+}  # keys of conf/trainer that aren't Lightning's
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,9 @@ def checked(config: dict[str, Any]) -> Settings:
         if not config.get(group):
             raise UserError(f"{group}: nothing is chosen; write {group}=…")
     settings = configs.typed({k: v for k, v in config.items() if k in Settings.__annotations__}, Settings, "")
-    network = {k: v for k, v in config["backbone"].items() if k != "weights"}  # a file: not the network's business
+    network = {
+        k: v for k, v in config["backbone"].items() if k != "weights"
+    }  # a file: not the network's business
     for key, choices in FAULTS.items():
         if config["trainer"].get(key, choices[0]) not in choices:
             raise UserError(f"trainer.{key}={config['trainer'][key]}: expected {' or '.join(choices)}")
@@ -129,12 +134,18 @@ def train(
     status, word = 1, "failed"
     saver = next(c for c in trainer.callbacks if isinstance(c, SaveConfig))
     try:
-        with keeping_status(run_dir, parameters, lambda: saver.trained) if trainer.is_global_zero else nullcontext():
+        with (
+            keeping_status(run_dir, parameters, lambda: saver.trained)
+            if trainer.is_global_zero
+            else nullcontext()
+        ):
             trainer.loggers = told(build_all(config, "logger"), run_dir, config)
             trainer, classifier, data = fit((trainer, classifier, data), rebuilt, config, run_dir, checkpoint)
             summarise(trainer, run_dir)
             if any(getattr(callback, "pruned", False) for callback in trainer.callbacks):
-                raise TrialPruned(f"the other trials of the sweep were better by epoch {trainer.current_epoch}")
+                raise TrialPruned(
+                    f"the other trials of the sweep were better by epoch {trainer.current_epoch}"
+                )
             best = finish(trainer, classifier, data, settings, run_dir)
         status, word = 0, "finished"
         return best
@@ -168,7 +179,9 @@ def assemble(
 
 def build_all(config: dict[str, Any], group: str) -> list[Any]:
     """Builds the callbacks or loggers that are not switched off."""
-    return [configs.build(node, f"{group}.{name}") for name, node in (config.get(group) or {}).items() if node]
+    return [
+        configs.build(node, f"{group}.{name}") for name, node in (config.get(group) or {}).items() if node
+    ]
 
 
 def build_classifier(config: dict[str, Any], settings: Settings, data: Any) -> Any:
@@ -204,7 +217,9 @@ def describe(config: dict[str, Any], classifier: Any, data: Any, trainer: Any, r
     log.info("run directory: %s", shown(run_dir))
 
 
-def finish(trainer: Any, classifier: Any, data: Any, settings: Settings, run_dir: Path) -> float | list[float] | None:
+def finish(
+    trainer: Any, classifier: Any, data: Any, settings: Settings, run_dir: Path
+) -> float | list[float] | None:
     """Tests the best checkpoint (with none: the weights in memory); prints and logs what came out."""
     from lightning.pytorch.loggers import WandbLogger
 

@@ -18,8 +18,14 @@ from imgcls.config.paths import shown
 from imgcls.errors import UserError
 
 log = logging.getLogger(__name__)
-lr_finder.tqdm = partial(lr_finder.tqdm, disable=None, leave=False)  # its bar: on a terminal alone, and gone at the end
-KEPT = (Distillation, Finetune, ProgressiveResizing)  # callbacks that say what is learned; others write, draw or stop
+lr_finder.tqdm = partial(
+    lr_finder.tqdm, disable=None, leave=False
+)  # its bar: on a terminal alone, and gone at the end
+KEPT = (
+    Distillation,
+    Finetune,
+    ProgressiveResizing,
+)  # callbacks that say what is learned; others write, draw or stop
 SKIPPED = 10  # steps after which the smoothed loss means something
 
 
@@ -31,7 +37,9 @@ def tune(kind: str, trainer: Any, classifier: Any, data: Any, run_dir: Path) -> 
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     find = learning_rate if kind == "lr" else batch_size
-    small = ProgressiveResizing if kind == "batch_size" else ()  # the memory that the largest images take counts
+    small = (
+        ProgressiveResizing if kind == "batch_size" else ()
+    )  # the memory that the largest images take counts
     callbacks = [c for c in trainer.callbacks if isinstance(c, KEPT) and not isinstance(c, small)]
     classifier.on_train_start = partial(put_back, trainer, classifier, callbacks)
     key, found = find(trainer, classifier, data, run_dir)
@@ -47,7 +55,9 @@ def put_back(trainer: Any, classifier: Any, callbacks: list[Any]) -> None:
     for callback in callbacks:
         if callback not in trainer.callbacks:
             trainer.callbacks = [*trainer.callbacks, callback]
-            if not isinstance(callback, Finetune):  # whose features are of a training that these loaders are not for
+            if not isinstance(
+                callback, Finetune
+            ):  # whose features are of a training that these loaders are not for
                 callback.on_fit_start(trainer, classifier)
 
 

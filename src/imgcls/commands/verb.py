@@ -71,7 +71,9 @@ class BeforeRun(Callback):
         except Exception as error:  # there is no log file yet
             with NamedTemporaryFile("w", prefix="imgcls-", suffix=".log", delete=False) as file:
                 traceback.print_exc(file=file)
-            sys.exit(f"{name}: {type(error).__name__}: {' '.join(str(error).split())} (traceback: {file.name})")
+            sys.exit(
+                f"{name}: {type(error).__name__}: {' '.join(str(error).split())} (traceback: {file.name})"
+            )
 
     @staticmethod
     def check(config: DictConfig, mode: str) -> None:

@@ -31,7 +31,11 @@ def allowed(target: object, kind: str, trust: Iterable[str] = ()) -> Callable[..
     package, ours = module_name.partition(".")[0], module_name.startswith(ROOMS[kind])
     trusted = {*trust, own_package()} - {None, "imgcls"}
     if not ours and package not in trusted:
-        advice = f"add trust=[{package}] if you trust all of its code" if package.isidentifier() else "don't use it"
+        advice = (
+            f"add trust=[{package}] if you trust all of its code"
+            if package.isidentifier()
+            else "don't use it"
+        )
         raise UserError(f"{where}: {package or target} is not trusted and was not imported; {advice}")
     try:
         found = vars(importlib.import_module(module_name)).get(name)
@@ -42,7 +46,9 @@ def allowed(target: object, kind: str, trust: Iterable[str] = ()) -> Callable[..
     home = str(getattr(found, "__module__", ""))
     defined = home == module_name if ours else home.partition(".")[0] in trusted
     if not (inspect.isfunction(found) or inspect.isclass(found)) or not defined or home in BUILDERS:
-        raise UserError(f"{where}: expected a function or class that is defined in {module_name}; it was not called")
+        raise UserError(
+            f"{where}: expected a function or class that is defined in {module_name}; it was not called"
+        )
     return found  # type: ignore[no-any-return]
 
 
@@ -54,11 +60,15 @@ def own_package() -> str | None:
         UserError: that file can't be read.
     """
     folders = [Path.cwd(), *Path.cwd().parents]
-    path = next((folder / "pyproject.toml" for folder in folders if (folder / "pyproject.toml").is_file()), None)
+    path = next(
+        (folder / "pyproject.toml" for folder in folders if (folder / "pyproject.toml").is_file()), None
+    )
     if path is None:
         return None
     try:
-        name = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("imgcls", {}).get("package")
+        name = (
+            tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("imgcls", {}).get("package")
+        )
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read ({' '.join(str(error).split())}); correct it") from error
     return name if isinstance(name, str) else None

@@ -35,7 +35,9 @@ def locate(target: str, where: str = "_target_") -> Callable[..., Any]:
             found: Any = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             if not target.startswith(f"{error.name}"):
-                raise UserError(f"{where}={target} needs the package {error.name}, which is not installed") from error
+                raise UserError(
+                    f"{where}={target} needs the package {error.name}, which is not installed"
+                ) from error
             continue
         for name in names:
             if not hasattr(found, name):
@@ -59,10 +61,14 @@ def _parameters(target: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
     for function in functions:
         parameters = inspect.signature(function).parameters.values()
         try:
-            hints = typing.get_type_hints(function, include_extras=True)  # with the bounds of Annotated[…, Field(ge=0)]
+            hints = typing.get_type_hints(
+                function, include_extras=True
+            )  # with the bounds of Annotated[…, Field(ge=0)]
         except (NameError, TypeError):  # names that the library imports for type checkers alone
             hints = {}
-        plain_kinds = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name != "self"]
+        plain_kinds = [
+            p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name != "self"
+        ]
         named = {p.name: hints.get(p.name, Any) for p in plain_kinds} | named
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             return named, False
@@ -90,7 +96,9 @@ def typed(value: Any, hint: Any, where: str) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         names = [part for part in first["loc"] if isinstance(part, str) and part.isidentifier()]
-        if len({e["loc"][:1] for e in error.errors()}) > 1 and not dataclasses.is_dataclass(hint):  # none of a union
+        if len({e["loc"][:1] for e in error.errors()}) > 1 and not dataclasses.is_dataclass(
+            hint
+        ):  # none of a union
             raise UserError(f"{where}={value}: expected {_name(hint)}") from error
         place = ".".join([where, *names]) if where else ".".join(names)
         given = first["input"] if names else value
@@ -109,12 +117,18 @@ def _name(hint: Any) -> str:
     if origin is typing.Literal:
         return " or ".join(map(str, members))
     if origin in (typing.Union, types.UnionType):
-        words = [_name(member) for member in members if not inspect.isclass(member) or member.__module__ == "builtins"]
+        words = [
+            _name(member)
+            for member in members
+            if not inspect.isclass(member) or member.__module__ == "builtins"
+        ]
         return " or ".join(dict.fromkeys(word for phrase in words for word in phrase.split(" or ")))
     return getattr(hint, "__name__", str(hint)) if origin is None else str(hint).replace("typing.", "")
 
 
-def arguments(node: Mapping[str, Any], where: str, target: Callable[..., Any] | None = None) -> dict[str, Any]:
+def arguments(
+    node: Mapping[str, Any], where: str, target: Callable[..., Any] | None = None
+) -> dict[str, Any]:
     """Returns the keyword arguments of a node, checked against the signature of its `_target_` (found already, or
     located here).
 

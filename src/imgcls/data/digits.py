@@ -19,7 +19,13 @@ class Digits(MemoryDataModule):
     def __init__(self, **common: Any) -> None:
         super().__init__(**common)
         names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-        facts: dict[str, Any] = {"channels": 1, "image_size": 8, "mean": [0.305], "std": [0.376], "mirror": False}
+        facts: dict[str, Any] = {
+            "channels": 1,
+            "image_size": 8,
+            "mean": [0.305],
+            "std": [0.376],
+            "mirror": False,
+        }
         self._spec = DataSpec(names, **facts | self.facts)
 
     def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray] | None:

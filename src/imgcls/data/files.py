@@ -27,7 +27,9 @@ class Files:
 
     def __init__(self, spec: DataSpec, max_pixels: int = MAX_PIXELS) -> None:
         if spec.channels not in (1, 3):
-            raise UserError(f"the checkpoint takes images of {spec.channels} channels; image files have 1 or 3")
+            raise UserError(
+                f"the checkpoint takes images of {spec.channels} channels; image files have 1 or 3"
+            )
         self.spec, self.max_pixels, self.transform = spec, max_pixels, evaluation_transform(spec)
 
     def __getitems__(self, paths: list[str]) -> FileBatch:

@@ -38,8 +38,16 @@ class FolderImages(ImageDataset):
     def __init__(
         self, root: Path, paths: Tensor, targets: Tensor, spec: DataSpec, max_pixels: int = MAX_PIXELS
     ) -> None:
-        self.root, self.paths, self.targets, self.spec, self.max_pixels = root, paths, targets, spec, max_pixels
-        self.prefix = str(root / "_")[:-1]  # joined anew for each image, paths would take 3% of the loader's time
+        self.root, self.paths, self.targets, self.spec, self.max_pixels = (
+            root,
+            paths,
+            targets,
+            spec,
+            max_pixels,
+        )
+        self.prefix = str(root / "_")[
+            :-1
+        ]  # joined anew for each image, paths would take 3% of the loader's time
         self.evaluate = self.transform = evaluation_transform(spec)
 
     def __getitems__(self, keys: Sequence[int]) -> Batch:
@@ -65,7 +73,9 @@ class FolderImages(ImageDataset):
 
     def contents(self) -> Iterator[Any]:
         yield self.paths.numpy()
-        sample = range(0, len(self), len(self) // 1000 + 1)  # a file system in a network may take a millisecond each
+        sample = range(
+            0, len(self), len(self) // 1000 + 1
+        )  # a file system in a network may take a millisecond each
         files = (Path(self.name(i)) for i in sample)
         yield repr([file.stat().st_size if file.exists() else None for file in files]).encode()
 
@@ -168,9 +178,13 @@ class ImageFolder(PictureModule):
             others = f"which {self.folders['train']} does not; expected the same classes"
             raise UserError(f"{folder} has the class {unknown[0]!r}, {others}")
         (counts, paths), present = folder_index(folder, names), set(names)
-        labels = [label for label, name in enumerate(self.classes) if name in present]  # val and test may lack some
+        labels = [
+            label for label, name in enumerate(self.classes) if name in present
+        ]  # val and test may lack some
         targets = torch.tensor(labels).repeat_interleave(counts)
-        if entries := [os.path.relpath(entry, folder) for entry in self.excluded if entry.is_relative_to(folder)]:
+        if entries := [
+            os.path.relpath(entry, folder) for entry in self.excluded if entry.is_relative_to(folder)
+        ]:
             encoded, stored = np.array([os.fsencode(entry) for entry in entries]), as_names(paths)
             if not (known := np.isin(encoded, stored)).all():
                 raise self.no_such_entry(folder / entries[known.argmin()])
@@ -179,7 +193,9 @@ class ImageFolder(PictureModule):
         filled = {self.classes[label] for label in targets.unique().tolist()}
         if split == "train" and (empty := [name for name in self.classes if name not in filled]):
             kind, endings = " that is not excluded" * bool(self.excluded), " ".join(sorted(EXTENSIONS))
-            raise UserError(f"{folder / empty[0]} holds no image{kind}; expected files that end in one of {endings}")
+            raise UserError(
+                f"{folder / empty[0]} holds no image{kind}; expected files that end in one of {endings}"
+            )
         return FolderImages(folder, paths, targets, self.spec, self.max_pixels)
 
     def no_such_entry(self, entry: Path) -> UserError:

@@ -36,7 +36,9 @@ class ImageNet(ImageFolder):
 
     def find(self) -> tuple[dict[str, Path], list[str]]:
         train, val = (next(iter(named(self.root, [split])), self.root / split) for split in TARS)
-        folders = {"train": train} | ({"test": val} if val.is_dir() or (self.root / TARS["val"]).is_file() else {})
+        folders = {"train": train} | (
+            {"test": val} if val.is_dir() or (self.root / TARS["val"]).is_file() else {}
+        )
         if not train.is_dir():
             if not (self.root / TARS["train"]).is_file():
                 raise UserError(f"data.root={self.root} holds no ImageNet; expected {self.layout}")
@@ -68,7 +70,9 @@ class ImageNet(ImageFolder):
                         imagenet.parse_val_archive(self.root, wnids=_val_labels(), folder=partial.name)
                 except (tarfile.TarError, OSError, EOFError, ValueError, RuntimeError) as error:
                     reason = " ".join(str(error).split()).rstrip(".")
-                    raise UserError(f"{self.root / tar}: {reason}; fetch it again or free some disk") from error
+                    raise UserError(
+                        f"{self.root / tar}: {reason}; fetch it again or free some disk"
+                    ) from error
                 partial.rename(done)
 
 
@@ -88,6 +92,8 @@ def _names() -> dict[str, str]:
 
 def _val_labels() -> list[str]:
     """Returns the WordNet id of each validation image, in the order of the files."""
-    text = gzip.decompress(importlib.resources.files("imgcls.data").joinpath("imagenet_val_labels.txt.gz").read_bytes())
+    text = gzip.decompress(
+        importlib.resources.files("imgcls.data").joinpath("imagenet_val_labels.txt.gz").read_bytes()
+    )
     wnids = sorted(_names())
     return [wnids[int(line)] for line in text.split()]

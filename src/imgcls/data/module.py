@@ -18,7 +18,9 @@ from imgcls.data.loading.splits import SPLITS, Cut, check_targets, name_absent, 
 from imgcls.errors import UserError
 from imgcls.spec import DataSpec
 
-Place = Annotated[str, Field(min_length=1)]  # a folder or an address: an empty one would be the working directory
+Place = Annotated[
+    str, Field(min_length=1)
+]  # a folder or an address: an empty one would be the working directory
 Share = Annotated[float, Field(gt=0, le=1)]  # of the training images
 Positive = Annotated[int, Field(ge=1, strict=True)]  # strict: true would be 1
 
@@ -28,8 +30,13 @@ class Loader(DataLoader[Batch]):
     Lightning has set the epoch, also at a resume."""
 
     sampler: EpochSampler  # type: ignore[assignment]
-    samples, resumed = 0, False  # what this process was given in this epoch; whether by a run that was stopped
-    note: Callable[[Batch], Batch] | None = None  # what the host does with a batch, before it goes to the device
+    samples, resumed = (
+        0,
+        False,
+    )  # what this process was given in this epoch; whether by a run that was stopped
+    note: Callable[[Batch], Batch] | None = (
+        None  # what the host does with a batch, before it goes to the device
+    )
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         self.samples = self.samples if self.resumed else 0
@@ -129,13 +136,19 @@ class ImageDataModule(LightningDataModule):
         assert train is not None
         rest = np.arange(len(train))
         sets: dict[str, ImageDataset] = {}
-        for split, share in (("test", self.test_fraction), ("val", self.val_fraction)):  # test first: val can't move it
+        for split, share in (
+            ("test", self.test_fraction),
+            ("val", self.val_fraction),
+        ):  # test first: val can't move it
             own, folded = loaded[split], self.folds is not None and split == "val"
             if own is not None and not folded:
                 sets[split] = self.part(own, np.arange(len(own)), training=False)
                 continue
             targets = train.targets.numpy()[rest]
-            cut = rest[stratified_fold(targets, self.folds, self.fold) if folded else stratified(targets, share)]  # type: ignore[arg-type]
+            if self.folds is not None and self.fold is not None and split == "val":
+                cut = rest[stratified_fold(targets, self.folds, self.fold)]
+            else:
+                cut = rest[stratified(targets, share)]
             rest = np.setdiff1d(rest, cut, assume_unique=True)
             sets[split] = self.part(train, cut, training=False)
         if self.fraction < 1:
@@ -181,7 +194,9 @@ class ImageDataModule(LightningDataModule):
         return max(samples // self.batch_size, 1)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        sampler = EpochSampler(len(self.sets["train"]), self.seed, self.shuffle, training=True, repeats=self.repeats)
+        sampler = EpochSampler(
+            len(self.sets["train"]), self.seed, self.shuffle, training=True, repeats=self.repeats
+        )
         return self._loader("train", sampler, drop_last=len(sampler) >= self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -192,7 +207,9 @@ class ImageDataModule(LightningDataModule):
 
     def evaluation_loader(self, split: str) -> DataLoader[Batch]:
         """Returns the batches of a split, each sample once, in order."""
-        return self._loader(split, EpochSampler(len(self.sets[split]), 0, shuffle=False, training=False), False)
+        return self._loader(
+            split, EpochSampler(len(self.sets[split]), 0, shuffle=False, training=False), False
+        )
 
     def default_workers(self) -> int:
         return 0

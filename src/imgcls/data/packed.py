@@ -59,7 +59,9 @@ class Pack:
     def content(self) -> Tensor:
         with warnings.catch_warnings():  # torch warns of memory that can't be written to
             warnings.filterwarnings("ignore", message=".*not writable")
-            return torch.from_numpy(np.memmap(self.root / f"{self.split}.bin", np.uint8, mode="r").view(np.ndarray))
+            return torch.from_numpy(
+                np.memmap(self.root / f"{self.split}.bin", np.uint8, mode="r").view(np.ndarray)
+            )
 
     @property
     def alike(self) -> Tensor | None:
@@ -80,7 +82,9 @@ class Pack:
             return decode_jpeg(content, channels)
         except RuntimeError as error:
             what = f"{self.root / self.split}.bin: the image {os.fsdecode(self.records['name'][index])}"
-            raise UnreadableImage(f"{what} is damaged; data.verify=true finds damaged files; pack again") from error
+            raise UnreadableImage(
+                f"{what} is damaged; data.verify=true finds damaged files; pack again"
+            ) from error
 
 
 class PackedImages(FolderImages):
@@ -102,7 +106,9 @@ class PackedImages(FolderImages):
         if not self.as_stored:
             return super().images(keys)
         assert self.pack.alike is not None
-        return in_channels(self.pack.alike[self.order[keys % len(self)]].permute(0, 3, 1, 2), self.spec.channels)
+        return in_channels(
+            self.pack.alike[self.order[keys % len(self)]].permute(0, 3, 1, 2), self.spec.channels
+        )
 
     def read(self, index: int) -> Tensor:
         return in_channels(self.pack.image(int(self.order[index]), self.spec.channels), self.spec.channels)
@@ -143,7 +149,9 @@ class PackedData(PictureModule):
         self.root, self.verify = self.place(root), verify
         self.manifest = read_manifest(self.root, self.formats)
         cuts = {"val_fraction": val_fraction, "test_fraction": test_fraction}
-        common |= {name: getattr(self.manifest, name) if share is None else share for name, share in cuts.items()}
+        common |= {
+            name: getattr(self.manifest, name) if share is None else share for name, share in cuts.items()
+        }
         super().__init__(**common)
         self._spec = replace(self.manifest.spec, **self.facts)
         size, wanted = self.manifest.size, self._spec.image_size

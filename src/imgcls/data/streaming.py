@@ -41,7 +41,9 @@ except ModuleNotFoundError as error:
     ) from error
 for name in ("litdata", "botocore"):
     logging.getLogger(name).setLevel(logging.WARNING)
-warnings.filterwarnings("ignore", message="Your `IterableDataset` has `__len__` defined")  # Lightning; it is right here
+warnings.filterwarnings(
+    "ignore", message="Your `IterableDataset` has `__len__` defined"
+)  # Lightning; it is right here
 
 SHARD = "64MB"  # large enough for object storage, small enough to shuffle and to fetch ahead
 Stream = TypeVar("Stream", bound=StreamingDataset)
@@ -78,7 +80,9 @@ class Shards(Pack):
     def image(self, index: int, channels: int) -> Tensor:
         if self.stream is None:
             self.stream = self.open(StreamingDataset)
-            self.stream[:1]  # from a slice on it keeps whole shards; else it would ask for each image by itself
+            self.stream[
+                :1
+            ]  # from a slice on it keeps whole shards; else it would ask for each image by itself
         return self.read(self.stream[index], index, channels)
 
     def read(self, item: dict[str, Any], index: int, channels: int) -> Tensor:
@@ -93,7 +97,10 @@ class TrainingStream(StreamingDataset):
 
     def __getitem__(self, index: Any) -> tuple[Tensor, Tensor, int]:
         images, place = self.images, index.index
-        channels, key = images.spec.channels, (self.current_epoch - 1) * len(images) + place  # it counts from 1
+        channels, key = (
+            images.spec.channels,
+            (self.current_epoch - 1) * len(images) + place,
+        )  # it counts from 1
         stored = in_channels(self.shards.read(super().__getitem__(index), place, channels), channels)
         return images.transformed(torch.tensor([key]), [stored])[0], images.targets[place], place
 
@@ -116,7 +123,9 @@ class StreamLoader(StreamingDataLoader):
         before = obj["dataset"]
         for key, now in (("num_workers", self.num_workers or 1), ("batch_size", self.batch_size)):
             if before[key] != now:
-                raise UserError(f"data.{key}={now}: this epoch of the stream began with {before[key]}; go on with that")
+                raise UserError(
+                    f"data.{key}={now}: this epoch of the stream began with {before[key]}; go on with that"
+                )
         super().load_state_dict(obj)
         self.resumed = True
 
@@ -134,7 +143,12 @@ class StreamingData(PackedData):
     formats = ("litdata",)
 
     def __init__(
-        self, *, root: Place, cache: Place | None = None, storage_options: dict[str, Any] | None = None, **packed: Any
+        self,
+        *,
+        root: Place,
+        cache: Place | None = None,
+        storage_options: dict[str, Any] | None = None,
+        **packed: Any,
     ) -> None:
         self.url, self.cache, self.storage_options = root.rstrip("/"), cache, storage_options
         super().__init__(root=root, **packed)
@@ -144,7 +158,9 @@ class StreamingData(PackedData):
             )
         for split in ("val", "test"):
             if split not in self.manifest.splits:
-                raise UserError(f"data.root={root} has no {split} split, and a stream can't be cut; pack it again")
+                raise UserError(
+                    f"data.root={root} has no {split} split, and a stream can't be cut; pack it again"
+                )
 
     def place(self, root: str) -> Path:
         if "://" not in root and not root.startswith("local:"):

@@ -15,7 +15,12 @@ from imgcls.data.module import Place
 from imgcls.errors import UserError
 from imgcls.spec import DataSpec
 
-IDX = ["train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"]
+IDX = [
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+]
 FILES = {"FashionMNIST": IDX, "CIFAR10": ["cifar-10-batches-py"], "CIFAR100": ["cifar-100-python"]}
 Name = Literal["FashionMNIST", "CIFAR10", "CIFAR100"]
 
@@ -50,7 +55,9 @@ class TorchvisionImages(MemoryDataModule):
         names = ", ".join(f"{name}.gz" if name in IDX else name for name in FILES[self.dataset])
         advice = f"put {names} into {self.root}, or point data.root to where they are"
         if not self.download:
-            raise UserError(f"data.root={self.root}: {self.dataset} is not there and data.download=false; {advice}")
+            raise UserError(
+                f"data.root={self.root}: {self.dataset} is not there and data.download=false; {advice}"
+            )
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with FileLock(self.root / f".{self.dataset}.lock"):  # several processes may start at once
@@ -80,7 +87,9 @@ class TorchvisionImages(MemoryDataModule):
         try:
             return how(path)
         except (OSError, EOFError, ValueError, RuntimeError, KeyError, zlib.error) as error:
-            raise UserError(f"{path} is damaged ({' '.join(str(error).split())}); delete it and run again") from error
+            raise UserError(
+                f"{path} is damaged ({' '.join(str(error).split())}); delete it and run again"
+            ) from error
 
 
 def _idx(path: Path) -> np.ndarray:

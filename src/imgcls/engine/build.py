@@ -64,7 +64,9 @@ def prepare(seed: int) -> None:
         warnings.filterwarnings("ignore", message=message)
     seed_everything(seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision("high")
-    with contextlib.suppress(RuntimeError):  # kept between runs, also where /tmp is not; read at the first compilation
+    with contextlib.suppress(
+        RuntimeError
+    ):  # kept between runs, also where /tmp is not; read at the first compilation
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))
 
 
@@ -73,7 +75,11 @@ def build_data(
 ) -> ImageDataModule:
     """Builds the datamodule, fetches what it needs, and checks all its splits; tests will be on `split`."""
     data = configs.build(
-        config, "data", ImageDataModule, seed=seed, **({} if augment is None else {"augment": to_augment(augment)})
+        config,
+        "data",
+        ImageDataModule,
+        seed=seed,
+        **({} if augment is None else {"augment": to_augment(augment)}),
     )
     data.prepare_data()
     data.setup_test(split) if split != "test" else data.setup()
@@ -154,7 +160,11 @@ def check_schedule(
 
 
 def run_test(
-    trainer: Trainer, classifier: ImageClassifier, data: ImageDataModule, folder: Path, path: str | None = None
+    trainer: Trainer,
+    classifier: ImageClassifier,
+    data: ImageDataModule,
+    folder: Path,
+    path: str | None = None,
 ) -> "Report | None":
     """Tests the checkpoint at `path` (none: the weights in memory); on rank 0 writes the report and returns it."""
     from imgcls.report.test_page import draw_report
@@ -166,7 +176,9 @@ def run_test(
     ordered = ["top1", "top5", "loss", "precision", "recall", "f1", "calibration_error"]
     ordered += ["loss_unscaled", "calibration_error_unscaled"]
     scaled = {"test/temperature": classifier.temperature} if classifier.temperature != 1 else {}
-    metrics = {f"test/{name}": metrics[f"test/{name}"] for name in ordered if f"test/{name}" in metrics} | scaled
+    metrics = {
+        f"test/{name}": metrics[f"test/{name}"] for name in ordered if f"test/{name}" in metrics
+    } | scaled
     report = make_report(metrics, classifier.tested, data.sets["test"], data.spec)
     write_report(report, folder, data.spec)
     draw_report(report, folder, data.spec, classifier, data.sets["test"])

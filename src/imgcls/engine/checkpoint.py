@@ -65,5 +65,9 @@ def no_room(checkpoints: Path, error: Exception) -> str:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else "the write came short"
     said = f"the disk at {disk} has {shutil.disk_usage(folder).free:,} bytes free ({reason}); make room: "
     kept, resume = newest(checkpoints)[0], shlex.quote(f"resume={shown(checkpoints.parent)}")
-    left = f"the run goes on from {shown(kept)}" if kept else "no checkpoint to go on from is left, the run begins anew"
+    left = (
+        f"the run goes on from {shown(kept)}"
+        if kept
+        else "no checkpoint to go on from is left, the run begins anew"
+    )
     return f"{said}{left} with imgcls train {resume}"

@@ -60,9 +60,13 @@ class Safeguard(Checkpoint):
         trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
         other = world_size() > 1 and distributed.get_backend() != "gloo"
         self.group: Any = distributed.new_group(backend="gloo") if other else None
-        self.bad = torch.full((), -1, device=pl_module.device)  # the first batch with a loss that is not finite
+        self.bad = torch.full(
+            (), -1, device=pl_module.device
+        )  # the first batch with a loss that is not finite
         self.seen = torch.full((), -1, pin_memory=self.bad.is_cuda)  # what the host knows of it
-        self.recent: deque[tuple[int, int, Tensor]] = deque(maxlen=2 * EVERY * trainer.accumulate_grad_batches)
+        self.recent: deque[tuple[int, int, Tensor]] = deque(
+            maxlen=2 * EVERY * trainer.accumulate_grad_batches
+        )
 
     def on_train_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:  # type: ignore[override]
         SIGNALS.install()  # once more: Lightning put its own in front
@@ -73,7 +77,9 @@ class Safeguard(Checkpoint):
         trainer.callback_metrics.update(self.metrics)
         if self.metrics:  # it is a resume
             follow_schedules(trainer)
-        if trainer.fit_loop.restarted_mid_epoch:  # Lightning leaves these out, and what they set is in no checkpoint
+        if (
+            trainer.fit_loop.restarted_mid_epoch
+        ):  # Lightning leaves these out, and what they set is in no checkpoint
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 callback.on_train_epoch_start(trainer, pl_module)
             trainer.fit_loop._restarting = False  # or a plateau's schedule would miss this epoch's end
@@ -91,11 +97,15 @@ class Safeguard(Checkpoint):
         self.bad = torch.where(outputs["loss"].detach().isfinite() | (self.bad >= 0), self.bad, batch_idx)
         bad = bool(self.seen.numpy() >= 0)
         self.seen.copy_(self.bad, non_blocking=True)
-        if (batch_idx + 1) % trainer.accumulate_grad_batches or (world_size() > 1 and trainer.global_step % EVERY):
+        if (batch_idx + 1) % trainer.accumulate_grad_batches or (
+            world_size() > 1 and trainer.global_step % EVERY
+        ):
             return
         late = time.monotonic() - self.saved > 60 * self.every_minutes
         save, stop, bad = self.agreed(late, SIGNALS.asked is not None, bad)
-        if bad or ((save or stop) and batch_idx + 1 < trainer.num_training_batches):  # else the epoch's end is near
+        if bad or (
+            (save or stop) and batch_idx + 1 < trainer.num_training_batches
+        ):  # else the epoch's end is near
             self.save(trainer, pl_module)
             if stop:
                 SIGNALS.stop()
@@ -147,7 +157,12 @@ class Safeguard(Checkpoint):
             self.saving = False
             raise self.failure(trainer, spoilt)
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: ImageClassifier, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
+    def on_save_checkpoint(  # type: ignore[override]
+        self,
+        trainer: Trainer,
+        pl_module: ImageClassifier,
+        checkpoint: dict[str, Any],
+    ) -> None:
         self.check(trainer, *(checkpoint[key] for key in STATES if key in checkpoint))
         checkpoint["infinite"] = self.infinite
         for saver in trainer.callbacks if self.saving else []:  # type: ignore[attr-defined]
@@ -158,15 +173,24 @@ class Safeguard(Checkpoint):
             start_of_epoch(checkpoint["loops"]["fit_loop"])
         elif self.saving:
             states = {name: getattr(pl_module, name).metric_state for name in ("train_loss", "train_top1")}
-            states = {name: {key: value.cpu() for key, value in state.items()} for name, state in states.items()}
+            states = {
+                name: {key: value.cpu() for key, value in state.items()} for name, state in states.items()
+            }
             size = trainer.datamodule.batch_size  # type: ignore[attr-defined]
             within = {"first_rate": pl_module.first_rate, "metrics": gathered(states), "batch_size": size}
             checkpoint["within_epoch"] = within
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: ImageClassifier, checkpoint: dict[str, Any]) -> None:  # type: ignore[override]
+    def on_load_checkpoint(  # type: ignore[override]
+        self,
+        trainer: Trainer,
+        pl_module: ImageClassifier,
+        checkpoint: dict[str, Any],
+    ) -> None:
         self.metrics, self.within = checkpoint.get("metrics", {}), checkpoint.get("within_epoch", {})
         if trainer.state.fn == TrainerFn.FITTING:
-            now, before = (h["optimizer"].get("lr") for h in (pl_module.hparams, checkpoint["hyper_parameters"]))
+            now, before = (
+                h["optimizer"].get("lr") for h in (pl_module.hparams, checkpoint["hyper_parameters"])
+            )
             if now != before and not before:
                 raise UserError(
                     f"optimizer.lr={now}: the run's rates are {before}, and can't be scaled; start a new run"
@@ -175,7 +199,9 @@ class Safeguard(Checkpoint):
                 scale_rates(checkpoint, now / before)
         size = trainer.datamodule.batch_size  # type: ignore[attr-defined]
         if trainer.state.fn == TrainerFn.FITTING and self.within.get("batch_size", size) != size:
-            count_batches(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"], self.within["batch_size"], size)
+            count_batches(
+                checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"], self.within["batch_size"], size
+            )
 
     def failure(self, trainer: Trainer, spoilt: list[str]) -> NonFiniteLoss:
         """Returns the error that names the step, the learning rate, the files of the batch, and what to go on from."""
@@ -197,7 +223,11 @@ class Safeguard(Checkpoint):
             spoilt = max(gathered(spoilt), key=len)
             what = f"the network is not finite after {where}; tensors with NaN or infinity: {len(spoilt)}, such as {spoilt[0]}"
         sound, _ = newest(self.path.parent)
-        before = f"The weights before are in {shown(sound)}: try" if sound else "There is no checkpoint before it: try"
+        before = (
+            f"The weights before are in {shown(sound)}: try"
+            if sound
+            else "There is no checkpoint before it: try"
+        )
         advice = "a lower optimizer.lr or trainer.gradient_clip_val=1"
         error = NonFiniteLoss(f"{what}. {before} {advice}")
         error.batch = (epoch, index)

@@ -25,7 +25,9 @@ def follow_schedules(trainer: Trainer) -> None:
                 group["lr"] = rate
             schedule._last_lr = [*now]
             if trainer.is_global_zero:
-                log.info("the schedule has another end than before: learning rate %g, was %g", now[0], before[0])
+                log.info(
+                    "the schedule has another end than before: learning rate %g, was %g", now[0], before[0]
+                )
 
 
 def scale_rates(checkpoint: dict[str, Any], factor: float) -> None:

@@ -42,7 +42,11 @@ def rank_command(local_rank: int) -> tuple[list[str], str]:
         *(f"--config-dir={path}" for path in sources),
         *hydra.overrides.task,
     ]
-    command += ["hydra.mode=RUN", f"hydra.run.dir={hydra_quoted(hydra.runtime.output_dir)}", "hydra.output_subdir=null"]
+    command += [
+        "hydra.mode=RUN",
+        f"hydra.run.dir={hydra_quoted(hydra.runtime.output_dir)}",
+        "hydra.output_subdir=null",
+    ]
     command += [f"hydra.job.name={verb}_rank{local_rank}"]
     return command, hydra.runtime.cwd
 
@@ -104,7 +108,9 @@ def failure(ranks: Ranks, seconds: float = 0) -> str | None:
     for number, process in enumerate(ranks, 1):
         with suppress(subprocess.TimeoutExpired):
             if status := process.wait(seconds):
-                why = "killed, as the system does where memory is short" if status == -9 else f"status {status}"
+                why = (
+                    "killed, as the system does where memory is short" if status == -9 else f"status {status}"
+                )
                 return f"process {number + 1} of this training ended ({why}); go on with resume=RUN_DIR"
     return None
 

@@ -44,12 +44,16 @@ def fit(
             skips = config["trainer"].get("on_nonfinite") == "skip"
             if not skips or len(skipped) == MOST_SKIPS:
                 if trainer.is_global_zero:
-                    more = f"; {MOST_SKIPS} batches were left out" if skips else ", or trainer.on_nonfinite=skip"
+                    more = (
+                        f"; {MOST_SKIPS} batches were left out" if skips else ", or trainer.on_nonfinite=skip"
+                    )
                     raise NonFiniteLoss(f"{error}{more}") from error
                 sys.exit(0)  # rank 0 says it
             skipped.append(error.batch)
             if trainer.is_global_zero:
-                log.warning("%s\nback to the last checkpoint, to leave that batch out", str(error).partition(";")[0])
+                log.warning(
+                    "%s\nback to the last checkpoint, to leave that batch out", str(error).partition(";")[0]
+                )
         except torch.OutOfMemoryError as error:
             config = halved(config, error)
         pieces = rebuilt(config)
@@ -86,7 +90,9 @@ def fit_once(trainer: Any, classifier: Any, data: Any, run_dir: Path, checkpoint
         if "loading state_dict" not in str(error):
             raise
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{shown(checkpoint or '')} is of another network than this code builds ({reason})") from error
+        raise UserError(
+            f"{shown(checkpoint or '')} is of another network than this code builds ({reason})"
+        ) from error
     except MisconfigurationException as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
     except OSError as error:

@@ -34,11 +34,17 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
     started = int(os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("WORLD_SIZE") or 1)
     bare = [a.lstrip("+") for a in arguments]
     if started > 1 and not any(a.startswith(("hydra.run.dir=", "resume=")) for a in bare):
-        raise UserError(f"{started} processes were started for one run: give all of them one folder, hydra.run.dir=…")
+        raise UserError(
+            f"{started} processes were started for one run: give all of them one folder, hydra.run.dir=…"
+        )
     many = "-m" in arguments or "--multirun" in arguments
     if not many:
         refuse_sweep(arguments)
-    if many and any(a.startswith("sweep.") for a in arguments) and not any(a.startswith("sweep=") for a in arguments):
+    if (
+        many
+        and any(a.startswith("sweep.") for a in arguments)
+        and not any(a.startswith("sweep=") for a in arguments)
+    ):
         arguments = [*arguments, "sweep=grid"]
     given = [a.partition("=")[2] for a in bare if a.startswith("resume=")]
     given = [path[1:-1].replace("\\'", "'") if path[:1] in ("'", '"') else path for path in given]
@@ -48,7 +54,9 @@ def hydra_arguments(arguments: list[str]) -> list[str]:
         raise UserError(f"resume={given[-1]} goes on with one run; for the runs of a sweep give resume=auto")
     folder = Path(given[-1]).expanduser()
     check_place(given[-1], folder)
-    of_a_choice = re.compile(r"(?!hydra\.)\w+\.[\w.]+=")  # that Hydra may not compose here; `put` knows the run's keys
+    of_a_choice = re.compile(
+        r"(?!hydra\.)\w+\.[\w.]+="
+    )  # that Hydra may not compose here; `put` knows the run's keys
     arguments = [f"++{a}" if of_a_choice.match(a) else a for a in arguments]
     return [*arguments, f"hydra.run.dir={hydra_quoted(str(folder.absolute()))}", "hydra.output_subdir=null"]
 
@@ -116,8 +124,12 @@ def put(own: dict[str, Any], composed: dict[str, Any], override: str) -> None:
     if key.split(".")[0] in ("run_dir", "cwd", "names", "job", "git"):
         raise UserError(f"{override}: the run's record has it from its start; leave it out")
     if key in ("seed", "optimized_metric"):
-        raise UserError(f"{override}: the run began with {own[key]}, and its record would be wrong; start a new run")
-    if key in ("trainer.max_epochs", "trainer.max_steps") and whole["scheduler"]["_target_"].endswith("one_cycle"):
+        raise UserError(
+            f"{override}: the run began with {own[key]}, and its record would be wrong; start a new run"
+        )
+    if key in ("trainer.max_epochs", "trainer.max_steps") and whole["scheduler"]["_target_"].endswith(
+        "one_cycle"
+    ):
         raise UserError(f"{override}: scheduler=one_cycle has its end in the checkpoint; it can't be moved")
     own[name] = composed[name]
 
@@ -244,7 +256,10 @@ def note_change(run_dir: Path, config: dict[str, Any], resumed_from: Path | None
     if resumed_from is None and not changed:
         return
     record = json.loads(path.read_text()) if path.is_file() else {}
-    entry: dict[str, Any] = {"command": shlex.join(sys.orig_argv), "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    entry: dict[str, Any] = {
+        "command": shlex.join(sys.orig_argv),
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
     entry |= ({"from": resumed_from.name} if resumed_from else {}) | ({"changed": changed} if changed else {})
     write_text(path, json.dumps(record | {"resumed": [*record.get("resumed", []), entry]}, indent=2) + "\n")
 
@@ -255,6 +270,10 @@ def check_place(wanted: str | None, run_dir: Path) -> None:
         return
     folder = Path(str(wanted)).expanduser()
     if not (folder / "config.yaml").is_file():
-        raise UserError(f"resume={wanted}: there is no run in it (no config.yaml); expected a run directory, or auto")
+        raise UserError(
+            f"resume={wanted}: there is no run in it (no config.yaml); expected a run directory, or auto"
+        )
     if folder.resolve() != run_dir.resolve():
-        raise UserError(f"resume={wanted}: a file can only set auto; give it on the command line of imgcls train")
+        raise UserError(
+            f"resume={wanted}: a file can only set auto; give it on the command line of imgcls train"
+        )

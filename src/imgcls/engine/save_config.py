@@ -32,9 +32,15 @@ class SaveConfig(Callback):
             write_config(Path(self.config["run_dir"]), config)
         self.kept = True
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         checkpoint["config"] = self.config
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        before = checkpoint["config"]["run_dir"]  # where the best checkpoint was, if the run has been moved since
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        before = checkpoint["config"][
+            "run_dir"
+        ]  # where the best checkpoint was, if the run has been moved since
         checkpoint["callbacks"] = rerooted(checkpoint["callbacks"], before, self.config["run_dir"])

@@ -8,7 +8,9 @@ from typing import Any
 from imgcls.processes import rank
 
 STOPPED = 75  # the exit status of what was stopped from outside and can be resumed (sysexits.h: EX_TEMPFAIL)
-WARNINGS = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]  # SLURM's, by choice
+WARNINGS = [
+    getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+]  # SLURM's, by choice
 
 
 class Stopped(SystemExit):
@@ -28,7 +30,9 @@ class Signals:
         self.before: dict[int, Any] = {}
 
     def __reduce__(self) -> str:
-        return "SIGNALS"  # a launcher that pickles the task takes it along by name: there is one for the process
+        return (
+            "SIGNALS"  # a launcher that pickles the task takes it along by name: there is one for the process
+        )
 
     def install(self, *numbers: int) -> None:
         """Takes these signals over, or all. Does nothing outside of the main thread, where Python allows no handlers."""
@@ -52,7 +56,9 @@ class Signals:
         if self.asked in WARNINGS and callable(previous):
             with suppress(SystemExit):
                 previous(self.asked, None)
-        raise Stopped if rank() == 0 else SystemExit(0)  # what starts ranks takes any other status for a crash
+        raise (
+            Stopped if rank() == 0 else SystemExit(0)
+        )  # what starts ranks takes any other status for a crash
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         again, self.asked = self.asked is not None, number

@@ -30,7 +30,9 @@ class EpochCSV(Logger):
         self.rows = {}
         if epochs and self.path.is_file():
             with self.path.open(newline="") as file:
-                self.rows = {int(row["epoch"]): row for row in csv.DictReader(file) if int(row["epoch"]) < epochs}  # type: ignore[misc]
+                self.rows = {
+                    int(row["epoch"]): row for row in csv.DictReader(file) if int(row["epoch"]) < epochs
+                }  # type: ignore[misc]
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:

@@ -114,14 +114,21 @@ class EpochProgress(ProgressBar):
     def _left(self, trainer: Trainer, now: float) -> str:
         """Returns the time left, from the share of the batches that is done."""
         done = trainer.fit_loop.epoch_loop.total_batch_idx + 1 - self.first_step
-        if not trainer.max_epochs or trainer.max_epochs < 0 or not done or trainer.num_training_batches == float("inf"):
+        if (
+            not trainer.max_epochs
+            or trainer.max_epochs < 0
+            or not done
+            or trainer.num_training_batches == float("inf")
+        ):
             return ""
         left = trainer.num_training_batches * trainer.max_epochs - done - self.first_step
         seconds = round((now - self.start) / done * max(left, 0))
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left"
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.teardown(trainer, pl_module, "fit")  # or the cursor stays hidden, and the console has what is printed
+        self.teardown(
+            trainer, pl_module, "fit"
+        )  # or the cursor stays hidden, and the console has what is printed
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.bar is not None:

@@ -36,7 +36,9 @@ def lasting(logger: Logger) -> Logger:
     has not answered within `PATIENCE` is told nothing more. (W&B has times of its own, and a process.)"""
     kind = type(logger).__name__
     failed.discard(kind)
-    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # each try of many; the outcome is said here
+    logging.getLogger("urllib3.connectionpool").setLevel(
+        logging.ERROR
+    )  # each try of many; the outcome is said here
 
     def tell(method: Callable[..., Any], *arguments: Any, **keywords: Any) -> None:
         if kind in failed:
@@ -45,7 +47,9 @@ def lasting(logger: Logger) -> Logger:
             if isinstance(logger, WandbLogger):
                 return method(*arguments, **keywords)
             answer: Queue[Exception | None] = Queue()
-            Thread(target=answered, args=(answer, partial(method, *arguments, **keywords)), daemon=True).start()
+            Thread(
+                target=answered, args=(answer, partial(method, *arguments, **keywords)), daemon=True
+            ).start()
             try:
                 error = answer.get(timeout=PATIENCE)
             except Empty:
@@ -75,6 +79,8 @@ def unharmed(kind: str = "WandbLogger") -> Iterator[None]:
     except Exception as error:
         if kind not in failed:
             log.warning(
-                "%s: %s; the run goes on without it", kind, " ".join(str(error).split()) or type(error).__name__
+                "%s: %s; the run goes on without it",
+                kind,
+                " ".join(str(error).split()) or type(error).__name__,
             )
         failed.add(kind)

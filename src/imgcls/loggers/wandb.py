@@ -41,7 +41,17 @@ def wandb_logger(
     if mode == "auto":
         chosen = os.environ.get("WANDB_MODE", "")
         mode = chosen if chosen in ("online", "offline", "disabled") else "online" if has_key() else "offline"  # type: ignore[assignment]
-    unknown = set(options) - {"project", "group", "name", "tags", "notes", "job_type", "id", "resume", "entity"}
+    unknown = set(options) - {
+        "project",
+        "group",
+        "name",
+        "tags",
+        "notes",
+        "job_type",
+        "id",
+        "resume",
+        "entity",
+    }
     if unknown:
         raise UserError(
             f"logger.wandb.{min(unknown)}: expected project, entity, group, name, tags, notes, job_type, id or resume"
@@ -52,8 +62,12 @@ def wandb_logger(
     if before.exists():  # the run goes on
         options = {"id": before.resolve().name.rpartition("-")[2], "resume": "allow", **options}
     patience = max(finish_timeout, UPLOAD) if log_model else finish_timeout
-    settings = wandb.Settings(init_timeout=timeout, finish_timeout=patience, finish_timeout_raises=True, silent=True)
-    if "wandb.sdk.launch" not in sys.modules:  # then there are no inputs of W&B Launch: to look would import it, 0.7 s
+    settings = wandb.Settings(
+        init_timeout=timeout, finish_timeout=patience, finish_timeout_raises=True, silent=True
+    )
+    if (
+        "wandb.sdk.launch" not in sys.modules
+    ):  # then there are no inputs of W&B Launch: to look would import it, 0.7 s
         wandb.Run._detect_and_apply_job_inputs = lambda run: None  # type: ignore
     begin: Any = partial(wandb.init, dir=save_dir, settings=settings, reinit="finish_previous", **options)
     for attempt, otherwise in {mode: "offline", "offline": "disabled"}.items():
@@ -65,7 +79,9 @@ def wandb_logger(
             log.warning("Weights & Biases: %s; logging to it goes on %s", reason, otherwise)
     else:
         run = begin(mode="disabled")
-    with suppress(AttributeError):  # else each import of pandas or the like speaks to a process that may be gone
+    with suppress(
+        AttributeError
+    ):  # else each import of pandas or the like speaks to a process that may be gone
         run._unregister_telemetry_import_hooks(run.id)
     with unharmed():
         run.define_metric("trainer/global_step")
@@ -109,7 +125,9 @@ def has_key() -> bool:
     try:
         return any(
             entry is not None
-            for entry in (netrc.netrc().authenticators(host) for host in netrc.netrc().hosts if "wandb" in host)
+            for entry in (
+                netrc.netrc().authenticators(host) for host in netrc.netrc().hosts if "wandb" in host
+            )
         )
     except (OSError, netrc.NetrcParseError):
         return False

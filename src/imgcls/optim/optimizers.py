@@ -37,7 +37,9 @@ def build_optimizer(
     decay = config.get("weight_decay") or 0.0
     target = configs.locate(config["_target_"], "optimizer._target_")
     muon = "muon" in f"{config['_target_']} {config.get('opt', '')}".lower()
-    heads: Any = network.head_names if muon else ()  # Muon is for inner weights; AdamW takes the head (Jordan 2024)
+    heads: Any = (
+        network.head_names if muon else ()
+    )  # Muon is for inner weights; AdamW takes the head (Jordan 2024)
     groups = parameter_groups(network, decay, exempt, heads, rate_scales or {})
     if rate_scales:
         if config.get("lr") is None:
@@ -63,7 +65,11 @@ def build_optimizer(
 
 
 def parameter_groups(
-    network: nn.Module, decay: float, exempt: Collection[str], fallback: Collection[str], scales: Mapping[str, float]
+    network: nn.Module,
+    decay: float,
+    exempt: Collection[str],
+    fallback: Collection[str],
+    scales: Mapping[str, float],
 ) -> list[dict[str, Any]]:
     """Returns the parameters by weight decay (none for vectors, biases, and names that match `exempt`) and by scale,
     the largest first. Frozen ones too: they have no gradient, so no step changes them, and they may learn later.

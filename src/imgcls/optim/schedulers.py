@@ -57,7 +57,9 @@ def _by_step(optimizer: Optimizer, warmup: int, factor: Callable[[int], float]) 
     return [{"scheduler": LambdaLR(optimizer, rate), "interval": "step"}]
 
 
-def cosine(optimizer: Optimizer, steps: Steps, warmup_epochs: NotNegative = 0.0, final: NotNegative = 0.0) -> Schedule:
+def cosine(
+    optimizer: Optimizer, steps: Steps, warmup_epochs: NotNegative = 0.0, final: NotNegative = 0.0
+) -> Schedule:
     """Half a cosine down to `final` times the rate (Loshchilov and Hutter 2016)."""
     total, warmup = steps.whole("cosine"), steps.warmup(warmup_epochs)
 
@@ -74,7 +76,11 @@ def constant(optimizer: Optimizer, steps: Steps, warmup_epochs: NotNegative = 0.
 
 
 def multi_step(
-    optimizer: Optimizer, steps: Steps, milestones: list[Share], gamma: Positive = 0.1, warmup_epochs: NotNegative = 0.0
+    optimizer: Optimizer,
+    steps: Steps,
+    milestones: list[Share],
+    gamma: Positive = 0.1,
+    warmup_epochs: NotNegative = 0.0,
 ) -> Schedule:
     """The rate times `gamma` at each milestone, a share of the whole training (He et al. 2015: 0.5 and 0.75)."""
     places = [milestone * steps.whole("multi_step") for milestone in milestones]
@@ -114,5 +120,7 @@ def plateau(
     reduce = ReduceLROnPlateau(optimizer, mode, factor, patience)
     schedule: Schedule = [{"scheduler": reduce, "interval": "epoch", "monitor": monitor}]
     if warmup := steps.warmup(warmup_epochs):
-        schedule.append({"scheduler": LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup), "interval": "step"})
+        schedule.append(
+            {"scheduler": LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup), "interval": "step"}
+        )
     return schedule

@@ -39,7 +39,9 @@ def draw_confusion(confusion: np.ndarray, names: list[str]) -> Figure:
     together = -(-classes // 200)
     shares = F.max_pool2d(torch.from_numpy(shares)[None], together, ceil_mode=True)[0].numpy()
     figure = Figure(figsize=(side, side), layout="constrained")
-    title = "Images of each true class, and (colour) their share" if classes <= 20 else "Share of each true class"
+    title = (
+        "Images of each true class, and (colour) their share" if classes <= 20 else "Share of each true class"
+    )
     figure.suptitle(title + (f", the largest of {together}×{together}" if together > 1 else ""))
     axes = figure.subplots()
     shown = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))  # a few in a hundred can be seen too
@@ -51,7 +53,12 @@ def draw_confusion(confusion: np.ndarray, names: list[str]) -> Figure:
         axes.set_yticks(range(classes), short, fontsize=size, parse_math=False)
     if classes > 20:
         figure.colorbar(
-            shown, shrink=0.4, fraction=0.04, pad=0.01, ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 1], format="{x:.0%}"
+            shown,
+            shrink=0.4,
+            fraction=0.04,
+            pad=0.01,
+            ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 1],
+            format="{x:.0%}",
         )
         return figure
     for row, column in np.ndindex(classes, classes):
@@ -78,12 +85,21 @@ def draw_reliability(bins: pd.DataFrame, before: pd.DataFrame | None, title: str
     upper.plot(bins["confidence"], bins["accuracy"], "o", color="#08519c", markersize=4, label="accuracy")
     lower.bar(left, bins["share"], 1 / BINS, align="edge", color="#9ecae1", edgecolor="white")
     if before is not None:
-        upper.plot(before["confidence"], before["accuracy"], "x", color="#d94801", markersize=5, label="before scaling")
+        upper.plot(
+            before["confidence"],
+            before["accuracy"],
+            "x",
+            color="#d94801",
+            markersize=5,
+            label="before scaling",
+        )
         edges = np.linspace(0, 1, BINS + 1)
         lower.stairs(before["share"].fillna(0), edges, color="#d94801", label="before scaling")
     upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02), title=title)
     lower.set(xlabel="confidence", ylabel="share of samples")
-    figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    figure.legend(
+        *upper.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9
+    )
     return figure
 
 
@@ -97,7 +113,9 @@ def draw_mistakes(mistakes: list[Mistake]) -> Figure:
     for axes, mistake in zip(figure.axes, mistakes, strict=False):
         parts = [mistake.picture] if mistake.evidence is None else [mistake.picture, mistake.evidence]
         axes.imshow(np.hstack(parts), interpolation="nearest")
-        words = [name if len(name) <= 24 else f"{name[:23]}…" for name in (mistake.target, mistake.prediction)]
+        words = [
+            name if len(name) <= 24 else f"{name[:23]}…" for name in (mistake.target, mistake.prediction)
+        ]
         text = f"true: {words[0]}\npredicted: {words[1]}, {mistake.confidence:.1%}"
         axes.set_title(text, fontsize=9, loc="left", parse_math=False)
     return figure

@@ -29,12 +29,16 @@ def grad_cam(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
     hooks = [module.register_forward_hook(keep) for module in network.modules()]
     try:
         with torch.enable_grad():  # of the images too: all parameters may be frozen
-            logits = network.eval().forward(images.detach().requires_grad_())  # not compiled: that may pass hooks by
+            logits = network.eval().forward(
+                images.detach().requires_grad_()
+            )  # not compiled: that may pass hooks by
     finally:
         for hook in hooks:
             hook.remove()
     if not seen or seen[-1].ndim == 3:
-        raise ValueError("its last features are tokens" if seen else "no layer has maps of more than one place")
+        raise ValueError(
+            "its last features are tokens" if seen else "no layer has maps of more than one place"
+        )
     (gradients,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), seen[-1])
     maps = seen[-1].detach()
     if channels_are_last(maps):

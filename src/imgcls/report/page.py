@@ -33,7 +33,9 @@ def render(template: str, path: Path, **facts: Any) -> None:
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def write_page(path: Path, title: str, sections: Sequence[dict[str, Any]], alarms: Sequence[str] = ()) -> None:
+def write_page(
+    path: Path, title: str, sections: Sequence[dict[str, Any]], alarms: Sequence[str] = ()
+) -> None:
     """Writes a page of pictures and tables.
 
     Args:

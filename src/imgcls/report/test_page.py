@@ -35,9 +35,7 @@ def sections(report: Report, folder: Path) -> list[dict[str, Any]]:
     pairs = report.pairs.head(20).assign(share=report.pairs["share"].map("{:.1%}".format))
     worst = "The wrong predictions with the highest confidence."
     if any(mistake.evidence is not None for mistake in mistakes):
-        worst += (
-            " Beside each: where the evidence for the predicted class lies (Grad-CAM), brighter where there is more."
-        )
+        worst += " Beside each: where the evidence for the predicted class lies (Grad-CAM), brighter where there is more."
     gallery = []
     for mistake in mistakes:
         pictures = [inline(image) for image in (mistake.picture, mistake.evidence) if image is not None]
@@ -92,7 +90,9 @@ def worst_mistakes(report: Report, classifier: ImageClassifier, dataset: ImageDa
         with optional(f"picture of {row['name']}"):
             image = dataset.picture(row["index"])
             mistakes.append(
-                Mistake(as_picture(image), None, row["target"], row["prediction"], row["confidence"], row["name"])
+                Mistake(
+                    as_picture(image), None, row["target"], row["prediction"], row["confidence"], row["name"]
+                )
             )
             images.append(image)
             classes.append(classifier.spec.class_names.index(row["prediction"]))

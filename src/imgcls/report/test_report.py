@@ -29,7 +29,9 @@ class Report:
     predictions: pd.DataFrame  # name, target, prediction (class names), confidence, index
     per_class: pd.DataFrame  # class, precision, recall, f1, support
     confusion: np.ndarray  # (K, K) counts: rows are targets, columns predictions
-    pairs: pd.DataFrame  # true, predicted, count, share (of the true class): who is taken for whom, most first
+    pairs: (
+        pd.DataFrame
+    )  # true, predicted, count, share (of the true class): who is taken for whom, most first
     unscaled: np.ndarray | None = None  # confidences before the temperature
     mistakes: list[Mistake] = field(default_factory=list)
 
@@ -72,7 +74,9 @@ def confused_pairs(confusion: np.ndarray, names: np.ndarray) -> pd.DataFrame:
         "count": count,
         "share": count / confusion.sum(1)[true],
     }
-    return pd.DataFrame(pairs).sort_values(["count", "share"], ascending=False, kind="stable", ignore_index=True)
+    return pd.DataFrame(pairs).sort_values(
+        ["count", "share"], ascending=False, kind="stable", ignore_index=True
+    )
 
 
 def write_report(report: Report, folder: Path, spec: DataSpec) -> None:
@@ -89,17 +93,24 @@ def write_report(report: Report, folder: Path, spec: DataSpec) -> None:
 def print_summary(title: str, report: Report, lines: dict[str, str]) -> None:
     """Prints the test table and below it where things are and what to run next."""
     named = {name.removeprefix("test/"): value for name, value in report.metrics.items()}
-    shown = {name: value for name, value in named.items() if name != "temperature" and not name.endswith("_unscaled")}
+    shown = {
+        name: value
+        for name, value in named.items()
+        if name != "temperature" and not name.endswith("_unscaled")
+    }
     table = Table(show_edge=False, pad_edge=False)
     for name in shown:
         table.add_column(name, justify="right")
     table.add_row(*(f"{value:.4f}" for value in shown.values()))
     worst = report.per_class.sort_values("f1").head(3)
-    said = {"weakest classes": ", ".join(f"{row['class']} (f1 {row['f1']:.3f})" for _, row in worst.iterrows())}
+    said = {
+        "weakest classes": ", ".join(f"{row['class']} (f1 {row['f1']:.3f})" for _, row in worst.iterrows())
+    }
     if len(report.pairs):
         pairs = report.pairs.head(3).to_dict("records")
         said["most confused"] = ", ".join(
-            f"{pair['true']} taken for {pair['predicted']} ({pair['count']}, {pair['share']:.1%})" for pair in pairs
+            f"{pair['true']} taken for {pair['predicted']} ({pair['count']}, {pair['share']:.1%})"
+            for pair in pairs
         )
     if "temperature" in named:
         changes = (
@@ -121,7 +132,9 @@ def log_to_wandb(run: Any, report: Report, folder: Path, spec: DataSpec) -> None
 
     names = list(spec.class_names)
     code = {name: i for i, name in enumerate(names)}
-    target, prediction = ([code[n] for n in report.predictions[column]] for column in ("target", "prediction"))
+    target, prediction = (
+        [code[n] for n in report.predictions[column]] for column in ("target", "prediction")
+    )
     pictures = {"confusion_picture": "confusion_matrix", "reliability": "reliability", "mistakes": "mistakes"}
     shown = {f"test/{key}": folder / f"{name}.png" for key, name in pictures.items()}
     with optional("record in W&B"):

@@ -9,7 +9,9 @@ from pydantic import Field
 
 from imgcls.errors import UserError, nearest
 
-Metrics = Annotated[str | list[str], Field(min_length=1)]  # of optimized_metric; the first of several says what is best
+Metrics = Annotated[
+    str | list[str], Field(min_length=1)
+]  # of optimized_metric; the first of several says what is best
 
 
 def direction(metric: str | None) -> str:
@@ -53,17 +55,25 @@ def best_epoch(run_dir: Path, monitor: str) -> dict[str, float]:
 
 def check_monitored(config: dict[str, Any], callbacks: list[Any], names: set[str]) -> None:
     """Raises UserError where a metric is watched that is never logged, or in the wrong direction."""
-    watched = [(f"callbacks: {type(c).__name__}.", c.monitor, c.mode) for c in callbacks if getattr(c, "monitor", None)]
+    watched = [
+        (f"callbacks: {type(c).__name__}.", c.monitor, c.mode)
+        for c in callbacks
+        if getattr(c, "monitor", None)
+    ]
     if schedule := config["scheduler"].get("monitor"):
         watched.append(("scheduler.", schedule, config["scheduler"].get("mode")))
     optimized = config["optimized_metric"]  # what others follow, so it comes first
-    named = [("optimized_metric", name) for name in ([optimized] if isinstance(optimized, str) else optimized)]
+    named = [
+        ("optimized_metric", name) for name in ([optimized] if isinstance(optimized, str) else optimized)
+    ]
     named += [(f"{where}monitor", name) for where, name, _ in watched]
     for key, name in named:
         if name not in names:
             raise UserError(f"{key}={name}: no such metric is logged; {nearest(name, names)}")
         if name.startswith("val/") and (why := never_validated(config["trainer"])):
-            raise UserError(f"{key}={name}: with {why} nothing is validated; watch train/loss, or let it validate")
+            raise UserError(
+                f"{key}={name}: with {why} nothing is validated; watch train/loss, or let it validate"
+            )
     for keeper in callbacks:
         if getattr(keeper, "save_top_k", 1) not in (0, 1) and "{" not in (keeper.filename or "{"):
             raise UserError(

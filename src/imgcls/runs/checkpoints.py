@@ -36,7 +36,11 @@ def best_of_many(last: Path) -> Path:
     if all(path.name in ("last.ckpt", "previous.ckpt") for path in last.parent.glob("*.ckpt")):
         return last
     state = load_content(last).get("callbacks", {})
-    names = [Path(value["best_model_path"]).name for key, value in state.items() if key.startswith("ModelCheckpoint")]
+    names = [
+        Path(value["best_model_path"]).name
+        for key, value in state.items()
+        if key.startswith("ModelCheckpoint")
+    ]
     return next((last.with_name(name) for name in names if name and last.with_name(name).is_file()), last)
 
 
@@ -89,7 +93,9 @@ def damage(path: Path) -> str | None:
         states = [content.get(key, {}) for key in STATES]
     except Exception:  # code, or no checkpoint at all: said where it is loaded
         return None
-    names = [name for state in states for name in not_finite(state) if name not in content.get("infinite", ())]
+    names = [
+        name for state in states for name in not_finite(state) if name not in content.get("infinite", ())
+    ]
     return f"tensors with NaN or infinity: {len(names)}, such as {names[0]}" if names else None
 
 
@@ -100,7 +106,9 @@ def not_finite(state: Mapping[str, Tensor]) -> list[str]:
     floats = {name: value.detach() for name, value in local.items() if value.is_floating_point()}
     if bool(get_total_norm(list(floats.values())).isfinite()):
         return []
-    return [name for name, value in floats.items() if not bool(value.isfinite().all())]  # the norm may overflow
+    return [
+        name for name, value in floats.items() if not bool(value.isfinite().all())
+    ]  # the norm may overflow
 
 
 def load_tensors(path: Path) -> Any:

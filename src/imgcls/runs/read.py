@@ -74,7 +74,9 @@ def read_runs(folders: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     rows = []
     for folder in (Path(given).expanduser() for given in folders):
         if not folder.is_dir():
-            raise UserError(f"runs={folder}: there is no such folder; expected one with runs of imgcls train in it")
+            raise UserError(
+                f"runs={folder}: there is no such folder; expected one with runs of imgcls train in it"
+            )
         found = list(find_runs(folder))
         if not found:
             raise UserError(f"runs={folder}: no run is in or below it; expected what imgcls train made")
@@ -123,7 +125,9 @@ def read_run(path: Path) -> dict[str, Any]:
         elif row["status"] == "finished" and "csv" in (config.get("logger") or {}):
             raise Damaged("metrics.csv is not there")
         if (path / "test" / "metrics.json").exists():
-            tested = _read(path / "test" / "metrics.json", lambda text: typed(json.loads(text), dict[str, float], ""))
+            tested = _read(
+                path / "test" / "metrics.json", lambda text: typed(json.loads(text), dict[str, float], "")
+            )
             row |= {name: value for name, value in tested.items() if name.startswith("test/")}
     except (Damaged, OSError) as error:
         row |= {"status": "damaged", "reason": str(error)}
@@ -137,7 +141,9 @@ def _read(path: Path, parse: Callable[[str], Any]) -> Any:
     except FileNotFoundError:
         raise Damaged(f"{path.name} is not there") from None
     except Exception as error:
-        raise Damaged(f"{path.name} can't be read: {' '.join(str(error).split()).lstrip('=')[:120]}") from error
+        raise Damaged(
+            f"{path.name} can't be read: {' '.join(str(error).split()).lstrip('=')[:120]}"
+        ) from error
 
 
 def _status(path: Path) -> dict[str, Any]:
@@ -146,8 +152,17 @@ def _status(path: Path) -> dict[str, Any]:
         return {"status": "finished" if done else "unfinished", "reason": "" if done else "no test was made"}
     found = _read(path / "status.json", lambda text: typed(json.loads(text), Status, ""))
     if found.status == "running":
-        return {"status": "unfinished", "reason": "it runs still, or was killed", "parameters": found.parameters}
-    return {"status": found.status, "reason": found.error, "seconds": found.seconds, "parameters": found.parameters}
+        return {
+            "status": "unfinished",
+            "reason": "it runs still, or was killed",
+            "parameters": found.parameters,
+        }
+    return {
+        "status": found.status,
+        "reason": found.error,
+        "seconds": found.seconds,
+        "parameters": found.parameters,
+    }
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -174,7 +189,9 @@ def _environment(text: str) -> dict[str, Any]:
 def flat(config: dict[str, Any]) -> dict[str, Any]:
     """Returns a config by dotted names, without what differs between any two runs: where they lie, and their names."""
     run_dir, chosen = config.get("run_dir"), config.get("names") or {}
-    out = {"overrides": chosen.get("run")} | {name: chosen[name] for name in ("data", "backbone") if name in chosen}
+    out = {"overrides": chosen.get("run")} | {
+        name: chosen[name] for name in ("data", "backbone") if name in chosen
+    }
 
     def add(node: dict[str, Any], prefix: str) -> None:
         for key, value in node.items():
@@ -189,7 +206,9 @@ def flat(config: dict[str, Any]) -> dict[str, Any]:
                 out[name] = f".{value.removeprefix(run_dir)}"
             else:
                 plain = (
-                    value is None or isinstance(value, str | float) or (isinstance(value, int) and abs(value) < 1 << 63)
+                    value is None
+                    or isinstance(value, str | float)
+                    or (isinstance(value, int) and abs(value) < 1 << 63)
                 )
                 out[name] = value if plain else str(value)
 
@@ -226,13 +245,23 @@ def differences(one: Path, other: Path) -> dict[str, list[tuple[str, Any, Any]]]
     """Returns what differs between two run directories, as (name, of the one, of the other): config, environment, git."""
     configs, environments = [], []
     for path in (one, other):
-        configs.append({name: value for name, value in flat(read_config(path)).items() if name != "overrides"})
+        configs.append(
+            {name: value for name, value in flat(read_config(path)).items() if name != "overrides"}
+        )
         found = _read(path / "environment.json", _environment)
         packages, git, data = (found.pop(name, None) or {} for name in ("packages", "git", "data"))
         diff = _text(path / "git.diff")
-        git = {"commit": git.get("commit"), "diff": f"{diff.count(chr(10)):,} lines" if diff else "none", "text": diff}
+        git = {
+            "commit": git.get("commit"),
+            "diff": f"{diff.count(chr(10)):,} lines" if diff else "none",
+            "text": diff,
+        }
         environments.append(({**found, **{f"{k} (package)": v for k, v in packages.items()}}, git, data))
-    sides = {"config": configs, "environment": [e[0] for e in environments], "git": [e[1] for e in environments]}
+    sides = {
+        "config": configs,
+        "environment": [e[0] for e in environments],
+        "git": [e[1] for e in environments],
+    }
     sides["data"] = [{name: str(value) for name, value in e[2].items()} for e in environments]
     out = {}
     for title, (a, b) in sides.items():

@@ -49,7 +49,9 @@ def git_state(folder: Path, run_dir: Path | None = None) -> dict[str, Any]:
         "commit": commit,
         "branch": git(folder, "rev-parse", "--abbrev-ref", "HEAD"),
         "status": git(folder, "status", "--porcelain"),
-        "left_out": left_out if diff is not None else ["all that is not committed (git failed, or took over 30 s)"],
+        "left_out": left_out
+        if diff is not None
+        else ["all that is not committed (git failed, or took over 30 s)"],
         "diff": diff or "",
     }
 
@@ -68,7 +70,9 @@ def new_files(top: Path, run_dir: Path | None) -> tuple[list[str], list[str]]:
 
     for name in (name for name in names if name and not of_a_run((top / name).parent)):
         with suppress(OSError):  # it is gone by now
-            sizes[name] = NEW_FILE + 1 if name.endswith("/") else (top / name).lstat().st_size  # /: another repository
+            sizes[name] = (
+                NEW_FILE + 1 if name.endswith("/") else (top / name).lstat().st_size
+            )  # /: another repository
     kept, left_out, total = list[str](), list[str](), 0
     for name in sorted(sizes, key=lambda name: (not name.endswith((".py", ".yaml")), sizes[name])):
         if sizes[name] > NEW_FILE or total + sizes[name] > ALL_NEW or len(kept) == NEW_FILES:
@@ -97,7 +101,9 @@ def git_diff(top: Path, new: list[str]) -> str | None:
 @functools.cache  # for each job of a sweep
 def packages() -> dict[str, str]:
     """Returns the version of each package that is installed."""
-    all_metadata = (d.metadata for d in metadata.distributions())  # d.name and d.version would each read it again
+    all_metadata = (
+        d.metadata for d in metadata.distributions()
+    )  # d.name and d.version would each read it again
     return {m["Name"]: m["Version"] for m in all_metadata if m["Name"]}
 
 
@@ -105,7 +111,9 @@ def environment() -> dict[str, Any]:
     """Returns the command, versions and hardware."""
     import torch
 
-    cpu: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest torch that will do
+    cpu: dict[str, Any] = getattr(
+        torch.cpu, "get_capabilities", dict
+    )()  # newer than the oldest torch that will do
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "command": shlex.join(sys.orig_argv),
@@ -130,7 +138,9 @@ def write_record(run_dir: Path, config: dict[str, Any], data: dict[str, Any]) ->
         (run_dir / "git.diff").write_bytes(f"{diff}\n".encode(errors="surrogateescape"))
     if left_out:
         words = "git.diff leaves out what git does not know: %s%s; commit it, or ignore it"
-        log.warning(words, ", ".join(left_out[:3]), f" and {len(left_out) - 3:,} more" if len(left_out) > 3 else "")
+        log.warning(
+            words, ", ".join(left_out[:3]), f" and {len(left_out) - 3:,} more" if len(left_out) > 3 else ""
+        )
     record = environment() | {"data": data, "git": state | {"left_out": left_out}}
     write_text(run_dir / "environment.json", json.dumps(record, indent=2) + "\n")
     return state
@@ -160,7 +170,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def keeping_status(run_dir: Path, parameters: int, trained: Callable[[], bool] = lambda: True) -> Iterator[None]:
+def keeping_status(
+    run_dir: Path, parameters: int, trained: Callable[[], bool] = lambda: True
+) -> Iterator[None]:
     """Around a training, on rank 0: keeps `status.json`, which tells a run that was killed from one that is done.
 
     The status is running, then finished, stopped (from outside), pruned or failed; the seconds are of all its starts.

@@ -98,7 +98,9 @@ class Jobs:
         def watch() -> None:
             while not done.wait(2.0):
                 ended = [
-                    j for j in self.begun if j.state == "running" and j.status() in ("finished", "pruned", "failed")
+                    j
+                    for j in self.begun
+                    if j.state == "running" and j.status() in ("finished", "pruned", "failed")
                 ]
                 for job in ended:
                     job.state = str(job.status())

@@ -36,7 +36,10 @@ class Follower:
     def __call__(self, config: DictConfig) -> Any:
         if os.getpid() == self.leader:  # with n_jobs=1 joblib starts no process
             return self.task(config)
-        for number in (signal.SIGTERM, signal.SIGINT):  # between jobs they are for the leader; SIGNALS puts this back
+        for number in (
+            signal.SIGTERM,
+            signal.SIGINT,
+        ):  # between jobs they are for the leader; SIGNALS puts this back
             signal.signal(number, signal.SIG_IGN)
         ended = threading.Event()
         threading.Thread(target=self.watch, args=(ended,), daemon=True).start()

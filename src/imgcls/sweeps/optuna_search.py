@@ -55,11 +55,17 @@ def search(sweep: Sweep) -> None:
     """
     settings = sweep.settings
     if settings.n_trials is None or settings.n_trials < 1:
-        raise UserError(f"sweep.n_trials={settings.n_trials}: expected the number of trials in all, 1 or more")
+        raise UserError(
+            f"sweep.n_trials={settings.n_trials}: expected the number of trials in all, 1 or more"
+        )
     if settings.pruner is not None and len(sweep.metrics) > 1:
-        raise UserError("sweep.pruner: Optuna prunes by one metric; give one optimized_metric, or sweep.pruner=null")
+        raise UserError(
+            "sweep.pruner: Optuna prunes by one metric; give one optimized_metric, or sweep.pruner=null"
+        )
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # by who chose the sampler
+    warnings.filterwarnings(
+        "ignore", category=optuna.exceptions.ExperimentalWarning
+    )  # by who chose the sampler
     sweep.jobs.total = settings.n_trials
     space = {override.get_key_element(): distribution(override) for override in sweep.swept}
     pruner = configs.build(settings.pruner, "sweep.pruner") if settings.pruner else optuna.pruners.NopPruner()
@@ -71,7 +77,10 @@ def search(sweep: Sweep) -> None:
     sweep.jobs.line()
     with tempfile.NamedTemporaryFile(prefix=".worker-", dir=sweep.folder) as file, FileLock(file.name):
         while batch := ask(study, space, sweep, Path(file.name).name):
-            jobs = [sweep.job(t.number, [f"{k}={v}" for k, v in t.params.items()], pruning(sweep, t)) for t in batch]
+            jobs = [
+                sweep.job(t.number, [f"{k}={v}" for k, v in t.params.items()], pruning(sweep, t))
+                for t in batch
+            ]
             for job in jobs:
                 note(study, job.number, folder=job.folder.name)
             sweep.run(jobs)
@@ -91,14 +100,18 @@ def distribution(override: Override) -> BaseDistribution:
     if not isinstance(value, IntervalSweep):
         return CategoricalDistribution(list(override.sweep_string_iterator()))
     assert value.start is not None and value.end is not None
-    kind = IntDistribution if isinstance(value.start, int) and isinstance(value.end, int) else FloatDistribution
+    kind = (
+        IntDistribution if isinstance(value.start, int) and isinstance(value.end, int) else FloatDistribution
+    )
     try:
         return kind(value.start, value.end, log="log" in value.tags)  # type: ignore[arg-type]
     except ValueError as error:
         raise UserError(f"{override.input_line}: {error}") from error
 
 
-def ask(study: optuna.Study, space: dict[str, BaseDistribution], sweep: Sweep, worker: str) -> list[FrozenTrial]:
+def ask(
+    study: optuna.Study, space: dict[str, BaseDistribution], sweep: Sweep, worker: str
+) -> list[FrozenTrial]:
     """Returns the trials to run next: first those that a killed worker left, then new ones.
 
     What is drawn for a trial depends on its number and on the trials before, not on when the search was started.
@@ -160,8 +173,15 @@ def pruning(sweep: Sweep, trial: FrozenTrial) -> list[str]:
     """Returns the overrides that let a job learn from the study that it falls behind."""
     if sweep.settings.pruner is None:
         return []
-    given = {"_target_": f"{__name__}.Pruning", "study": str((sweep.folder / FILE).resolve()), "number": trial.number}
-    given |= {"metric": sweep.metrics[0], **{f"pruner.{key}": value for key, value in sweep.settings.pruner.items()}}
+    given = {
+        "_target_": f"{__name__}.Pruning",
+        "study": str((sweep.folder / FILE).resolve()),
+        "number": trial.number,
+    }
+    given |= {
+        "metric": sweep.metrics[0],
+        **{f"pruner.{key}": value for key, value in sweep.settings.pruner.items()},
+    }
     return [f"+callbacks.pruning.{key}={hydra_quoted(str(value))}" for key, value in given.items()]
 
 

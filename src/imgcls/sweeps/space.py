@@ -18,7 +18,9 @@ PARAMS = "sweep.params."
 def folder_name(name: str) -> str:
     """Checks, for pydantic, that a folder beside the other sweeps can have this name."""
     if "/" in name or name[:1] in ("", ".") or len(name.encode()) > 200:
-        raise PydanticCustomError("name", "expected a folder's name: no / in it, no dot in front, 200 bytes at most")
+        raise PydanticCustomError(
+            "name", "expected a folder's name: no / in it, no dot in front, 200 bytes at most"
+        )
     return name
 
 
@@ -34,7 +36,9 @@ class Settings:
     n_trials: int | None = None
 
 
-def overrides(loader: ConfigLoader, config: DictConfig, settings: Settings) -> tuple[list[str], list[Override]]:
+def overrides(
+    loader: ConfigLoader, config: DictConfig, settings: Settings
+) -> tuple[list[str], list[Override]]:
     """Returns the override that says where jobs run, and those of the jobs: the preset's, and the command line's,
     which win.
 

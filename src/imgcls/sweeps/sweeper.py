@@ -106,10 +106,14 @@ class Sweep(Sweeper):
         """Composes jobs that have each value of each list once, and looks for the metrics, before the first job."""
         values = {o.get_key_element(): choices(o) for o in self.swept}
         if self.settings.sampler is not None and not values:
-            raise UserError("sweep: there is nothing to search; give a space, such as optimizer.lr=interval(0.01,1)")
+            raise UserError(
+                "sweep: there is nothing to search; give a space, such as optimizer.lr=interval(0.01,1)"
+            )
         known, mistake = set[str](), UserError()
         for i in range(max(map(len, values.values()), default=1)):
-            overrides = self.where + self.fixed + [f"{key}={some[i % len(some)]}" for key, some in values.items()]
+            overrides = (
+                self.where + self.fixed + [f"{key}={some[i % len(some)]}" for key, some in values.items()]
+            )
             config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
             try:
                 known = known or logged_names(config)
@@ -139,10 +143,15 @@ class Sweep(Sweeper):
         """Runs a job for each combination, but those that a former start of this name has finished."""
         for override in self.swept:
             if not override.is_discrete_sweep():
-                raise UserError(f"{override.input_line}: a grid takes lists; an interval is searched, by sweep=optuna")
+                raise UserError(
+                    f"{override.input_line}: a grid takes lists; an interval is searched, by sweep=optuna"
+                )
         keys = [o.get_key_element() for o in self.swept]
         combinations = itertools.product(*map(choices, self.swept))
-        jobs = [self.job(n, [f"{k}={v}" for k, v in zip(keys, c, strict=True)]) for n, c in enumerate(combinations)]
+        jobs = [
+            self.job(n, [f"{k}={v}" for k, v in zip(keys, c, strict=True)])
+            for n, c in enumerate(combinations)
+        ]
         self.jobs.total = len(jobs)
         self.jobs.begun = [job for job in jobs if job.done()]
         for job in self.jobs.begun:
@@ -187,7 +196,9 @@ class Sweep(Sweeper):
         """
         excluded = self.config.hydra.job.config.override_dirname.exclude_keys
         name = job_name(values + self.fixed, set(excluded))
-        job = Job(number, [*self.where, *self.fixed, *values, *(more or [])], self.folder / f"{number}_{name}")
+        job = Job(
+            number, [*self.where, *self.fixed, *values, *(more or [])], self.folder / f"{number}_{name}"
+        )
         job.overrides += [
             f"job.sweep={hydra_quoted(self.folder.name)}", f"job.number={number}",
             f"hydra.sweep.dir={hydra_quoted(str(self.folder))}", f"hydra.sweep.subdir='{job.folder.name}'",
@@ -215,7 +226,9 @@ class Sweep(Sweeper):
                 continue
             self.settle(job, result)
             if job.state == "failed":
-                print(f"job {job.number} failed: {job.error}; see {shown(job.folder / 'run.log')}", flush=True)
+                print(
+                    f"job {job.number} failed: {job.error}; see {shown(job.folder / 'run.log')}", flush=True
+                )
 
     def settle(self, job: Job, result: Any = None) -> None:
         """Finds out what became of a job, from what it returned or left behind."""
@@ -230,7 +243,9 @@ class Sweep(Sweeper):
         """Says where things are. A failed job makes a grid fail; a search goes round it."""
         if (best := self.jobs.best()) is not None:
             print(f"best job: {shown(best.folder)}")
-        print(f"sweep directory: {shown(self.folder)}\ncompare: imgcls compare runs={hydra_quoted(shown(self.folder))}")
+        print(
+            f"sweep directory: {shown(self.folder)}\ncompare: imgcls compare runs={hydra_quoted(shown(self.folder))}"
+        )
         failed = self.jobs.failed()
         if failed and (self.settings.sampler is None or len(failed) == len(self.jobs.begun)):
             others = "" if len(failed) == len(self.jobs.begun) else ", the others are done"
@@ -243,4 +258,10 @@ def logged_names(config: DictConfig) -> set[str]:
 
     node: Any = OmegaConf.to_container(config.data, resolve=True)
     classes = configs.build(node, "data").spec.num_classes
-    return {"train/loss", "train/top1", "images_per_second", "val/loss", *(f"val/{n}" for n in metric_names(classes))}
+    return {
+        "train/loss",
+        "train/top1",
+        "images_per_second",
+        "val/loss",
+        *(f"val/{n}" for n in metric_names(classes)),
+    }

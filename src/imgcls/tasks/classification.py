@@ -80,7 +80,9 @@ class ImageClassifier(StepByStep):
         if class_weights is not None and (
             len(class_weights) != classes or min(class_weights) < 0 or not any(class_weights)
         ):
-            raise UserError(f"class_weights={class_weights}: expected {classes} numbers of 0 or more, not all 0")
+            raise UserError(
+                f"class_weights={class_weights}: expected {classes} numbers of 0 or more, not all 0"
+            )
         weight = None if class_weights is None else torch.tensor(class_weights)
         if loss is not None:
             given: dict[str, Any] = {} if weight is None else {"weight": weight}
@@ -106,11 +108,17 @@ class ImageClassifier(StepByStep):
             ""  # the part of the network that takes features in place of images (imgcls.callbacks.finetune)
         )
         self.train_size: int | None = None  # of training images, where it is not the data's
-        self.skipped: list[list[int]] = []  # batches [epoch, index] that teach nothing: their loss was not finite
+        self.skipped: list[
+            list[int]
+        ] = []  # batches [epoch, index] that teach nothing: their loss was not finite
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]  # Lightning's own runs code that comes from an address
-        cls, checkpoint_path: str | Path, map_location: torch.device | str = "cpu", *, trust: Sequence[str] = ()
+        cls,
+        checkpoint_path: str | Path,
+        map_location: torch.device | str = "cpu",
+        *,
+        trust: Sequence[str] = (),
     ) -> Self:
         """Returns the classifier of a checkpoint, for evaluation: it has no loss, optimizer or augmentation.
 
@@ -184,7 +192,9 @@ class ImageClassifier(StepByStep):
         checkpoint["skipped_batches"] = self.skipped
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.skipped = self.skipped + [b for b in checkpoint.get("skipped_batches", []) if b not in self.skipped]
+        self.skipped = self.skipped + [
+            b for b in checkpoint.get("skipped_batches", []) if b not in self.skipped
+        ]
         self.temperature = float(checkpoint.get("temperature", 1.0))
         if not 0 < self.temperature < math.inf:
             raise UserError(f"the checkpoint's temperature is {self.temperature}; expected a number above 0")
@@ -290,7 +300,9 @@ class ImageClassifier(StepByStep):
 
     def configure_optimizers(self) -> Any:
         if self.hparams["optimizer"] is None or self.hparams["scheduler"] is None:
-            raise UserError("this classifier was made without an optimizer and a scheduler; it can only be evaluated")
+            raise UserError(
+                "this classifier was made without an optimizer and a scheduler; it can only be evaluated"
+            )
         optimizer = build_optimizer(
             self.hparams["optimizer"], self.network, self.device, self.fused_steps(), self.rate_scales
         )

@@ -70,7 +70,10 @@ class FocalLoss(nn.Module):
     weight: Tensor | None
 
     def __init__(
-        self, gamma: Annotated[float, Field(ge=0)] = 2.0, label_smoothing: Smoothing = 0.0, weight: Tensor | None = None
+        self,
+        gamma: Annotated[float, Field(ge=0)] = 2.0,
+        label_smoothing: Smoothing = 0.0,
+        weight: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.gamma, self.label_smoothing = gamma, label_smoothing
@@ -83,5 +86,7 @@ class FocalLoss(nn.Module):
             shares = shares * self.weight
             total = len(logits) if targets.ndim == 2 else self.weight[targets].sum()
         log_probability = logits.log_softmax(1)
-        wrong = (-torch.expm1(log_probability)).clamp_min(1e-12)  # 1 - p; never 0, where a power has no gradient
+        wrong = (-torch.expm1(log_probability)).clamp_min(
+            1e-12
+        )  # 1 - p; never 0, where a power has no gradient
         return -(wrong**self.gamma * log_probability * shares).sum() / total

@@ -39,7 +39,9 @@ class Evaluation(Metric):
         for row, (classes, samples) in enumerate(((targets, right.long()), (predicted, one), (targets, one))):
             self.counts[row].index_add_(0, classes, samples)  # bincount would read from the device
         place = confidence_bins(confidences)
-        self.bins.index_add_(1, place, torch.stack([torch.ones_like(confidences), right.float(), confidences]))
+        self.bins.index_add_(
+            1, place, torch.stack([torch.ones_like(confidences), right.float(), confidences])
+        )
         if self.num_classes > 5:
             self.within5 += (logits.topk(5, sorted=False).indices == targets[:, None]).sum()
 
@@ -107,7 +109,12 @@ class Predictions(Metric):
 
     def update(self, logits: Tensor, targets: Tensor, indices: Tensor, raw: Tensor | None = None) -> None:
         confidences, predictions = logits.softmax(1).max(1)
-        found = {"indices": indices, "targets": targets, "predictions": predictions, "confidences": confidences}
+        found = {
+            "indices": indices,
+            "targets": targets,
+            "predictions": predictions,
+            "confidences": confidences,
+        }
         if raw is not None:
             found["unscaled"] = raw.softmax(1).amax(1)
         if self.keep_logits:
@@ -118,6 +125,8 @@ class Predictions(Metric):
     def compute(self) -> dict[str, Tensor]:
         from torchmetrics.utilities import dim_zero_cat
 
-        gathered = {name: dim_zero_cat(getattr(self, name)) for name in self.NAMES if len(getattr(self, name))}
+        gathered = {
+            name: dim_zero_cat(getattr(self, name)) for name in self.NAMES if len(getattr(self, name))
+        }
         order = gathered["indices"].argsort()
         return {name: values[order].cpu() for name, values in gathered.items()}

@@ -29,7 +29,10 @@ class StepByStep(LightningModule):
 
     def fused_steps(self) -> bool:
         """Whether the optimizer may take fused steps."""
-        scaled = self.trainer.precision in ("16-mixed", "16")  # the gradient scaler unscales before a plain step
+        scaled = self.trainer.precision in (
+            "16-mixed",
+            "16",
+        )  # the gradient scaler unscales before a plain step
         sharded = isinstance(self.trainer.strategy, ModelParallelStrategy)
         return bool(self.hparams["fused"]) and not scaled and not sharded
 
@@ -46,13 +49,18 @@ class StepByStep(LightningModule):
         return Steps(per_epoch, min(ends) if ends else None)
 
     def configure_gradient_clipping(
-        self, optimizer: Optimizer, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
     ) -> None:
         if not gradient_clip_val:
             return
         if self.trainer.precision in ("16-mixed", "16"):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_algorithm == "value":  # Lightning refuses to clip for a fused step, with no need in bf16
+        elif (
+            gradient_clip_algorithm == "value"
+        ):  # Lightning refuses to clip for a fused step, with no need in bf16
             nn.utils.clip_grad_value_(self.network.parameters(), gradient_clip_val)
         else:
             nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)

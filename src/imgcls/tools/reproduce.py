@@ -67,14 +67,20 @@ def say_changes(original: Path) -> None:
     path = original / "environment.json"
     for entry in json.loads(path.read_text()).get("resumed", []) if path.is_file() else []:
         for line in entry.get("changed", []):
-            log.warning("the run was changed on the way, at %s: %s; it is run with the last value", entry["time"], line)
+            log.warning(
+                "the run was changed on the way, at %s: %s; it is run with the last value",
+                entry["time"],
+                line,
+            )
 
 
 def report(original: Path, again: Path) -> None:
     """Says whether the result is the same, and how the circumstances differ; writes `reproduction.json`."""
     from imgcls.runs import read as runs
 
-    circumstances = {title: rows for title, rows in runs.differences(original, again).items() if title != "config"}
+    circumstances = {
+        title: rows for title, rows in runs.differences(original, again).items() if title != "config"
+    }
     results = compared(original, again)
     record = {"original": str(original), "results": results, "circumstances": circumstances}
     (again / "reproduction.json").write_text(json.dumps(record, indent=2, default=str) + "\n")
@@ -86,7 +92,9 @@ def report(original: Path, again: Path) -> None:
     for what, lines in results.items():
         print(f"{what}: {'; '.join(lines) or 'the same, bit for bit'}")
     if different := [what for what, lines in results.items() if lines]:
-        raise UserError(f"the result is not the same: {', '.join(different)} differ; {shown(again)} has the run")
+        raise UserError(
+            f"the result is not the same: {', '.join(different)} differ; {shown(again)} has the run"
+        )
 
 
 def uncommitted(one: Path, other: Path) -> list[str]:
@@ -97,8 +105,13 @@ def uncommitted(one: Path, other: Path) -> list[str]:
         return dict(part.split("\n", 1) for part in f"\n{text}".removesuffix("\n").split("\ndiff --git ")[1:])
 
     before, now = (diffs(path / "git.diff") for path in (one, other))
-    files = [(name.rpartition(" b/")[2], name in now) for name, text in before.items() if now.get(name) != text]
-    lines = [f"{file} {'has changed since' if there else 'is not there as git.diff has it'}" for file, there in files]
+    files = [
+        (name.rpartition(" b/")[2], name in now) for name, text in before.items() if now.get(name) != text
+    ]
+    lines = [
+        f"{file} {'has changed since' if there else 'is not there as git.diff has it'}"
+        for file, there in files
+    ]
     git = json.loads((one / "environment.json").read_text()).get("git", {})
     return lines + [f"{name} was there, and is not in git.diff" for name in git.get("left_out", [])]
 
@@ -113,7 +126,9 @@ def compared(one: Path, other: Path) -> dict[str, list[str]]:
     out = {}
     a, b = (curves(path).drop(columns="images_per_second", errors="ignore") for path in (one, other))
     if a.shape != b.shape or list(a) != list(b):
-        out["metrics.csv"] = [f"has {len(a)} epochs and {a.shape[1]} columns, and now {len(b)} and {b.shape[1]}"]
+        out["metrics.csv"] = [
+            f"has {len(a)} epochs and {a.shape[1]} columns, and now {len(b)} and {b.shape[1]}"
+        ]
     else:
         off = (a != b) & ~(a.isna() & b.isna())
         far = {n: (a["epoch"][off[n].argmax()], (a[n] - b[n]).abs().max()) for n in a if off[n].any()}

@@ -140,7 +140,9 @@ def test_the_bits_that_are_used(tmp_path: Path, name: str) -> None:
     image = decode(str(tmp_path / name), 1, bits=12)
     values = np.asarray(ALL.astype(kind), np.float64)
     assert np.abs(image[0].numpy() - values / 4095 * 255).max() <= 0.51
-    assert decode(str(tmp_path / name), 1, bits=11).float().mean() > 1.3 * image.float().mean()  # 2047 is white
+    assert (
+        decode(str(tmp_path / name), 1, bits=11).float().mean() > 1.3 * image.float().mean()
+    )  # 2047 is white
 
 
 def test_the_type_decides_and_not_the_picture(tmp_path: Path) -> None:
@@ -148,7 +150,12 @@ def test_the_type_decides_and_not_the_picture(tmp_path: Path) -> None:
     for kind, white in ((np.uint16, 65535), (np.int32, 255), (np.float32, 1)):
         Image.fromarray(np.full((4, 4), white / 5, kind)).save(tmp_path / "a.tiff")
         assert decode(str(tmp_path / "a.tiff"), 1).unique().tolist() == [51]
-    for kind, low, high in ((np.int32, 0, 4095), (np.int32, -5, 9), (np.float32, 0, 255), (np.float32, -1, 1)):
+    for kind, low, high in (
+        (np.int32, 0, 4095),
+        (np.int32, -5, 9),
+        (np.float32, 0, 255),
+        (np.float32, -1, 1),
+    ):
         Image.fromarray(np.array([[low, high]], kind)).save(tmp_path / "a.tiff")
         with pytest.raises(
             UnreadableImage, match=f"are from {low} to {high}, not 0 to .*: data.bits says what is white"
@@ -174,7 +181,9 @@ def test_infinity_is_white_with_bits(tmp_path: Path, bits: int) -> None:
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
 def test_numbers_below_black_are_refused_with_bits(tmp_path: Path, kind: type) -> None:
     Image.fromarray(np.array([[-3000, 4095]], kind)).save(tmp_path / "a.tiff")
-    with pytest.raises(UnreadableImage, match="are from -3000 to 4095, not 0 to 4095: shift them, so that 0 is black"):
+    with pytest.raises(
+        UnreadableImage, match="are from -3000 to 4095, not 0 to 4095: shift them, so that 0 is black"
+    ):
         decode(str(tmp_path / "a.tiff"), 1, bits=12)
 
 
@@ -194,7 +203,9 @@ def test_unsigned_32_bit_integers(tmp_path: Path) -> None:
     assert decode(str(path), 1, bits=32).flatten().tolist() == [0, 127, 128, 255]
     assert decode(str(path), 1, bits=31).flatten().tolist() == [0, 255, 255, 255]
     assert header(str(path))[2:] == ("unsigned 32-bit integers", 255, 2**32 - 1)
-    with pytest.raises(UnreadableImage, match="unsigned 32-bit integers are from 0 to 4.29497e\\+09, not 0 to 255"):
+    with pytest.raises(
+        UnreadableImage, match="unsigned 32-bit integers are from 0 to 4.29497e\\+09, not 0 to 255"
+    ):
         decode(str(path), 1)
 
 
@@ -202,9 +213,13 @@ def test_16_bit_colours_of_which_some_are_used(tmp_path: Path) -> None:
     rows = np.tile(np.array([4095, 2048, 0], ">u2"), (HEIGHT, WIDTH))
     write_deep_png(tmp_path / "a.png", 2, rows)
     assert decode(str(tmp_path / "a.png"), 3)[:, 0, 0].tolist() == [15, 8, 0]
-    assert decode(str(tmp_path / "a.png"), 3, bits=12)[:, 0, 0].tolist() == pytest.approx([240, 128, 0], abs=1)
+    assert decode(str(tmp_path / "a.png"), 3, bits=12)[:, 0, 0].tolist() == pytest.approx(
+        [240, 128, 0], abs=1
+    )
     assert header(str(tmp_path / "a.png"))[2:] == ("16-bit colours", 65535, 4095)
-    with pytest.raises(UnreadableImage, match="of 16-bit colours the upper 8 bits are read, and none of them is in"):
+    with pytest.raises(
+        UnreadableImage, match="of 16-bit colours the upper 8 bits are read, and none of them is in"
+    ):
         decode(str(tmp_path / "a.png"), 3, bits=8)
 
 
@@ -249,13 +264,18 @@ def test_exif_orientation(tmp_path: Path, suffix: str, orientation: int, channel
     stored = colours[UPRIGHT].repeat_interleave(8, 0).repeat_interleave(12, 1)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    by_suffix: dict[str, dict[str, Any]] = {"jpg": {"quality": 95, "subsampling": 0}, "webp": {"lossless": True}}
+    by_suffix: dict[str, dict[str, Any]] = {
+        "jpg": {"quality": 95, "subsampling": 0},
+        "webp": {"lossless": True},
+    }
     options = by_suffix.get(suffix, {})
     Image.fromarray(stored.numpy()).save(tmp_path / f"a.{suffix}", exif=exif, **options)
     image = decode(str(tmp_path / f"a.{suffix}"), channels)
     assert image.shape == ((channels, 16, 24) if orientation < 5 else (channels, 24, 16))
     height, width = image.shape[1:]
-    corners = image[:, [height // 4, 3 * height // 4]][:, :, [width // 4, 3 * width // 4]].permute(1, 2, 0).float()
+    corners = (
+        image[:, [height // 4, 3 * height // 4]][:, :, [width // 4, 3 * width // 4]].permute(1, 2, 0).float()
+    )
     expected: Tensor = colours[TURNED[orientation]].float()
     if channels == 1:
         expected = (expected * torch.tensor(LUMA)).sum(2, keepdim=True)
@@ -274,7 +294,9 @@ def assert_unreadable(path: Path) -> None:
         decode(str(path), 3)
     message = str(caught.value)
     assert isinstance(caught.value, UserError)
-    assert re.fullmatch(re.escape(str(path)) + r" can't be read as an image \(.*[a-z]{3} .*\)", message), message
+    assert re.fullmatch(re.escape(str(path)) + r" can't be read as an image \(.*[a-z]{3} .*\)", message), (
+        message
+    )
     assert ".cpp" not in message and "dispatcher" not in message and message.count(str(path)) == 1
 
 

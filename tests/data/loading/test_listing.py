@@ -151,7 +151,9 @@ def test_a_folder_just_changed_is_not_trusted(
     before = (folder / "cat").stat()
     (folder / "cat" / "12.jpg").hardlink_to(folder / "cat" / "00.jpg")
     stamps = module._stamps
-    monkeypatch.setattr(module, "_stamps", lambda *args: stamps(*args) * 0 + before.st_ctime_ns)  # a stopped clock
+    monkeypatch.setattr(
+        module, "_stamps", lambda *args: stamps(*args) * 0 + before.st_ctime_ns
+    )  # a stopped clock
     assert len(indexed(folder)) == 37 and listings == CLASSES * 2
     monkeypatch.setattr(module, "SETTLED_NS", 0)
     assert len(indexed(folder)) == 37
@@ -159,7 +161,9 @@ def test_a_folder_just_changed_is_not_trusted(
     assert len(indexed(folder)) == 37 and listings == CLASSES * 3  # such a clock would deceive it
 
 
-def test_a_file_system_without_times(folder: Path, listings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_times(
+    folder: Path, listings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     stamps = module._stamps
     monkeypatch.setattr(module, "_stamps", lambda *args: stamps(*args) * 0)
     indexed(folder)
@@ -167,7 +171,9 @@ def test_a_file_system_without_times(folder: Path, listings: list[str], monkeypa
     assert listings == CLASSES * 2
 
 
-def test_a_folder_that_cannot_be_read(folder: Path, listings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_read(
+    folder: Path, listings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What it hides may be read later, and that changes no time of the folder above."""
     walk = os.walk
 
@@ -182,7 +188,12 @@ def test_a_folder_that_cannot_be_read(folder: Path, listings: list[str], monkeyp
 @pytest.mark.parametrize("place", [0, 5, 0.3, 0.6, 0.99])
 @pytest.mark.parametrize("damage", ["flip", "cut", "zeros"])
 def test_a_damaged_cache(
-    folder: Path, tmp_path: Path, listings: list[str], caplog: pytest.LogCaptureFixture, place: float, damage: str
+    folder: Path,
+    tmp_path: Path,
+    listings: list[str],
+    caplog: pytest.LogCaptureFixture,
+    place: float,
+    damage: str,
 ) -> None:
     expected = indexed(folder)
     file = cache_file(tmp_path)
@@ -222,7 +233,9 @@ def test_an_unwritable_cache(
         monkeypatch.setattr(module.tempfile, "TemporaryDirectory", refuse)
     else:
         monkeypatch.delenv("XDG_CACHE_HOME")
-        monkeypatch.setattr(Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("Could not determine home.")))
+        monkeypatch.setattr(
+            Path, "home", lambda: (_ for _ in ()).throw(RuntimeError("Could not determine home."))
+        )
     with caplog.at_level(logging.INFO):
         assert indexed(folder) == indexed(folder) == files(folder)
     record = caplog.records[0]
@@ -326,7 +339,9 @@ def test_a_large_set_starts_at_once_and_takes_no_more_memory(tmp_path: Path) -> 
         time.sleep(2.1)  # SETTLED_NS
         for batches in (2, 400):
             command = [sys.executable, "-c", MEASURE, str(root), str(batches)]
-            done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+            done = subprocess.run(
+                command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+            )
             assert not done.returncode, done.stderr
             figures.setdefault(count, []).append(json.loads(done.stdout))
     for count, (first, second) in figures.items():

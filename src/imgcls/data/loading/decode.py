@@ -127,7 +127,9 @@ def header(path: str, max_pixels: int = MAX_PIXELS) -> Header:
             out = Header(opened.format or "", opened.mode, numbers, white)
             if numbers:
                 values = _finite(opened, numbers, white)
-                peak = 256 * values.max() + 255 if numbers == COLOURS else values.max()  # the upper 8 bits were read
+                peak = (
+                    256 * values.max() + 255 if numbers == COLOURS else values.max()
+                )  # the upper 8 bits were read
                 out = out._replace(peak=float(peak))
     except FAULTS:
         return Header()
@@ -160,7 +162,10 @@ def _pillow(opened: ImageFile.ImageFile, bits: int | None) -> Tensor:
     image = ImageOps.exif_transpose(opened)
     if image.mode.startswith(("I", "F")):
         white = white if bits is None else 2.0**bits - 1
-        values, slack = _finite(image, numbers, white), 0.5 * white if numbers == FLOATS else 0.0  # filters overshoot
+        values, slack = (
+            _finite(image, numbers, white),
+            0.5 * white if numbers == FLOATS else 0.0,
+        )  # filters overshoot
         low, high = values.min(initial=0), values.max(initial=0)
         if low < -slack or (bits is None and high > white + slack):
             advice = "data.bits says what is white" if bits is None else "shift them, so that 0 is black"
@@ -172,7 +177,9 @@ def _pillow(opened: ImageFile.ImageFile, bits: int | None) -> Tensor:
         array = np.array(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
         if numbers and bits is not None:
             if bits <= 8:
-                raise ValueError(f"of {numbers} the upper 8 bits are read, and none of them is in data.bits={bits}")
+                raise ValueError(
+                    f"of {numbers} the upper 8 bits are read, and none of them is in data.bits={bits}"
+                )
             array = _to_8_bits(array * 257.0, 2**bits - 1)
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
 

@@ -28,7 +28,9 @@ LIKE_A_SPLIT = re.compile(rf"({WORDS})(?:[-_ ]?(?:images?|sets?|data|[0-9]+))?",
 
 def subfolders(folder: Path) -> list[str]:
     """Returns the names of the folders in a folder, sorted; hidden ones are left out."""
-    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(
+        entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")
+    )
 
 
 def named(root: Path, names: Iterable[str]) -> list[Path]:
@@ -91,7 +93,9 @@ def split_folders(root: Path) -> dict[str, Path]:
     matches = [LIKE_A_SPLIT.fullmatch(name) for name in classes]
     if all(matches) and len({match[1].lower() for match in matches if match}) > 1:
         listed = ", ".join(classes[:5])
-        raise UserError(f"{found['train']} has the folders {listed}: splits, no classes; expected root/train/<class>/…")
+        raise UserError(
+            f"{found['train']} has the folders {listed}: splits, no classes; expected root/train/<class>/…"
+        )
     return found
 
 

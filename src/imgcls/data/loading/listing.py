@@ -36,7 +36,9 @@ def folder_index(folder: Path, classes: list[str]) -> tuple[Tensor, Tensor]:
     try:
         kept = load_file(_place(folder, classes))  # mapped
         directories = [os.fsdecode(name) for name in as_names(kept["directories"]).tolist()]
-        if torch.equal(_checksum(kept), kept["crc32"]) and torch.equal(_stamps(folder, directories), kept["stamps"]):
+        if torch.equal(_checksum(kept), kept["crc32"]) and torch.equal(
+            _stamps(folder, directories), kept["stamps"]
+        ):
             return kept["counts"], kept["paths"]
     except (OSError, RuntimeError, KeyError, SafetensorError):
         pass  # there is none, or it is damaged
@@ -84,7 +86,9 @@ def _stamps(folder: Path, directories: list[str]) -> Tensor:
 
 
 def _checksum(tensors: dict[str, Tensor]) -> Tensor:
-    return torch.tensor([zlib.crc32(tensors[name].numpy().data) for name in sorted(tensors) if name != "crc32"])
+    return torch.tensor(
+        [zlib.crc32(tensors[name].numpy().data) for name in sorted(tensors) if name != "crc32"]
+    )
 
 
 def _place(folder: Path, classes: list[str]) -> Path:

@@ -63,19 +63,27 @@ def read_manifest(root: Path, formats: tuple[str, ...]) -> Manifest:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} can't be read ({type(error).__name__}); {advice}") from error
     if version != VERSION:
-        raise UserError(f"data.root={root} is a pack of version {version}; this is version {VERSION}: pack it again")
+        raise UserError(
+            f"data.root={root} is a pack of version {version}; this is version {VERSION}: pack it again"
+        )
     if found not in formats:
         other = "streaming" if found == "litdata" else "packed"
-        raise UserError(f"data.root={root} is packed as {found}; expected {' or '.join(formats)}; set data={other}")
+        raise UserError(
+            f"data.root={root} is packed as {found}; expected {' or '.join(formats)}; set data={other}"
+        )
     try:
         manifest = TypeAdapter(Manifest).validate_python(stored)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}; {advice}") from error
+        raise UserError(
+            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}; {advice}"
+        ) from error
     except UserError as error:  # what the facts themselves say
         raise UserError(f"{path}: {error}; {advice}") from error
     splits, files = manifest.splits, manifest.files
-    if absent := [split for split in ("train", *splits) if split not in splits or f"{split}.npy" not in files]:
+    if absent := [
+        split for split in ("train", *splits) if split not in splits or f"{split}.npy" not in files
+    ]:
         raise UserError(f"{path} has no split {absent[0]}, or no file {absent[0]}.npy; {advice}")
     return manifest
 

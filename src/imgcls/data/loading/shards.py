@@ -71,4 +71,6 @@ def check_shards(path: Path, images: int) -> None:
         first = error.errors(include_input=False)[0]
         fault = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
     if fault:
-        raise UserError(f"{path}: {' '.join(fault.split())}; expected shards that `imgcls pack` made: pack again")
+        raise UserError(
+            f"{path}: {' '.join(fault.split())}; expected shards that `imgcls pack` made: pack again"
+        )

@@ -26,7 +26,11 @@ def stratified(targets: np.ndarray, fraction: float, seed: int = 0) -> np.ndarra
     chosen = []
     by_label = np.argsort(targets, kind="stable")
     for members in np.split(by_label, np.flatnonzero(np.diff(targets[by_label])) + 1):
-        count = min(max(round(fraction * len(members)), 1), max(len(members) - 1, 1)) if fraction < 1 else len(members)
+        count = (
+            min(max(round(fraction * len(members)), 1), max(len(members) - 1, 1))
+            if fraction < 1
+            else len(members)
+        )
         chosen.append(generator.permutation(members)[:count])
     return np.sort(np.concatenate(chosen))
 

@@ -15,7 +15,9 @@ from imgcls.errors import UserError
 log = logging.getLogger(__name__)
 
 
-def with_stand_ins(read: Callable[[list[int]], Batch], keys: Sequence[int], length: int, black: torch.Tensor) -> Batch:
+def with_stand_ins(
+    read: Callable[[list[int]], Batch], keys: Sequence[int], length: int, black: torch.Tensor
+) -> Batch:
     """Returns a batch in which copies of its readable images, with their targets, stand for the others.
 
     Runs in the workers: an index `~i` tells the host that the image `i` can't be read. Where none can, images are
@@ -27,7 +29,9 @@ def with_stand_ins(read: Callable[[list[int]], Batch], keys: Sequence[int], leng
             found.append(read([key]))
         except UnreadableImage:
             found.append(None)
-    whole = [batch for batch in found if batch is not None] or [Batch(black[None], torch.tensor([-1]), torch.tensor(0))]
+    whole = [batch for batch in found if batch is not None] or [
+        Batch(black[None], torch.tensor([-1]), torch.tensor(0))
+    ]
     chosen = [batch or whole[place % len(whole)] for place, batch in enumerate(found)]
     index = torch.as_tensor(keys).clamp_min(0) % length
     bad = torch.tensor([batch is None for batch in found])
@@ -61,7 +65,9 @@ class Unreadable:
             self.add(index)
         if self.training and (batch.targets < 0).any():
             raise UserError(f"no image of a batch can be read; see {shown(self.path)}")
-        return Batch(batch.images, batch.targets if self.training else batch.targets.masked_fill(bad, -1), indices)
+        return Batch(
+            batch.images, batch.targets if self.training else batch.targets.masked_fill(bad, -1), indices
+        )
 
     def add(self, index: int) -> None:
         """Lists an image that is not listed yet: by this process, by another of the run, or before a resume."""

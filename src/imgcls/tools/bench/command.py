@@ -60,7 +60,9 @@ def main(config: dict[str, Any], run_dir: Path) -> float:
     (run_dir / "bench.json").write_text(json.dumps(figures, indent=2) + "\n")
     rows = [figures]
     if HydraConfig.get().mode == RunMode.MULTIRUN:  # all jobs up to this one
-        files = sorted(run_dir.parent.glob("*/bench.json"), key=lambda f: int(f.parent.name.partition("_")[0]))
+        files = sorted(
+            run_dir.parent.glob("*/bench.json"), key=lambda f: int(f.parent.name.partition("_")[0])
+        )
         rows = [json.loads(file.read_text()) for file in files]
     if path:
         path.write_text(json.dumps(rows if len(rows) > 1 else figures, indent=2) + "\n")
@@ -90,11 +92,15 @@ def measure(config: dict[str, Any], settings: Settings, turns: Turns, run_dir: P
     meter = TakeTurns(turns.seconds, turns.rounds)
     trainer = build_trainer(endless, [*callbacks, meter], [], run_dir)
     if isinstance(trainer.strategy, ModelParallelStrategy):
-        raise UserError("bench measures one device or trainer=ddp; a sharded network has no copy to compare with")
+        raise UserError(
+            "bench measures one device or trainer=ddp; a sharded network has no copy to compare with"
+        )
     for node in (config.get("logger") or {}).values():
         if node and "mode" in node:
             node["mode"] = "offline"  # nothing of a benchmark is uploaded
-    logging.getLogger("imgcls.loggers.progress").setLevel(logging.WARNING)  # a line an epoch is written, not shown
+    logging.getLogger("imgcls.loggers.progress").setLevel(
+        logging.WARNING
+    )  # a line an epoch is written, not shown
     trainer.loggers = build_all(config, "logger")
     try:
         trainer.fit(classifier, datamodule=data)
@@ -132,7 +138,10 @@ def show(rows: list[dict[str, Any]]) -> None:
     (row,) = rows
     spread = {name: "{:,.0f} to {:,.0f}".format(*row[f"{name}_spread"]) for name in SPEEDS}
     for name, words in {
-        **{SPEEDS[name]: f"{row[f'{name}_images_per_second']:,.0f} images/s ({spread[name]})" for name in SPEEDS},
+        **{
+            SPEEDS[name]: f"{row[f'{name}_images_per_second']:,.0f} images/s ({spread[name]})"
+            for name in SPEEDS
+        },
         "training to bare network": "{:.3f} ({:.3f} to {:.3f})".format(row["ratio"], *row["ratio_spread"]),
         "bound by": row["bound_by"],
         "reads from the device": f"{row['device_reads_per_step']:g} a step",

@@ -51,7 +51,9 @@ class TakeTurns(Callback):
         else:
             self.turns.send(batch_idx)
 
-    def measure(self, trainer: Trainer, classifier: ImageClassifier, batch: Batch) -> Generator[None, int, None]:
+    def measure(
+        self, trainer: Trainer, classifier: ImageClassifier, batch: Batch
+    ) -> Generator[None, int, None]:
         """Measures from within the training: at each `yield` that takes a step, and gives its place in the epoch."""
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
         images, batches, bare = len(batch.targets), endless(data), bare_steps(trainer, classifier, batch)
@@ -60,7 +62,9 @@ class TakeTurns(Callback):
         bare(2)
         steps = max(round(3 * self.seconds / timed(bare, 3)), 3)
         self.facts = describe(classifier) | {"steps_per_turn": steps}
-        self.beside = workers > 0 and classifier.device.type != "cpu"  # the loader's cores are not the network's
+        self.beside = (
+            workers > 0 and classifier.device.type != "cpu"
+        )  # the loader's cores are not the network's
         for _ in range(self.rounds):
             bare(3)
             self.rates["floor"].append(steps * images * trainer.world_size / timed(bare, steps))
@@ -89,7 +93,9 @@ class TakeTurns(Callback):
 
     def figures(self) -> dict[str, Any]:
         """Returns what was measured, plain."""
-        ratios = [train / floor for train, floor in zip(self.rates["train"], self.rates["floor"], strict=True)]
+        ratios = [
+            train / floor for train, floor in zip(self.rates["train"], self.rates["floor"], strict=True)
+        ]
         out: dict[str, Any] = {"ratio": statistics.median(ratios), "ratio_spread": [min(ratios), max(ratios)]}
         for name, rates in self.rates.items():
             out[f"{name}_images_per_second"] = statistics.median(rates)
@@ -98,8 +104,12 @@ class TakeTurns(Callback):
 
     def bound(self, ratio: float) -> str:
         """Says what the time goes to, from the time an image takes in each of the three."""
-        floor, loader, train = (1 / statistics.median(self.rates[name]) for name in ("floor", "loader", "train"))
-        cost = max(loader - floor, 0.0) if self.beside else loader  # hidden behind the network, or in its time
+        floor, loader, train = (
+            1 / statistics.median(self.rates[name]) for name in ("floor", "loader", "train")
+        )
+        cost = (
+            max(loader - floor, 0.0) if self.beside else loader
+        )  # hidden behind the network, or in its time
         if ratio >= 0.95 or train <= floor:
             return "the network"
         return "the loader" if cost > (train - floor) / 2 else "the work around the network"
@@ -114,7 +124,9 @@ def bare_steps(trainer: Trainer, classifier: ImageClassifier, batch: Batch) -> C
     network = whole.get_submodule(classifier.head_name) if probed else whole
     if classifier.hparams["compile"]:
         network.compile()
-    optimizer = build_optimizer(classifier.hparams["optimizer"], whole, classifier.device, classifier.fused_steps())
+    optimizer = build_optimizer(
+        classifier.hparams["optimizer"], whole, classifier.device, classifier.fused_steps()
+    )
     images = (batch.images if probed else classifier.normalise(batch.images)).detach()
     targets = batch.targets.clone()
     every, count = trainer.accumulate_grad_batches, itertools.count(1)

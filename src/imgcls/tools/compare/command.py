@@ -37,7 +37,9 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
     """Compares runs, and names those that are damaged or did not finish."""
     settings = configs.typed(config, Settings, "")
     if settings.baseline and not settings.group:
-        raise UserError(f"baseline={settings.baseline} needs group=seed or group=fold, over which runs are paired")
+        raise UserError(
+            f"baseline={settings.baseline} needs group=seed or group=fold, over which runs are paired"
+        )
     from imgcls.runs import read as runs
     from imgcls.tools.compare import page as compare_page
 
@@ -118,9 +120,13 @@ def ordered(table: "pd.DataFrame", by: str, reverse: bool = False) -> "pd.DataFr
     upwards = "/" not in by or direction(by) == "min"
 
     def comparable(values: "pd.Series[Any]") -> "pd.Series[Any]":
-        return values if values.dtype != object else values.astype(str).where(values.notna())  # numbers among words
+        return (
+            values if values.dtype != object else values.astype(str).where(values.notna())
+        )  # numbers among words
 
-    return table.sort_values(by, ascending=upwards != reverse, kind="stable", ignore_index=True, key=comparable)
+    return table.sort_values(
+        by, ascending=upwards != reverse, kind="stable", ignore_index=True, key=comparable
+    )
 
 
 def differing_config(table: "pd.DataFrame") -> list[str]:
@@ -134,7 +140,8 @@ def differing_config(table: "pd.DataFrame") -> list[str]:
     names = [
         n
         for n in table.columns
-        if n not in (*FACTS, *COSTS, "optimized_metric") and not n.startswith((*METRICS, "logger", "callbacks.pruning"))
+        if n not in (*FACTS, *COSTS, "optimized_metric")
+        and not n.startswith((*METRICS, "logger", "callbacks.pruning"))
     ]
     found = [n for n in names if known[n].nunique(dropna=False) > 1]
     words = " ".join(known["overrides"].dropna().astype(str).unique())
@@ -161,7 +168,9 @@ def once_each(table: "pd.DataFrame", names: list[str], target: str) -> "tuple[pd
     return kept, [f"repeats: of runs with the same {names[-1]} and config the newest counts, not {named}"]
 
 
-def grouped(table: "pd.DataFrame", over: str, keys: list[str], target: str, baseline: str | None) -> "pd.DataFrame":
+def grouped(
+    table: "pd.DataFrame", over: str, keys: list[str], target: str, baseline: str | None
+) -> "pd.DataFrame":
     """Returns mean and sample standard deviation over seeds or folds of the finished runs of each config.
 
     With a baseline also the mean difference from it over the seeds that both have, half of its 95% confidence
@@ -206,5 +215,9 @@ def paired_test(values: "pd.Series[float]", baseline: "pd.Series[float]") -> dic
             warnings.simplefilter("ignore")  # of few samples; their number stands beside it
             test = stats.ttest_1samp(differences, 0)
             low, high = test.confidence_interval(0.95)
-            out |= {"95%": (high - low) / 2, "p (t)": test.pvalue, "p (Wilcoxon)": stats.wilcoxon(differences).pvalue}
+            out |= {
+                "95%": (high - low) / 2,
+                "p (t)": test.pvalue,
+                "p (Wilcoxon)": stats.wilcoxon(differences).pvalue,
+            }
     return out

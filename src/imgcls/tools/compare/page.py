@@ -41,7 +41,11 @@ def figure(name: str, value: Any) -> str:
     if not isinstance(value, int | float) or isinstance(value, bool) or math.isinf(value):
         return plain(str(value))
     if name.startswith("seconds"):
-        return f"{value:.1f} s" if value < 100 else f"{value // 3600:.0f}:{value // 60 % 60:02.0f}:{value % 60:02.0f}"
+        return (
+            f"{value:.1f} s"
+            if value < 100
+            else f"{value // 3600:.0f}:{value // 60 % 60:02.0f}:{value % 60:02.0f}"
+        )
     if name in ("parameters", "images_per_second"):
         return f"{value:,.0f}"
     return f"{value:.4f}" if "/" in name and abs(value) < 1e3 else f"{value:.4g}"
@@ -52,7 +56,8 @@ def labels(names: Iterable[str]) -> dict[str, str]:
     words = {name: {"seconds": "time", "images_per_second": "images/s"}.get(name, name) for name in names}
     last = [word.rpartition(".")[2] for word in words.values()]
     return {
-        n: word.rpartition(".")[2] if last.count(word.rpartition(".")[2]) == 1 else word for n, word in words.items()
+        n: word.rpartition(".")[2] if last.count(word.rpartition(".")[2]) == 1 else word
+        for n, word in words.items()
     }
 
 
@@ -75,12 +80,19 @@ def show(found: Comparison) -> None:
     for name, kind, reason in wrong[:10]:
         console.print(plain(f"{kind}: {name}" + (f": {reason}" if reason else "")))
     if len(wrong) > 10:
-        console.print(f"{len(wrong) - 10:,} more did not finish or are damaged: where=status!=finished names them")
+        console.print(
+            f"{len(wrong) - 10:,} more did not finish or are damaged: where=status!=finished names them"
+        )
     for note in found.notes:
         console.print(plain(note))
     if found.groups is not None:
         console.print("\nmean ± standard deviation", style="bold")
-        fit(console, spread(found.groups), [beside(target)[1], "p (Wilcoxon)", "pairs", "seconds"], "groups.csv")
+        fit(
+            console,
+            spread(found.groups),
+            [beside(target)[1], "p (Wilcoxon)", "pairs", "seconds"],
+            "groups.csv",
+        )
     for title, rows in found.pair.items():
         console.print(f"\n{title}: {'differs' if rows else 'the same'}", style="bold")
         if rows:
@@ -169,7 +181,9 @@ def write_page(found: Comparison, path: Path) -> None:
 def grid(frame: pd.DataFrame) -> Grid:
     """Returns a table for the page; of groups, words are what comes before their number of runs."""
     names = [str(name) for name in frame.columns]
-    rows = [[figure(name, v) for name, v in zip(names, row, strict=True)] for row in frame.itertuples(index=False)]
+    rows = [
+        [figure(name, v) for name, v in zip(names, row, strict=True)] for row in frame.itertuples(index=False)
+    ]
     return Grid(names, rows, names.index("runs") if "runs" in names else len(names))
 
 
@@ -182,14 +196,28 @@ def page_data(table: pd.DataFrame, differing: list[str], target: str) -> dict[st
     columns: list[dict[str, Any]] = []
     above = labels([*facts, *differing, *metrics, *COSTS])
     for name in above:
-        kind = "fact" if name in facts else "config" if name in differing else "metric" if "/" in name else "cost"
-        number = pd.api.types.is_numeric_dtype(table[name]) and table[name].dtype != bool and table[name].notna().any()
+        kind = (
+            "fact"
+            if name in facts
+            else "config"
+            if name in differing
+            else "metric"
+            if "/" in name
+            else "cost"
+        )
+        number = (
+            pd.api.types.is_numeric_dtype(table[name])
+            and table[name].dtype != bool
+            and table[name].notna().any()
+        )
         columns.append({"name": name, "label": above[name], "kind": kind, "number": bool(number),
                         "shown": name in open_at_first if kind == "metric" else name != "status" or bool(troubles(table)),
                         "better": direction(name) if kind == "metric" else None})  # fmt: skip
     shown = table[[column["name"] for column in columns]]
     texts = [c["name"] for c in columns if not c["number"]]
-    shown = shown.assign(**{n: shown[n].map(lambda v: None if v is None or v != v else str(v)) for n in texts})
+    shown = shown.assign(
+        **{n: shown[n].map(lambda v: None if v is None or v != v else str(v)) for n in texts}
+    )
     rows = [[in_json(value) for value in row] for row in shown.astype(object).to_numpy().tolist()]
     return {"columns": columns, "rows": rows, "target": target, "curve": target.partition("/")[2],
             "curves": [curve(path, len(table)) for path in table["path"]]}  # fmt: skip
@@ -203,7 +231,9 @@ def curve(path: str, runs: int) -> dict[str, list[float | None]] | None:
         return None
     step = 1 + len(logged) * logged.shape[1] * runs // MOST_POINTS
     kept = logged.iloc[sorted({*range(0, len(logged), step), len(logged) - 1})]
-    return {name: [float(f"{v:.5g}") if math.isfinite(v) else None for v in kept[name]] for name in kept.columns}
+    return {
+        name: [float(f"{v:.5g}") if math.isfinite(v) else None for v in kept[name]] for name in kept.columns
+    }
 
 
 def in_json(value: Any) -> Any:

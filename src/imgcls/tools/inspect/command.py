@@ -76,20 +76,27 @@ def report(config: dict[str, Any], settings: Settings, run_dir: Path) -> None:
     table = scan(table, reader, min(cores(), 16) if workers is None else workers)
     seconds = time.perf_counter() - start
     found: dict[str, Any] = {"data": name, "training_refuses": refused, "seconds": round(seconds, 2)}
-    found |= {"images_per_second": round(len(table) / seconds, 1), **findings(table, classes, unread, settings.near)}
+    found |= {
+        "images_per_second": round(len(table) / seconds, 1),
+        **findings(table, classes, unread, settings.near),
+    }
     found["deep"] = depths(table, options.get("bits"))
     found["left_out"] = [] if folders is None else left_out(root, folders.values())
     run_dir.mkdir(parents=True, exist_ok=True)
     found["excluded"] = 0 if folders is None else write_exclude(found, run_dir / "exclude.txt")
     unreadable = {reader.paths[i] for i in table.index[table["reason"].notna()]}
     seen = None if refused else samples(data, unreadable, settings)
-    found["no_samples"] = None if seen else "training refuses this data" if refused else "no image can be read"
+    found["no_samples"] = (
+        None if seen else "training refuses this data" if refused else "no image can be read"
+    )
     write(run_dir, found, table, reader, seen)
     (run_dir / "inspect.json").write_text(json.dumps(found, indent=1) + "\n")
     show(found, run_dir)
 
 
-def prepared(config: dict[str, Any], augment: Any, seed: int) -> tuple[Any, dict[str, Path] | None, str | None]:
+def prepared(
+    config: dict[str, Any], augment: Any, seed: int
+) -> tuple[Any, dict[str, Path] | None, str | None]:
     """Returns the datamodule as training has it (None where it can't be made), the folder of each split (None for a
     set in memory), and what training says against the data.
 
@@ -105,7 +112,9 @@ def prepared(config: dict[str, Any], augment: Any, seed: int) -> tuple[Any, dict
     kind, data, refused = configs.locate(config["_target_"], "data._target_"), None, None
     if not (isinstance(kind, type) and issubclass(kind, (MemoryDataModule, ImageFolder))):
         target = config["_target_"]
-        raise UserError(f"data: inspect reads image files and sets in memory, not {target}; give what it was made from")
+        raise UserError(
+            f"data: inspect reads image files and sets in memory, not {target}; give what it was made from"
+        )
     try:
         data = configs.build(config, "data", ImageDataModule, seed=seed, augment=augment)
         data.prepare_data()
@@ -123,7 +132,9 @@ def prepared(config: dict[str, Any], augment: Any, seed: int) -> tuple[Any, dict
     return data, folders, refused
 
 
-def findings(table: "pd.DataFrame", classes: "pd.DataFrame", unread: list[Any], near: int | None) -> dict[str, Any]:
+def findings(
+    table: "pd.DataFrame", classes: "pd.DataFrame", unread: list[Any], near: int | None
+) -> dict[str, Any]:
     """Returns what inspect.json says of the images of a table (`scan`).
 
     Args:
@@ -165,7 +176,9 @@ def statistics(good: "pd.DataFrame") -> dict[str, Any]:
         return {"mean": None, "std": None, "override": None, "imbalance": None}
     mean, square = (np.stack(train[name].tolist()).mean(0) for name in ("mean", "square"))
     numbers = {"mean": mean.round(4).tolist(), "std": np.sqrt((square - mean**2).clip(0)).round(4).tolist()}
-    words = " ".join(f"data.{name}=[{','.join(f'{v:.4f}' for v in values)}]" for name, values in numbers.items())
+    words = " ".join(
+        f"data.{name}=[{','.join(f'{v:.4f}' for v in values)}]" for name, values in numbers.items()
+    )
     sizes = train["label"].value_counts()
     ratio, largest, smallest = sizes.iloc[0] / sizes.iloc[-1], sizes.index[0], sizes.index[-1]
     imbalance = {"ratio": round(float(ratio), 2), "largest": largest, "smallest": smallest}
@@ -179,7 +192,9 @@ def depths(table: "pd.DataFrame", bits: int | None) -> list[dict[str, Any]]:
     for numbers, rows in table[table["numbers"] != ""].groupby("numbers"):
         white, peak = float(rows["white"].max()) if bits is None else 2.0**bits - 1, float(rows["peak"].max())
         uses = max(math.ceil(peak), 1).bit_length()
-        right = 2**uses - 1 == white or (white == 1 and peak <= 1.5)  # of floats a bit more than 1 is no mistake
+        right = 2**uses - 1 == white or (
+            white == 1 and peak <= 1.5
+        )  # of floats a bit more than 1 is no mistake
         facts = {"numbers": numbers, "images": len(rows), "peak": peak, "white": white, "uses": uses}
         out.append({**facts, "override": None if right else f"data.bits={uses}"})
     return out
@@ -193,7 +208,9 @@ def described(table: "pd.DataFrame", groups: list[list[int]]) -> list[dict[str, 
         images.sort(key=lambda image: (-SPLITS.index(image["split"]), image["file"]))
         leak, two = (len({image[key] for image in images}) > 1 for key in ("split", "label"))
         out.append({"leak": leak, "two_labels": two, "images": images})
-    return sorted(out, key=lambda group: (not group["leak"], not group["two_labels"], group["images"][0]["file"]))
+    return sorted(
+        out, key=lambda group: (not group["leak"], not group["two_labels"], group["images"][0]["file"])
+    )
 
 
 def write_exclude(found: dict[str, Any], path: Path) -> int:
@@ -214,7 +231,9 @@ def write_exclude(found: dict[str, Any], path: Path) -> int:
                 lines.append((image["file"], f"the same picture as {stays['file']}{words}"))
     text = "# Made by imgcls inspect, for data.exclude=FILE: a path relative to data.root a line.\n"
     for file, reason in lines:
-        start = "# can't be listed: " if "\n" in file or "\t#" in file else "./" if file.startswith("#") else ""
+        start = (
+            "# can't be listed: " if "\n" in file or "\t#" in file else "./" if file.startswith("#") else ""
+        )
         text += f"{start}{file}\t# {reason}".replace("\n", "\\n") + "\n"
     path.write_text(text, encoding="utf-8", errors="surrogateescape")
     return len(lines)
@@ -230,7 +249,9 @@ def samples(data: Any, unreadable: set[str], settings: Settings) -> "tuple[list[
 
     dataset, spec = data.sets["train"], data.spec
     order = EpochSampler(len(dataset), data.seed, shuffle=True, training=True)
-    if not (keys := list(islice((key for key in order if dataset.name(key) not in unreadable), settings.samples))):
+    if not (
+        keys := list(islice((key for key in order if dataset.name(key) not in unreadable), settings.samples))
+    ):
         return None
     images, targets, _ = dataset.__getitems__(keys)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))

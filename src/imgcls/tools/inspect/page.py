@@ -33,13 +33,17 @@ def facts(found: dict[str, Any]) -> dict[str, str]:
     if found["different_sizes"] > 3:
         counted["sizes"] += f", … {found['different_sizes']:,} different ones"
     if found["different_sizes"] > 1:
-        ranges = [f"{found[side]['min']:,g} to {found[side]['max']:,g} ({side})" for side in ("width", "height")]
+        ranges = [
+            f"{found[side]['min']:,g} to {found[side]['max']:,g} ({side})" for side in ("width", "height")
+        ]
         counted["sides in pixels"] = ", ".join(ranges)
     counted["depth"] = "; ".join(depth(deep) for deep in found["deep"])
     counted["mean and std"] = found["override"]
     if ways := found["imbalance"]:
         weigh = "; class_weights=balanced evens it out" if ways["ratio"] >= 3 else ""
-        counted["imbalance"] = f"{ways['ratio']:g} to 1 in train: {ways['largest']} to {ways['smallest']}{weigh}"
+        counted["imbalance"] = (
+            f"{ways['ratio']:g} to 1 in train: {ways['largest']} to {ways['smallest']}{weigh}"
+        )
     counted["read"] = f"{found['seconds']:,.1f} s, {found['images_per_second']:,.0f} images/s"
     return {name: text for name, text in counted.items() if text}
 
@@ -52,7 +56,10 @@ def faults(found: dict[str, Any]) -> list[tuple[str, list[str], bool]]:
         lines = []
         for group in found[groups]:
             if group[key] if key else not (group["leak"] or group["two_labels"]):
-                named = [(i["file"], f" ({i['label']})" * (f"{i['label']}/" not in i["file"])) for i in group["images"]]
+                named = [
+                    (i["file"], f" ({i['label']})" * (f"{i['label']}/" not in i["file"]))
+                    for i in group["images"]
+                ]
                 words = [plain(file) + label for file, label in named[:LINES]] + ["…"] * (len(named) > LINES)
                 lines.append("  =  ".join(words))
         return lines
@@ -63,7 +70,9 @@ def faults(found: dict[str, Any]) -> list[tuple[str, list[str], bool]]:
         f"{plain(name)}: in {', '.join(at['in']) or 'no split'}, not in {', '.join(at['not_in'])}"
         for name, at in found["absent"].items()
     ]
-    bad = [f"{plain(item.get('file') or item['folder'] + '/')}: {item['reason']}" for item in found["unreadable"]]
+    bad = [
+        f"{plain(item.get('file') or item['folder'] + '/')}: {item['reason']}" for item in found["unreadable"]
+    ]
     deep = [f"{depth(d)}; set {d['override']} and inspect again" for d in found["deep"] if d["override"]]
     listed = [
         ("LEAK: the same picture in more than one split", chosen("duplicates", "leak"), True),
@@ -90,9 +99,7 @@ def depth(deep: dict[str, Any]) -> str:
     if deep["white"] == 1:
         return f"{deep['images']:,} of floats up to {deep['peak']:g}, where 1 is white"
     bits = f"{deep['uses']} of {int(deep['white']).bit_length()} bits"
-    return (
-        f"{deep['images']:,} of {deep['numbers']} use {bits}: up to {deep['peak']:g}, where {deep['white']:g} is white"
-    )
+    return f"{deep['images']:,} of {deep['numbers']} use {bits}: up to {deep['peak']:g}, where {deep['white']:g} is white"
 
 
 def headline(found: dict[str, Any]) -> str:
@@ -151,7 +158,8 @@ def write(
         pictures = [inline(as_picture(reader.picture(place[file]))) for file in pair]
         copies.append((pictures, {f"{plain(pair[0])} = {plain(pair[1])}": ""}))
     samples = [
-        ([inline(as_picture(image))], {plain(label): ""}) for image, label in zip(*(seen or ([], [])), strict=True)
+        ([inline(as_picture(image))], {plain(label): ""})
+        for image, label in zip(*(seen or ([], [])), strict=True)
     ]
     sections: list[dict[str, Any]] = [
         {"title": "What is in it", "facts": facts(found), "text": "" if wrong else "No faults found."},

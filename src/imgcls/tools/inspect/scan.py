@@ -62,7 +62,9 @@ class Reader(Dataset[Seen]):
     max_pixels = MAX_PIXELS
     bits: int | None = None  # as in `decode`
 
-    def __init__(self, paths: list[str], channels: int, memory: list[tuple[ImageDataset, int]] | None = None) -> None:
+    def __init__(
+        self, paths: list[str], channels: int, memory: list[tuple[ImageDataset, int]] | None = None
+    ) -> None:
         self.paths, self.channels, self.memory = paths, channels, memory
 
     def __len__(self) -> int:
@@ -110,7 +112,9 @@ def scan(table: pd.DataFrame, reader: Reader, workers: int) -> pd.DataFrame:
     """Returns the table (a row an image) with the columns of `Seen`."""
     loader: DataLoader[Any] = DataLoader(reader, BATCH, num_workers=workers, collate_fn=list)
     console, seen = Console(stderr=True), (seen for batch in loader for seen in batch)
-    rows = track(seen, "reading", len(reader), console=console, transient=True, disable=not console.is_terminal)
+    rows = track(
+        seen, "reading", len(reader), console=console, transient=True, disable=not console.is_terminal
+    )
     return table.join(pd.DataFrame(rows, columns=list(Seen._fields), index=table.index))
 
 
@@ -131,10 +135,14 @@ def list_files(
             found, _ = list_images(folder, label, errors)
             rows += [(os.path.relpath(folder / file, root), split, label) for file in found]
     if not rows:
-        raise UserError(f"{root} holds no image; expected <class>/<image files> or {{train,val,test}}/<class>/… in it")
+        raise UserError(
+            f"{root} holds no image; expected <class>/<image files> or {{train,val,test}}/<class>/… in it"
+        )
     table = pd.DataFrame(rows, columns=["file", "split", "label"])
     if unknown := sorted(set(excluded) - set(table["file"])):
-        raise UserError(f"data.exclude names {unknown[0]!r}, which is no image of {root}; take the line out of it")
+        raise UserError(
+            f"data.exclude names {unknown[0]!r}, which is no image of {root}; take the line out of it"
+        )
     unread = [{"folder": os.path.relpath(e.filename, root), "reason": e.strerror or str(e)} for e in errors]
     kept = table[~table["file"].isin(excluded)].reset_index(drop=True)
     return kept, pd.DataFrame(classes, columns=["split", "label"]), unread
@@ -204,7 +212,9 @@ def near_pairs(hashes: np.ndarray, distance: int) -> np.ndarray:
         key = hashes >> np.uint64(1 + band * width) & np.uint64(2**width - 1)
         order = np.argsort(key, kind="stable")
         key, sorted_hashes, here = key[order], hashes[order], np.arange(len(order))
-        for offset in itertools.count(1):  # each with the one so many places further, as long as any is in its band
+        for offset in itertools.count(
+            1
+        ):  # each with the one so many places further, as long as any is in its band
             here = here[here + offset < len(order)]
             here = here[key[here] == key[here + offset]]
             if not len(here):

@@ -47,9 +47,13 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
         target = config["data"]["_target_"]
         raise UserError(f"{target} has no image files to pack; expected data=imagefolder or imagenet")
     if data.fraction < 1:
-        raise UserError(f"data.fraction={data.fraction}: all images are packed; give the fraction when training")
+        raise UserError(
+            f"data.fraction={data.fraction}: all images are packed; give the fraction when training"
+        )
     if out.resolve().is_relative_to(data.root.resolve()):
-        raise UserError(f"out={out} lies in data.root={data.root}, where it would be a class; give another directory")
+        raise UserError(
+            f"out={out} lies in data.root={data.root}, where it would be a class; give another directory"
+        )
     data.prepare_data()
     pack(data, out, settings)
 
@@ -73,7 +77,9 @@ def pack(data: Any, out: Path, settings: Settings) -> None:
                 shutil.rmtree(partial, ignore_errors=True)
                 Path(f"{partial}.lock").unlink(missing_ok=True)
     except Timeout as error:
-        raise UserError(f"out={out} is being packed by another process; wait for it or give another") from error
+        raise UserError(
+            f"out={out} is being packed by another process; wait for it or give another"
+        ) from error
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"out={out} can't be written ({reason}); free some disk or give another") from error
@@ -84,6 +90,9 @@ def pack(data: Any, out: Path, settings: Settings) -> None:
         sum(split.images for split in manifest.splits.values()),
         sum(file.bytes for file in manifest.files.values()),
     )
-    speed, choice = images / (time.perf_counter() - start), "streaming" if settings.format == "litdata" else "packed"
+    speed, choice = (
+        images / (time.perf_counter() - start),
+        "streaming" if settings.format == "litdata" else "packed",
+    )
     log.info("%s images, %.1f MB, %.0f images/s: %s", f"{images:,}", size / 1e6, speed, shown(out))
     log.info("train on it: imgcls train data=%s data.root=%s", choice, hydra_quoted(shown(out)))

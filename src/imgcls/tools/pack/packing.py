@@ -54,7 +54,9 @@ class Encoder:
             file = np.fromfile(self.dataset.name(index), np.uint8)
             # What is a JPEG already and needs no resizing stays as it is, and loses nothing.
             keep = is_jpeg(file) and not smaller
-            stored = torch.from_numpy(file) if keep else encode_jpeg(image.contiguous(), self.settings.quality)  # type: ignore[assignment]
+            stored = torch.from_numpy(file)
+            if not keep:
+                stored = encode_jpeg(image.contiguous(), self.settings.quality)  # type: ignore[assignment]
         return stored, image.shape[1], image.shape[2]
 
 
@@ -79,7 +81,9 @@ def write_pack(data: ImageFolder, folder: Path, settings: Any) -> Manifest:
     for split, encoder in encoders.items():
         table, bad = write_split(encoder, folder, split, data.root, workers)
         skipped += bad
-        check_targets(torch.from_numpy(table["label"].copy()), data.spec.class_names, split)  # after what was skipped
+        check_targets(
+            torch.from_numpy(table["label"].copy()), data.spec.class_names, split
+        )  # after what was skipped
         largest = max(largest, int(np.minimum(table["height"], table["width"]).max()))
         counts = np.bincount(table["label"], minlength=data.spec.num_classes).tolist()
         shape = [int(side[0]) if (side == side[0]).all() else 0 for side in (table["height"], table["width"])]
@@ -88,7 +92,9 @@ def write_pack(data: ImageFolder, folder: Path, settings: Any) -> Manifest:
         log.info("%s: %s images", split, f"{len(table):,}")
     if skipped:
         log.warning("%s unreadable images were skipped; manifest.json lists them", f"{len(skipped):,}")
-    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    files = {
+        path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()
+    }
     manifest = Manifest(
         version=VERSION, format=settings.format, size=settings.size, quality=settings.quality,
         spec=at_most(data.spec, largest), val_fraction=data.val_fraction, test_fraction=data.test_fraction, splits=splits, skipped=skipped,
@@ -113,13 +119,17 @@ def check_disk(folder: Path, encoders: Iterable[Encoder]) -> None:
     needed = 0.0
     for encoder in encoders:
         some = [encoder[i] for i in np.linspace(0, len(encoder) - 1, 8, dtype=int).tolist()]
-        needed += len(encoder) * float(np.mean([len(image[0]) for image in some if not isinstance(image, str)] or [0]))
+        needed += len(encoder) * float(
+            np.mean([len(image[0]) for image in some if not isinstance(image, str)] or [0])
+        )
     if needed > (free := shutil.disk_usage(folder).free):
         text = f"has {free / 1e9:.1f} GB free; about {needed / 1e9:.1f} GB are needed: free some"
         raise UserError(f"{folder.parent} {text}")
 
 
-def write_split(encoder: Encoder, folder: Path, split: str, root: Path, workers: int) -> tuple[np.ndarray, list[str]]:
+def write_split(
+    encoder: Encoder, folder: Path, split: str, root: Path, workers: int
+) -> tuple[np.ndarray, list[str]]:
     """Writes a split and its table; returns the table and what was skipped.
 
     A stream is read a shard after another, so its training images are written in an order drawn once.
@@ -138,7 +148,10 @@ def write_split(encoder: Encoder, folder: Path, split: str, root: Path, workers:
                 skipped.append(stored)
                 continue
             content, height, width = stored
-            label, name = int(encoder.dataset.targets[index]), os.path.relpath(encoder.dataset.name(index), root)
+            label, name = (
+                int(encoder.dataset.targets[index]),
+                os.path.relpath(encoder.dataset.name(index), root),
+            )
             write(len(rows), content, label)
             rows.append((offset, len(content), height, width, label, os.fsencode(name)))
             offset += len(content)
