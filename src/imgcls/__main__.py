@@ -126,14 +126,14 @@ def _run(verb: str, arguments: list[str]) -> None:
         SIGNALS.install(*WARNINGS)  # which would end the process while all is imported
     from hydra.errors import ConfigCompositionException, OverrideParseException
 
+    from imgcls.commands.verb import run_verb
     from imgcls.config import messages, paths
 
-    module = importlib.import_module(f"imgcls.{MODULES.get(verb, f'commands.{verb}')}")
     try:
         sys.argv = [sys.argv[0], *paths.quoted(messages.check_groups(verb, arguments))]
         if verb == "train":
             sys.argv = importlib.import_module("imgcls.engine.resume").hydra_arguments(sys.argv)
-        module.main()
+        run_verb(verb, f"imgcls.{MODULES.get(verb, f'commands.{verb}')}")
     except UserError as error:
         sys.exit(f"imgcls {verb}: {one_line(error)}")
     except (ConfigCompositionException, OverrideParseException) as error:

@@ -2,23 +2,20 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from imgcls.config import check as configs
 from imgcls.config.training import Nodes, TrainConfig
+from imgcls.data.module import ImageDataModule
+from imgcls.engine.build import build_data, build_trainer, check_schedule, prepare
+from imgcls.engine.recovery import Training
+from imgcls.engine.save_config import SaveConfig
 from imgcls.runs.best_epoch import check_monitored
-
-if TYPE_CHECKING:
-    from imgcls.data.module import ImageDataModule
-    from imgcls.engine.recovery import Training
-    from imgcls.tasks.classification import ImageClassifier
+from imgcls.tasks.classification import ImageClassifier
 
 
-def assemble(config: TrainConfig, run_dir: Path, resumed_from: Path | None = None) -> "Training":
+def assemble(config: TrainConfig, run_dir: Path, resumed_from: Path | None = None) -> Training:
     """Builds data, classifier, callbacks and trainer; the loggers come later."""
-    from imgcls.engine.build import build_data, build_trainer, check_schedule, prepare
-    from imgcls.engine.recovery import Training
-    from imgcls.engine.save_config import SaveConfig
 
     prepare(config.seed)
     data = build_data(config.data, config.augment, config.seed)
@@ -37,9 +34,8 @@ def build_all(nodes: Nodes, group: str) -> list[Any]:
     return [configs.build(node, f"{group}.{name}") for name, node in nodes.items() if node]
 
 
-def build_classifier(config: TrainConfig, data: "ImageDataModule") -> "ImageClassifier":
+def build_classifier(config: TrainConfig, data: ImageDataModule) -> ImageClassifier:
     """Builds the classifier for the data."""
-    from imgcls.tasks.classification import ImageClassifier
 
     weights = config.class_weights
     if weights == "balanced":  # as scikit-learn's: classes count alike, and the mean weight of a sample is 1

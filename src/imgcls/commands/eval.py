@@ -4,21 +4,23 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 
-from imgcls.commands.verb import verb
 from imgcls.config import check as configs
 from imgcls.config.allowed import allowed
 from imgcls.config.paths import shown
 from imgcls.config.training import Node, TrainerConfig
+from imgcls.data.module import ImageDataModule
+from imgcls.engine.build import build_data, build_trainer, prepare
+from imgcls.engine.evaluation import run_test
 from imgcls.errors import UserError, nearest
-
-if TYPE_CHECKING:
-    from imgcls.data.module import ImageDataModule
-    from imgcls.spec import DataSpec
-    from imgcls.tasks.classification import ImageClassifier
+from imgcls.report.test_report import print_summary
+from imgcls.runs.checkpoints import find_checkpoint
+from imgcls.spec import DataSpec
+from imgcls.tasks.classification import ImageClassifier, load_checkpoint
 
 CARRIED = ("accelerator", "precision", "benchmark", "deterministic", "limit_test_batches")
 EVALUATION = {
@@ -38,14 +40,8 @@ class EvalConfig:
     trainer: Node
 
 
-@verb("eval", EvalConfig)
 def main(config: EvalConfig, run_dir: Path) -> float:
     """Tests a checkpoint and writes a report; returns its top1."""
-    from imgcls.engine.build import build_data, build_trainer, prepare
-    from imgcls.engine.evaluation import run_test
-    from imgcls.report.test_report import print_summary
-    from imgcls.runs.checkpoints import find_checkpoint
-    from imgcls.tasks.classification import load_checkpoint
 
     path = find_checkpoint(config.checkpoint)
     classifier, trained = load_checkpoint(path, config.trust)
@@ -75,7 +71,7 @@ def given(config: Node | None, keys: tuple[str, ...] | None = None) -> Node:
 
 
 def data_config(
-    trained: Node, wanted: Node, spec: "DataSpec", trust: Sequence[str] = (), overrides: Sequence[str] = ()
+    trained: Node, wanted: Node, spec: DataSpec, trust: Sequence[str] = (), overrides: Sequence[str] = ()
 ) -> Node:
     """Returns the config of the data to test on: another set, or the run's own with what differs.
 
@@ -119,7 +115,7 @@ def of_checkpoint(config: Node, elsewhere: bool, trust: Sequence[str]) -> Node:
     return config | ({"download": False} if "download" in inspect.signature(kind).parameters else {})
 
 
-def to_classes_of(classifier: "ImageClassifier", data: "ImageDataModule") -> None:
+def to_classes_of(classifier: ImageClassifier, data: ImageDataModule) -> None:
     """Relabels the data by class name to the checkpoint's order.
 
     Raises:
@@ -136,7 +132,6 @@ def to_classes_of(classifier: "ImageClassifier", data: "ImageDataModule") -> Non
         raise UserError(
             f"the data has the class {unknown[0]!r}, which the checkpoint does not know; {nearest(unknown[0], known)}"
         )
-    import torch
 
     order = torch.tensor([known.index(name) for name in found])
     for dataset in data.sets.values():

@@ -15,7 +15,6 @@ from pydantic import Field
 
 from imgcls.commands.eval import data_config
 from imgcls.commands.predict import appearing, check_out
-from imgcls.commands.verb import verb
 from imgcls.config.paths import shown
 from imgcls.errors import UserError
 
@@ -42,7 +41,6 @@ class ExportConfig:
     tolerance: Annotated[float, Field(gt=0)]
 
 
-@verb("export", ExportConfig)
 def main(config: ExportConfig, run_dir: Path) -> float:
     """Writes the file and its weights if they agree with the checkpoint; returns the largest difference of a logit.
 

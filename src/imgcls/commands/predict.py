@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from imgcls.commands.eval import CARRIED, evaluation_trainer
-from imgcls.commands.verb import verb
 from imgcls.config.paths import shown
 from imgcls.config.training import Node
 from imgcls.errors import UserError
@@ -46,7 +45,6 @@ class PredictConfig:
     max_pixels: Annotated[int, Field(ge=1)]
 
 
-@verb("predict", PredictConfig)
 def main(config: PredictConfig, run_dir: Path) -> None:
     """Predicts all images of the source; fails at the end where some could not be read."""
     out = Path(config.out).expanduser() if config.out else run_dir / "predictions.csv"

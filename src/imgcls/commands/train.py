@@ -10,34 +10,35 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import WandbLogger
 
 from imgcls.commands.build import assemble, build_all, build_classifier
-from imgcls.commands.verb import verb
 from imgcls.config.paths import shown
 from imgcls.config.training import Node, TrainConfig
+from imgcls.data.loading.unreadable import listed
+from imgcls.engine.build import build_data, build_trainer, prepare
+from imgcls.engine.ranks import single_job
+from imgcls.engine.recovery import Training, fit
 from imgcls.engine.resume import check_data, check_progress, claim, finished, newest_whole, resumed
+from imgcls.engine.save_config import SaveConfig
 from imgcls.engine.signals import SIGNALS, Stopped
 from imgcls.errors import TrialPruned
+from imgcls.loggers.unharmed import failed, told, unharmed
+from imgcls.loggers.wandb import close_wandb, log_checkpoint
 from imgcls.runs.best_epoch import best_epoch, optimised
 from imgcls.runs.record import keeping_status, write_record
-from imgcls.sweeps.sweeper import Sweep
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
-
-    from imgcls.engine.recovery import Training
     from imgcls.report.test_report import Report
 
+# What is needed after the training alone (SciPy, pandas, scikit-learn) is imported then: the first step comes sooner.
 log = logging.getLogger(__name__)
-Plugins.instance().register(Sweep)  # conf/hydra/sweeper/imgcls.yaml
 Score = float | list[float] | None  # the best value of optimized_metric, or of each of several
 
 
-@verb("train", dict)
 def main(plain: Node, run_dir: Path) -> Score:
     """Runs one training, from its start or from where it was stopped; returns what a sweep optimises."""
-    SIGNALS.install()
     lock = None
     try:
         resuming = plain["resume"] is not None
@@ -49,15 +50,12 @@ def main(plain: Node, run_dir: Path) -> Score:
         if checkpoint is not None and finished(run_dir, plain):
             log.info("%s is finished; there is nothing to go on with", shown(run_dir))
             return optimised(run_dir, config.optimized_metric)
-        from imgcls.engine.ranks import single_job
-
         with single_job():
             return train(config, run_dir, checkpoint)
     except TrialPruned as pruned:
         log.info("pruned: %s; not tested", pruned)
         return None
     finally:
-        SIGNALS.restore()
         if lock is not None:
             lock.release()
 
@@ -68,9 +66,6 @@ def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None) -> Score:
     Args:
         checkpoint: to go on from; none: the training begins.
     """
-    from imgcls.engine.recovery import fit
-    from imgcls.loggers.unharmed import told
-
     if config.tune is not None:
         return tune(config, run_dir)
     training = assemble(config, run_dir, checkpoint)
@@ -83,7 +78,7 @@ def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None) -> Score:
             check_data(run_dir, training.data.fingerprint())
             check_progress(checkpoint, training.trainer)
 
-    def rebuild(batch_size: int, accumulated: int) -> "Training":
+    def rebuild(batch_size: int, accumulated: int) -> Training:
         return assemble(config.with_batches(batch_size, accumulated), run_dir)
 
     try:
@@ -103,7 +98,6 @@ def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None) -> Score:
 def tune(config: TrainConfig, run_dir: Path) -> float:
     """Finds a learning rate or a batch size; trains nothing."""
     from imgcls.commands import tune as finders
-    from imgcls.engine.build import build_data, build_trainer, prepare
 
     assert config.tune is not None
     prepare(config.seed)
@@ -114,7 +108,7 @@ def tune(config: TrainConfig, run_dir: Path) -> float:
     return finders.tune(config.tune, trainer, classifier, data, run_dir)
 
 
-def describe(config: TrainConfig, training: "Training", run_dir: Path) -> None:
+def describe(config: TrainConfig, training: Training, run_dir: Path) -> None:
     """Says in four lines what is going to be trained, on what data, and where."""
     trainer, classifier, data = training
     parameters = sum(p.numel() for p in classifier.network.parameters())
@@ -134,11 +128,8 @@ def describe(config: TrainConfig, training: "Training", run_dir: Path) -> None:
 
 
 @contextmanager
-def outcome_recorded(run_dir: Path, training: "Training") -> Iterator[None]:
+def outcome_recorded(run_dir: Path, training: Training) -> Iterator[None]:
     """Around a training: status.json and W&B get to know how it ended."""
-    from imgcls.engine.save_config import SaveConfig
-    from imgcls.loggers.wandb import close_wandb
-
     parameters = sum(p.numel() for p in training.classifier.network.parameters())
     saver = next(c for c in training.trainer.callbacks if isinstance(c, SaveConfig))  # type: ignore[attr-defined]
     first = training.trainer.is_global_zero
@@ -157,28 +148,25 @@ def outcome_recorded(run_dir: Path, training: "Training") -> Iterator[None]:
         close_wandb(status, word, preempted=word == "stopped" and SIGNALS.asked != signal.SIGINT)
 
 
-def refuse_pruned(trainer: "Trainer") -> None:
+def refuse_pruned(trainer: Trainer) -> None:
     """Raises TrialPruned where the search has ended this trial."""
     if any(getattr(callback, "pruned", False) for callback in trainer.callbacks):  # type: ignore[attr-defined]
         raise TrialPruned(f"the other trials of the sweep were better by epoch {trainer.current_epoch}")
 
 
-def best_checkpoint(trainer: "Trainer") -> str | None:
+def best_checkpoint(trainer: Trainer) -> str | None:
     """Returns the path of the best checkpoint; none: the last weights, in memory, are all there is."""
     keeper = trainer.checkpoint_callback
     return getattr(keeper, "best_model_path", None) or None
 
 
-def calibrate_and_test(config: TrainConfig, training: "Training", run_dir: Path) -> None:
+def calibrate_and_test(config: TrainConfig, training: Training, run_dir: Path) -> None:
     """Fits the temperature and tests the best checkpoint, where the config asks for it; prints and logs the test."""
     from imgcls.engine.calibration import calibrate
     from imgcls.engine.evaluation import run_test
 
     best = best_checkpoint(training.trainer)
-    training.data.on_error, training.data.max_errors = (
-        "skip",
-        0.5,
-    )  # no training is lost for an unreadable file
+    training.data.on_error, training.data.max_errors = "skip", 0.5  # a bad file shall not lose the training
     if config.temperature:
         calibrate(*training, best)
     if config.test:
@@ -187,12 +175,8 @@ def calibrate_and_test(config: TrainConfig, training: "Training", run_dir: Path)
             publish(report, training, best, run_dir)
 
 
-def publish(report: "Report", training: "Training", best: str | None, run_dir: Path) -> None:
+def publish(report: "Report", training: Training, best: str | None, run_dir: Path) -> None:
     """Logs the test to W&B, and prints it with the places of its files."""
-    from lightning.pytorch.loggers import WandbLogger
-
-    from imgcls.data.loading.unreadable import listed
-    from imgcls.loggers.unharmed import failed
     from imgcls.report.test_report import log_to_wandb, print_summary
 
     for logger in training.trainer.loggers:
@@ -206,12 +190,8 @@ def publish(report: "Report", training: "Training", best: str | None, run_dir: P
     print_summary(f"Test of {'the best checkpoint' if best else 'the last weights'}", report, lines)
 
 
-def summarise(trainer: "Trainer", run_dir: Path) -> None:
+def summarise(trainer: Trainer, run_dir: Path) -> None:
     """Puts all that was measured in the best epoch into the summary of the W&B run."""
-    from lightning.pytorch.loggers import WandbLogger
-
-    from imgcls.loggers.unharmed import unharmed
-
     monitor = getattr(trainer.checkpoint_callback, "monitor", None)
     for logger in trainer.loggers:
         if monitor and trainer.is_global_zero and isinstance(logger, WandbLogger):
@@ -219,13 +199,8 @@ def summarise(trainer: "Trainer", run_dir: Path) -> None:
                 logger.experiment.summary.update(best_epoch(run_dir, monitor))
 
 
-def keep_artifact(trainer: "Trainer") -> None:
+def keep_artifact(trainer: Trainer) -> None:
     """Keeps the best checkpoint as an artifact of the W&B run, where `logger.wandb.log_model` asks for it."""
-    from lightning.pytorch.loggers import WandbLogger
-
-    from imgcls.loggers.unharmed import unharmed
-    from imgcls.loggers.wandb import log_checkpoint
-
     best = best_checkpoint(trainer)
     for logger in trainer.loggers:
         if not (best and trainer.is_global_zero and getattr(logger, "keeps_best", False)):

@@ -1,15 +1,18 @@
 """What all verbs share: Hydra composes the config, and a user's mistake ends in one line."""
 
+import importlib
+import inspect
 import logging
+import os
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any, TypeVar
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS
@@ -19,41 +22,51 @@ from imgcls.config import check as config
 from imgcls.config.messages import PARTS, check_keys, take_unchosen
 from imgcls.config.paths import CONF, expanded
 from imgcls.engine.resume import check_place
+from imgcls.engine.signals import SIGNALS
 from imgcls.errors import UserError, one_line
 from imgcls.processes import rank
+from imgcls.sweeps.sweeper import Sweep
 
 log = logging.getLogger(__name__)
-Config = TypeVar("Config")
 
 
-def verb(name: str, kind: type[Config]) -> Callable[[Callable[[Config, Path], Any]], Callable[[], None]]:
-    """Turns `run(config, run_dir)` into the verb's entry point.
+def run_verb(name: str, module: str) -> None:
+    """Lets Hydra compose the config of a verb, and calls `main(config, run_dir)` of the verb's module with it.
+
+    The annotation of its first parameter says the types of the root's keys. The module, and torch with it, is imported when the
+    config is composed: `--help` needs neither.
 
     Args:
         name: of the verb, and of its root in conf/.
-        kind: the dataclass that says the types of that root's keys; dict: the config as it is, plain and resolved.
+        module: dotted, such as imgcls.commands.eval.
     """
 
-    def decorate(run: Callable[[Config, Path], Any]) -> Callable[[], None]:
-        def task(cfg: DictConfig) -> Any:
-            hydra_config = HydraConfig.get()
-            try:
-                plain = config.plain(cfg)
-                for line in take_unchosen(plain, hydra_config.overrides.task):
-                    log.log(logging.DEBUG if rank() else logging.WARNING, line)
-                return run(config.typed(plain, kind, ""), Path(hydra_config.runtime.output_dir))
-            except UserError as error:
-                if hydra_config.mode == RunMode.MULTIRUN:
-                    raise  # the sweeper decides what it means; Hydra puts the traceback into run.log
-                log.debug("%s", one_line(error), exc_info=True)  # into run.log alone
-                sys.exit(f"imgcls {name}: {one_line(error)}")
+    def task(cfg: DictConfig) -> Any:
+        hydra_config = HydraConfig.get()
+        try:
+            plain = config.plain(cfg)
+            for line in take_unchosen(plain, hydra_config.overrides.task):
+                log.log(logging.DEBUG if rank() else logging.WARNING, line)
+            if name == "train":
+                SIGNALS.install()  # before what takes long
+            os.environ.setdefault(
+                "KINETO_LOG_LEVEL", "9"
+            )  # the profiler's own notes; read when torch is imported
+            main = importlib.import_module(module).main
+            kind = next(iter(inspect.signature(main, eval_str=True).parameters.values())).annotation
+            return main(config.typed(plain, kind, ""), Path(hydra_config.runtime.output_dir))
+        except UserError as error:
+            if hydra_config.mode == RunMode.MULTIRUN:
+                raise  # the sweeper decides what it means; Hydra puts the traceback into run.log
+            log.debug("%s", one_line(error), exc_info=True)  # into run.log alone
+            sys.exit(f"imgcls {name}: {one_line(error)}")
+        finally:
+            if name == "train":
+                SIGNALS.restore()
 
-        # What Hydra itself builds (launchers, sweepers, hooks) is named by files that the user trusts.
-        trusted = UNSAFE_DISABLE_EXECUTION_CHECKS
-        main: Callable[[], None] = hydra.main(str(CONF), name, execution_whitelist=trusted)(task)
-        return main
-
-    return decorate
+    Plugins.instance().register(Sweep)  # conf/hydra/sweeper/imgcls.yaml
+    # What Hydra itself builds (launchers, sweepers, hooks) is named by files that the user trusts.
+    hydra.main(str(CONF), name, execution_whitelist=UNSAFE_DISABLE_EXECUTION_CHECKS)(task)()
 
 
 class BeforeRun(Callback):

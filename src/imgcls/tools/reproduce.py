@@ -6,7 +6,6 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from imgcls.commands.verb import verb
 from imgcls.config.paths import shown
 from imgcls.config.training import TrainConfig
 from imgcls.errors import UserError
@@ -23,7 +22,6 @@ class ReproduceConfig:
     out: str
 
 
-@verb("reproduce", ReproduceConfig)
 def main(config: ReproduceConfig, run_dir: Path) -> None:
     """Trains with the config of a finished run, where it was started, and compares. Of its loggers only the CSV is
     kept: a sweep's record elsewhere gets no second run. Raises UserError where the result differs."""

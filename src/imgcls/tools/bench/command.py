@@ -23,7 +23,6 @@ from hydra.types import RunMode
 from pydantic import Field
 
 from imgcls.commands.build import build_all, build_classifier
-from imgcls.commands.verb import verb
 from imgcls.config import check as configs
 from imgcls.config.paths import shown
 from imgcls.config.training import Node, TrainConfig
@@ -40,7 +39,6 @@ class Turns:
     rounds: Annotated[int, Field(ge=1)]
 
 
-@verb("bench", dict)
 def main(plain: Node, run_dir: Path) -> float:
     """Measures one config; returns the ratio of the training to the floor."""
     turns = configs.typed(plain.pop("bench"), Turns, "bench")
@@ -51,7 +49,6 @@ def main(plain: Node, run_dir: Path) -> float:
         if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
             raise UserError(f"json={path}: expected a file, new or there already, that can be written")
     config = TrainConfig.read(plain)
-    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler's own notes; read when torch is imported
     from imgcls.engine.ranks import single_job
 
     with single_job():

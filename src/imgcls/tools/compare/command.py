@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imgcls.commands.verb import verb
 from imgcls.config.paths import shown
 from imgcls.errors import UserError, nearest
 from imgcls.runs.best_epoch import direction
@@ -31,7 +30,6 @@ class CompareConfig:
     baseline: str | None
 
 
-@verb("compare", CompareConfig)
 def main(config: CompareConfig, run_dir: Path) -> None:
     """Compares runs, and names those that are damaged or did not finish."""
     if config.baseline and not config.group:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from imgcls.commands.verb import verb
 from imgcls.config import check as configs
 from imgcls.config.paths import shown
 from imgcls.config.training import Node
@@ -42,7 +41,6 @@ class InspectConfig:
     samples: Annotated[int, Field(ge=1, le=256)]
 
 
-@verb("inspect", InspectConfig)
 def main(config: InspectConfig, run_dir: Path) -> None:
     """Reads each image once, and writes what it finds into the run directory."""
     configs.check({"data": config.data})

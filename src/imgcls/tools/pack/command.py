@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from imgcls.commands.verb import verb
 from imgcls.config import check as configs
 from imgcls.config.paths import hydra_quoted, shown
 from imgcls.config.training import Node
@@ -31,7 +30,6 @@ class PackConfig:
     on_error: Literal["refuse", "skip"]
 
 
-@verb("pack", PackConfig)
 def main(config: PackConfig, run_dir: Path) -> None:
     """Packs a folder set into the directory `out`, which is there only when all of it is."""
     out = Path(config.out).expanduser()
