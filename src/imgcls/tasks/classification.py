@@ -26,10 +26,10 @@ from imgcls.runs.checkpoints import find_checkpoint, load_content
 from imgcls.seeding import key_seed
 from imgcls.spec import DataSpec
 from imgcls.tasks.metrics import Evaluation, MeanLoss, Predictions, metric_names
-from imgcls.tasks.steps import StepByStep
+from imgcls.tasks.task import Task, data_of
 
 
-class ImageClassifier(StepByStep):
+class ImageClassifier(Task):
     """Trains and evaluates a network on batches of uint8 images.
 
     All arguments are plain Python, so that a checkpoint needs nothing beside itself:
@@ -249,7 +249,7 @@ class ImageClassifier(StepByStep):
     def _evaluate(self, batch: Batch, split: str) -> None:
         images, targets, indices = batch
         raw = self.raw_logits(images)
-        if self.trainer.world_size > 1 or self.trainer.datamodule.on_error == "skip":  # type: ignore[attr-defined]  # padding
+        if self.trainer.world_size > 1 or data_of(self.trainer).on_error == "skip":  # padding
             kept = targets >= 0
             raw, targets, indices = raw[kept], targets[kept], indices[kept]
             if not len(targets):
@@ -306,7 +306,7 @@ class ImageClassifier(StepByStep):
         optimizer = build_optimizer(
             self.hparams["optimizer"], self.network, self.device, self.fused_steps(), self.rate_scales
         )
-        steps = self.steps(self.trainer, self.trainer.datamodule)  # type: ignore[attr-defined]
+        steps = self.steps(self.trainer, data_of(self.trainer))
         schedule = configs.build(self.hparams["scheduler"], "scheduler", optimizer=optimizer, steps=steps)
         for entry in schedule:  # what is measured in validation is there after the epochs that end with one
             if str(entry.get("monitor", "")).startswith("val/"):

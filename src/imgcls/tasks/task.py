@@ -1,4 +1,4 @@
-"""Optimizer steps: how many there are, what each is the mean of, and how gradients are clipped."""
+"""Task: what every task has in common, whatever it learns: its network, its data, and exact optimizer steps."""
 
 from typing import Any
 
@@ -10,8 +10,17 @@ from torch.optim import Optimizer
 from imgcls.data.module import ImageDataModule
 from imgcls.optim.schedulers import Steps
 
+SCALED = ("16-mixed", "16")  # precisions in which a gradient scaler unscales before a plain step
 
-class StepByStep(LightningModule):
+
+def data_of(trainer: Trainer) -> ImageDataModule:
+    """Returns the data that a trainer reads; Lightning's type of it is any data."""
+    data = getattr(trainer, "datamodule", None)
+    assert isinstance(data, ImageDataModule)
+    return data
+
+
+class Task(LightningModule):
     """The part of ImageClassifier that makes Lightning's optimizer steps exact; the network is its `network`."""
 
     network: nn.Module
