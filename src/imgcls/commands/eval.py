@@ -20,7 +20,7 @@ def main(config: dict[str, Any], run_dir: Path) -> float:
     from imgcls.engine.build import build_data, build_trainer, prepare, run_test
     from imgcls.report.test_report import print_summary
     from imgcls.runs.checkpoints import find_checkpoint
-    from imgcls.tasks.classification import load_checkpoint
+    from imgcls.tasks.loading import load_checkpoint
 
     path = find_checkpoint(str(config["checkpoint"]))
     classifier, trained = load_checkpoint(path, trusted(config))

@@ -60,7 +60,7 @@ def main(config: dict[str, Any], run_dir: Path) -> float:
 
     from imgcls.engine.build import prepare
     from imgcls.runs.checkpoints import find_checkpoint
-    from imgcls.tasks.classification import load_checkpoint
+    from imgcls.tasks.loading import load_checkpoint
 
     path = find_checkpoint(str(config["checkpoint"]))
     classifier, trained = load_checkpoint(path, trusted(config))
