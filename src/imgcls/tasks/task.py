@@ -108,6 +108,9 @@ class Task(LightningModule):
                 setattr(self, name, value.to(dtype))
         return super().to(*args, **kwargs) if args or kwargs else self
 
+    def double(self) -> Self:
+        return self.to(dtype=torch.float64)  # Lightning asks for it in 64-true
+
     def configure_model(self) -> None:
         """Shards the network, where the strategy asks for it and it is not sharded yet."""
         strategy = self.trainer.strategy
