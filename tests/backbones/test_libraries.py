@@ -1,4 +1,4 @@
-"""Every network of torchvision and each family of timm: shapes, heads, a training step, weights, and what fails."""
+"""Every network of torchvision and each family of timm: shapes, heads, a training step, weights, errors."""
 
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
 
 from imgcls.backbones.build import build_network, try_shapes
+from imgcls.backbones.heads import head_names
 from imgcls.backbones.timm import timm_network
 from imgcls.backbones.torchvision import adapt_stem, torchvision_network
 from imgcls.data.batch import Batch
@@ -21,23 +22,24 @@ TIMM = "imgcls.backbones.timm.timm_network"
 
 FAMILIES = [
     "resnet10t", "resnetv2_18", "seresnet18", "efficientnet_b0", "mobilenetv3_small_050",
-    "mobilenetv4_conv_small_035", "convnext_atto", "convnextv2_atto", "vit_tiny_patch16_224", "deit_tiny_patch16_224",
-    "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224", "beit_base_patch16_224",
+    "mobilenetv4_conv_small_035", "convnext_atto", "convnextv2_atto", "vit_tiny_patch16_224",
+    "deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "deit3_small_patch16_224",
+    "beit_base_patch16_224",
     "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "maxvit_pico_rw_256", "coatnet_nano_rw_224",
     "regnetx_002", "densenet121", "vgg11", "inception_v4", "xception41", "mixer_s32_224", "poolformer_s12",
     "caformer_s18", "pvt_v2_b0", "levit_128s", "efficientformer_l1", "efficientformerv2_s0", "repvgg_a0",
-    "ghostnet_050", "hrnet_w18_small", "dpn48b", "nfnet_l0", "rexnet_100", "tiny_vit_5m_224", "edgenext_xx_small",
-    "fastvit_t8", "eva02_tiny_patch14_224", "cait_xxs24_224", "crossvit_tiny_240", "volo_d1_224",
-    "xcit_nano_12_p16_224", "twins_svt_small", "hiera_tiny_224", "mobilevit_xxs", "repvit_m0_9", "resmlp_12_224",
-    "davit_tiny", "efficientvit_b0", "res2net50_14w_8s", "hgnetv2_b0", "starnet_s050",
+    "ghostnet_050", "hrnet_w18_small", "dpn48b", "nfnet_l0", "rexnet_100", "tiny_vit_5m_224",
+    "edgenext_xx_small", "fastvit_t8", "eva02_tiny_patch14_224", "cait_xxs24_224", "crossvit_tiny_240",
+    "volo_d1_224",
+    "xcit_nano_12_p16_224", "twins_svt_small", "hiera_tiny_224", "mobilevit_xxs", "repvit_m0_9",
+    "resmlp_12_224", "davit_tiny", "efficientvit_b0", "res2net50_14w_8s", "hgnetv2_b0", "starnet_s050",
 ]  # fmt: skip
 
 
 def check(network: nn.Module, channels: int, size: int) -> None:
     """Fails unless the network gives 7 logits, in training too, and its heads give 7 each."""
-    heads = network.head_names
-    assert heads and not isinstance(heads, str)
-    for name in heads:  # type: ignore[union-attr]
+    assert network.head_names and not isinstance(network.head_names, str)
+    for name in head_names(network):
         head = network.get_submodule(name)
         assert 7 in (getattr(head, "out_features", None), getattr(head, "out_channels", None)), name
     outputs = network.to("meta").train()(torch.empty(2, channels, size, size, device="meta"))
@@ -80,9 +82,10 @@ def test_auxiliary_heads_are_found_for_any_number_of_classes(name: str, classes:
 
 
 STEPS = [
-    (TORCHVISION, "resnet18", 32), (TORCHVISION, "squeezenet1_1", 32), (TORCHVISION, "mobilenet_v3_small", 32),
-    (TORCHVISION, "shufflenet_v2_x0_5", 32), (TORCHVISION, "mnasnet0_5", 32), (TORCHVISION, "efficientnet_b0", 32),
-    (TIMM, "vit_tiny_patch16_224", 32), (TIMM, "convnext_atto", 32), (TIMM, "mobilenetv4_conv_small", 32),
+    (TORCHVISION, "resnet18", 32), (TORCHVISION, "squeezenet1_1", 32),
+    (TORCHVISION, "mobilenet_v3_small", 32), (TORCHVISION, "shufflenet_v2_x0_5", 32),
+    (TORCHVISION, "mnasnet0_5", 32), (TORCHVISION, "efficientnet_b0", 32), (TIMM, "vit_tiny_patch16_224", 32),
+    (TIMM, "convnext_atto", 32), (TIMM, "mobilenetv4_conv_small", 32),
 ]  # fmt: skip
 
 
@@ -90,8 +93,8 @@ STEPS = [
 def test_training_step(target: str, name: str, size: int) -> None:
     torch.manual_seed(0)
     network = build_network({"_target_": target, "name": name}, 7, 3, size).train()
-    head = network.get_submodule(network.head_names[0]).weight  # type: ignore[index, arg-type]
-    before = head.detach().clone()  # type: ignore[operator, union-attr]
+    head = network.get_parameter(f"{head_names(network)[0]}.weight")
+    before = head.detach().clone()
     loss = nn.functional.cross_entropy(network(torch.randn(4, 3, size, size)), torch.tensor([0, 1, 2, 6]))
     loss.backward()
     for parameter in network.parameters():
@@ -99,7 +102,7 @@ def test_training_step(target: str, name: str, size: int) -> None:
         assert parameter.grad.isfinite().all()
     torch.optim.SGD(network.parameters(), lr=0.1).step()
     assert loss.isfinite()
-    assert not torch.equal(before, head)  # type: ignore[arg-type]
+    assert not torch.equal(before, head)
 
 
 @pytest.mark.parametrize(("name", "size", "weight"), [("googlenet", 32, 0.3), ("inception_v3", 299, 0.4)])
@@ -130,7 +133,8 @@ def test_auxiliary_losses_count(name: str, size: int, weight: float) -> None:
     heads: Any = classifier.network.head_names
     assert len(heads) > 1
     for head in heads:
-        assert classifier.network.get_submodule(head).weight.grad.abs().sum() > 0  # type: ignore[union-attr, operator]
+        gradient = classifier.network.get_parameter(f"{head}.weight").grad
+        assert gradient is not None and gradient.abs().sum() > 0
     main, *auxiliary = classifier.network(classifier.normalise(images))
     losses = [nn.functional.cross_entropy(logits, batch.targets).item() for logits in (main, *auxiliary)]
     assert total.item() == pytest.approx(losses[0] + weight * sum(losses[1:]), rel=1e-3)
@@ -229,7 +233,7 @@ def pretrained(name: str, classes: int = 7, channels: int = 3, size: int = 64) -
 def test_pretrained_body_and_new_head(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     state = published(name, monkeypatch)
     network = pretrained(name)
-    own, heads = network.state_dict(), tuple(f"{head}." for head in network.head_names)  # type: ignore[union-attr]
+    own, heads = network.state_dict(), tuple(f"{head}." for head in head_names(network))
     assert own.keys() == state.keys()
     for key, value in own.items():
         if key.startswith(heads):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from imgcls.backbones.build import build_network
+from imgcls.backbones.heads import head_names
 from imgcls.errors import UserError
 
 OWN = "imgcls.backbones"
@@ -66,7 +67,7 @@ def test_simple_cnn_size() -> None:
 def test_logits_and_head(target: str, size: int, channels: int) -> None:
     options = {"depth": 16, "widen": 1} if target == WIDE else {}
     network = build_network({"_target_": target, **options}, 7, channels, size)
-    assert [network.get_submodule(name).out_features for name in network.head_names] == [7]  # type: ignore[union-attr]
+    assert [network.get_submodule(name).out_features for name in head_names(network)] == [7]
     logits = network.eval()(torch.randn(2, channels, size, size))
     assert logits.shape == (2, 7)
     assert logits.isfinite().all()

@@ -18,7 +18,8 @@ from imgcls.backbones.build import build_network
 from imgcls.backbones.weights import load_weights
 from imgcls.errors import UserError
 from imgcls.runs.checkpoints import find_checkpoint
-from imgcls.tasks.classification import ImageClassifier, load_checkpoint
+from imgcls.tasks.classification import ImageClassifier
+from imgcls.tasks.loading import load_checkpoint
 
 CIFAR = "imgcls.backbones.resnet_cifar.resnet_cifar"
 CNN = "imgcls.backbones.simple_cnn.simple_cnn"
@@ -91,8 +92,9 @@ def load(path: Path, classes: int = 10, depth: int = 20) -> nn.Module:
 @pytest.mark.parametrize(
     ("suffix", "key", "prefix"),
     [
-        (".th", "state_dict", "module."), (".th", "state_dict", ""), (".pth", "model", ""), (".pth", "net", "module."),
-        (".pth", None, ""), (".pt", None, "_orig_mod."), (".ckpt", "state_dict", "network."),
+        (".th", "state_dict", "module."), (".th", "state_dict", ""), (".pth", "model", ""),
+        (".pth", "net", "module."), (".pth", None, ""), (".pt", None, "_orig_mod."),
+        (".ckpt", "state_dict", "network."),
         (".pth", None, "module._orig_mod."), (".safetensors", None, ""), (".safetensors", None, "module."),
     ],
 )  # fmt: skip
@@ -160,10 +162,10 @@ def test_other_classes_keep_the_new_head_and_say_so(tmp_path: Path, caplog: pyte
 def test_a_head_of_other_classes_stays_out(
     suffix: str, classes: list[str] | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """As many classes of other names, or in another order; what names none has the head that its shape says."""
+    """As many classes of other names, or in another order; a file that names none is judged by its shapes."""
     path, spec = tmp_path / f"two{suffix}", {"class_names": classes, "channels": 3}
-    fresh = load_new(("cat", "dog"), None).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    state = {f"network.{key}": value for key, value in fresh.state_dict().items()}
+    fresh = load_new(("cat", "dog"), None).state_dict()
+    state = {f"network.{key}": value.contiguous() for key, value in fresh.items()}
     if suffix == ".safetensors":
         save_file(
             state, path, {"class_names": json.dumps(classes)} if classes else {"class_names": "cat, dog"}

@@ -1,8 +1,7 @@
-"""Callbacks of our own, beside those that test_classifier.py and test_train.py look at."""
+"""Callbacks of our own, beside those of test_finetune.py and test_classification.py."""
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,8 +24,8 @@ def fit(
     data: Digits, callbacks: list[Callback], backbone: dict[str, Any] = SIMPLE, **settings: Any
 ) -> ImageClassifier:
     module = ImageClassifier(
-        vars(data.spec), backbone, {"_target_": "torch.nn.CrossEntropyLoss"}, {"_target_": "torch.optim.SGD", "lr": 0.1},
-        {"_target_": "imgcls.optim.schedulers.constant"},
+        vars(data.spec), backbone, {"_target_": "torch.nn.CrossEntropyLoss"},
+        {"_target_": "torch.optim.SGD", "lr": 0.1}, {"_target_": "imgcls.optim.schedulers.constant"},
     )  # fmt: skip
     settings = {"max_epochs": 4, "limit_train_batches": 2, "limit_val_batches": 1, **settings}
     quiet: dict[str, Any] = {
@@ -105,7 +104,7 @@ def test_a_student_learns_from_its_teacher(tmp_path: Path) -> None:
     torch.save(saved | {"config": {}}, path)
     student = fit(data, [], max_epochs=0)
     wish = Distillation(str(path), temperature=2.0, weight=0.25)
-    wish.on_fit_start(SimpleNamespace(), student)  # type: ignore[arg-type]
+    wish.on_fit_start(trainer, student)
     batch = data.sets["train"].__getitems__(range(32))
     images = student.normalise(batch.images)
     own = student.network(images)
@@ -116,7 +115,7 @@ def test_a_student_learns_from_its_teacher(tmp_path: Path) -> None:
         expected.item(), rel=1e-4
     )
     with pytest.raises(UserError, match="expected the same"):
-        wish.on_fit_start(SimpleNamespace(), fit(Digits(batch_size=64, channels=3), [], max_epochs=0))  # type: ignore[arg-type]
+        wish.on_fit_start(trainer, fit(Digits(batch_size=64, channels=3), [], max_epochs=0))
     alone = fit(
         data, [Distillation(str(path), temperature=2.0, weight=1.0)], max_epochs=20, limit_train_batches=20
     )

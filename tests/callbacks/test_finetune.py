@@ -13,16 +13,20 @@ from torch import Tensor, nn
 
 from imgcls.augment.batch import BatchAugment
 from imgcls.augment.image import Augment
-from imgcls.backbones.build import build_network, reset_head
+from imgcls.backbones.build import build_network
+from imgcls.backbones.heads import head_names, reset_head
+from imgcls.backbones.layers import layers
 from imgcls.backbones.torchvision import torchvision_network
 from imgcls.callbacks.ema import EMA
-from imgcls.callbacks.finetune import Finetune, layers
+from imgcls.callbacks.finetune import Finetune
 from imgcls.callbacks.linear_probe import Features, changes_images, learning_part
 from imgcls.config import check as configs
 from imgcls.data.digits import Digits
 from imgcls.errors import UserError
 from imgcls.optim.optimizers import build_optimizer
-from imgcls.tasks.classification import ImageClassifier, load_checkpoint
+from imgcls.tasks.classification import ImageClassifier
+from imgcls.tasks.loading import load_checkpoint
+from imgcls.tasks.task import data_of
 
 CNN = {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4}
 ADAMW = {"_target_": "torch.optim.AdamW", "lr": 0.01, "weight_decay": 0.1}
@@ -52,7 +56,8 @@ def fit(
         augment or {},
     )  # fmt: skip
     quiet: dict[str, Any] = {
-        "logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False,
+        "logger": False, "enable_progress_bar": False, "enable_model_summary": False,
+        "enable_checkpointing": False,
     }  # fmt: skip
     trainer = Trainer(
         accelerator="cpu", callbacks=callbacks, max_epochs=epochs, use_distributed_sampler=False, **quiet
@@ -69,10 +74,12 @@ class Watch(Callback):
         self.metrics: list[dict[str, float]] = []
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.before = {name: value.clone() for name, value in pl_module.network.state_dict().items()}  # type: ignore[union-attr, operator]
+        assert isinstance(pl_module, ImageClassifier)
+        self.before = {name: value.clone() for name, value in pl_module.network.state_dict().items()}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        now: dict[str, Tensor] = pl_module.network.state_dict()  # type: ignore[union-attr, operator]
+        assert isinstance(pl_module, ImageClassifier)
+        now: dict[str, Tensor] = pl_module.network.state_dict()
         self.changed.append(
             {name for name, value in now.items() if not torch.equal(value, self.before[name])}
         )
@@ -104,17 +111,17 @@ class Count(Callback):
         self.batches = 0
         self.reading: list[bool] = []
 
-    def on_fit_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:  # type: ignore[override]
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         def look(*_: Any) -> None:
             self.batches += 1
 
-        pl_module.network.features.register_forward_hook(look)  # type: ignore[union-attr, operator]
+        pl_module.get_submodule("network.features").register_forward_hook(look)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.reading.append(isinstance(trainer.datamodule.sets["train"], Features))  # type: ignore[attr-defined]
+        self.reading.append(isinstance(data_of(trainer).sets["train"], Features))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.test = trainer.datamodule  # type: ignore[attr-defined]
+        self.test = data_of(trainer)
 
 
 def test_the_body_runs_once_an_image() -> None:
@@ -131,13 +138,14 @@ def test_the_body_runs_once_an_image() -> None:
 @pytest.mark.parametrize(
     ("given", "changes"),
     [
-        (["augment=none"], False), (["augment=none", "augment.flip=null"], False), (["augment=none", "augment.flip=0.5"], True),
-        (["augment=none", "augment.erase=0.1"], True), (["augment=none", "augment.mixup.probability=0.5"], True),
+        (["augment=none"], False), (["augment=none", "augment.flip=null"], False),
+        (["augment=none", "augment.flip=0.5"], True), (["augment=none", "augment.erase=0.1"], True),
+        (["augment=none", "augment.mixup.probability=0.5"], True),
         *(([f"augment={name}"], True) for name in files("augment") if name != "none"),
     ],
 )  # fmt: skip
 def test_which_augmentation_lets_features_be_reused(given: list[str], changes: bool) -> None:
-    """As the config has it, whose other settings are not the defaults of the class; digits have no mirror image."""
+    """As the config has it, whose settings are no defaults of the class; digits have no mirror image."""
     augment = configs.typed(composed(*given)["augment"], Augment, "augment")
     assert changes_images(BatchAugment(augment, Digits().spec)) == changes
 
@@ -177,8 +185,9 @@ def test_rates_fall_from_the_head_down() -> None:
     ("backbone", "size", "least"),
     [
         (CNN, 16, 7), (RESNET, 16, 5), (torchvision("resnet18"), 32, 10), (torchvision("vgg11_bn"), 32, 10),
-        (torchvision("mobilenet_v3_small"), 32, 13), (torchvision("convnext_tiny"), 32, 20), (torchvision("squeezenet1_1"), 64, 8),
-        (torchvision("inception_v3"), 299, 15), (torchvision("vit_b_32"), 32, 14), (torchvision("swin_t"), 32, 10),
+        (torchvision("mobilenet_v3_small"), 32, 13), (torchvision("convnext_tiny"), 32, 20),
+        (torchvision("squeezenet1_1"), 64, 8), (torchvision("inception_v3"), 299, 15),
+        (torchvision("vit_b_32"), 32, 14), (torchvision("swin_t"), 32, 10),
         (timm("resnet18"), 32, 5), (timm("vit_tiny_patch16_224"), 32, 13), (timm("efficientnet_b0"), 32, 7),
         (timm("deit_tiny_distilled_patch16_224"), 32, 13),
     ],
@@ -191,7 +200,7 @@ def test_layers_of_every_kind_of_network(backbone: dict[str, Any], size: int, le
     tuning = Finetune(head_epochs=1)
     tuning.layers = number
     tuning.freeze(network, 0)
-    heads = tuple(f"{head}." for head in network.head_names)  # type: ignore[union-attr]
+    heads = tuple(f"{head}." for head in head_names(network))
     assert {n for n, p in network.named_parameters() if p.requires_grad} == {
         n for n in number if n.startswith(heads)
     }
@@ -268,26 +277,28 @@ class Scaled(Callback):
         self.factor = factor
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        reset_head(pl_module.network)  # type: ignore[arg-type]
-        pl_module.network.features.register_forward_hook(lambda module, given, out: out * self.factor)  # type: ignore[union-attr, operator]
+        reset_head(pl_module.get_submodule("network"))
+        body = pl_module.get_submodule("network.features")
+        body.register_forward_hook(lambda module, given, out: out * self.factor)
 
 
 def test_new_heads_start_at_zero_and_loaded_ones_do_not(tmp_path: Path) -> None:
     network = build_network(CNN, 10, 1, 8)
     torch.save(network.state_dict(), tmp_path / "ten.pth")
     given = CNN | {"weights": str(tmp_path / "ten.pth")}
-    assert torch.equal(build_network(given, 10, 1, 8).head.weight, network.head.weight)  # type: ignore[arg-type, union-attr]
-    other = build_network(given, 7, 1, 8)
-    assert not other.head.weight.any() and not other.head.bias.any()  # type: ignore[union-attr, operator]
-    assert torch.equal(other.features[0].weight, network.features[0].weight)  # type: ignore[index, union-attr]
-    assert build_network(CNN, 7, 1, 8).head.weight.any()  # type: ignore[union-attr, operator]
+    start, loaded = network.state_dict(), build_network(given, 10, 1, 8).state_dict()
+    assert torch.equal(loaded["head.weight"], start["head.weight"])
+    other = build_network(given, 7, 1, 8).state_dict()
+    assert not other["head.weight"].any() and not other["head.bias"].any()
+    assert torch.equal(other["features.0.weight"], start["features.0.weight"])
+    assert build_network(CNN, 7, 1, 8).state_dict()["head.weight"].any()
 
 
 def test_a_new_head_before_a_relu_has_gradients() -> None:
     network = torchvision_network(3, 3, 64, "squeezenet1_1")
     reset_head(network)
     network.eval()(torch.rand(2, 3, 64, 64)).logsumexp(1).sum().backward()
-    head = network.get_submodule(network.head_names[0])  # type: ignore[index, arg-type, union-attr, operator]
+    head = network.get_submodule(head_names(network)[0])
     assert all(p.grad is not None and p.grad.any() for p in head.parameters())
 
 
@@ -313,8 +324,8 @@ def test_a_head_is_the_end_or_is_not(target: str, reused: bool) -> None:
     """Also where its weights are 0, and any comparison of outputs would hold."""
 
     class Zero(Callback):
-        def setup(self, trainer: Trainer, pl_module: ImageClassifier, stage: str) -> None:  # type: ignore[override]
-            for head in (m for m in pl_module.network.modules() if isinstance(m, nn.Linear)):
+        def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+            for head in (m for m in pl_module.modules() if isinstance(m, nn.Linear)):
                 nn.init.zeros_(head.weight)
                 nn.init.zeros_(head.bias)
 
@@ -326,8 +337,8 @@ def test_a_head_is_the_end_or_is_not(target: str, reused: bool) -> None:
 @pytest.mark.slow
 def test_as_used_with_two_processes(said: Callable[..., str]) -> None:
     done = imgcls(
-        "train", "finetune=staged", "trainer=ddp_cpu", "trainer.max_epochs=2", "trainer.limit_train_batches=3", "logger=csv",
-        "callbacks=[default,ema]",
+        "train", "finetune=staged", "trainer=ddp_cpu", "trainer.max_epochs=2",
+        "trainer.limit_train_batches=3", "logger=csv", "callbacks=[default,ema]",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "epoch 1: 1,290 of 288,170 parameters learn, from head on" in done.stdout
@@ -338,11 +349,12 @@ def test_as_used_with_two_processes(said: Callable[..., str]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("mode", "unfrozen"), [("linear_probe", 1), ("gradual", 2), ("layer_decay", 99)])
 def test_every_mode_with_two_processes_and_ema(mode: str, unfrozen: int) -> None:
-    """Two epochs from weights in a file: the upper layers change, the others are in the checkpoint as they were."""
+    """Two epochs from weights in a file: the upper layers change, the checkpoint has the others as before."""
     torch.save(build_network(CNN, 10, 1, 8).state_dict(), "start.pth")
     done = imgcls(
-        "train", f"finetune={mode}", "trainer=ddp_cpu", "trainer.max_epochs=2", "trainer.limit_train_batches=3", "logger=csv",
-        "callbacks=[default,ema]", "backbone.width=4", "backbone.weights=start.pth", "hydra.run.dir=run",
+        "train", f"finetune={mode}", "trainer=ddp_cpu", "trainer.max_epochs=2",
+        "trainer.limit_train_batches=3", "logger=csv", "callbacks=[default,ema]", "backbone.width=4",
+        "backbone.weights=start.pth", "hydra.run.dir=run",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     start = torch.load("start.pth", weights_only=True)

@@ -1,4 +1,4 @@
-"""A checkpoint from a stranger loads as plain data; what it names is built from an allow-list, or not at all."""
+"""A stranger's checkpoint loads as plain data; what it names is built from an allow-list, or not at all."""
 
 import sys
 from collections.abc import Callable
@@ -25,11 +25,12 @@ BACKBONES: dict[str, dict[str, Any]] = {
         "_target_": f"{BUILD}.torch.hub.load", "repo_or_dir": "hub", "model": "net", "source": "local",
     },
     "a hub's code on the network": {
-        "_target_": f"{BUILD}.torch.hub.load", "repo_or_dir": "some/where", "model": "net", "source": "github",
-        "trust_repo": True,
+        "_target_": f"{BUILD}.torch.hub.load", "repo_or_dir": "some/where", "model": "net",
+        "source": "github", "trust_repo": True,
     },
     "a file of the victim's": {
-        "_target_": f"{BUILD}.logging.basicConfig", "filename": "precious.txt", "filemode": "w", "force": True,
+        "_target_": "imgcls.backbones.weights.logging.basicConfig", "filename": "precious.txt",
+        "filemode": "w", "force": True,
     },
     "a download": {"_target_": "torch.hub.load_state_dict_from_url", "url": "http://127.0.0.1:9/x.pth"},
     "a shell": {"_target_": "os.system", "command": "touch it_ran"},
@@ -39,7 +40,9 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "a package in the working directory": {"_target_": "trap.Network"},
     "a class that acts when it is made": {"_target_": "logging.FileHandler", "filename": "it_ran"},
     "a module of any kind": {"_target_": "torch.nn.Identity"},
-    "a builder of configs": {"_target_": f"{BUILD}.build_network", "config": {"_target_": "os.mkdir", "path": "it_ran"}},
+    "a builder of configs": {
+        "_target_": f"{BUILD}.build_network", "config": {"_target_": "os.mkdir", "path": "it_ran"},
+    },
     "a library, past our wrapper": {"_target_": "timm.create_model", "model_name": "resnet18"},
     "a name that our module imports": {"_target_": "imgcls.backbones.resnet.UserError"},
     "a file that timm reads": {
@@ -125,7 +128,7 @@ def test_addresses_are_not_loaded(address: str) -> None:
 
 
 def test_the_loss_and_the_like_are_not_built(here: Callable[..., None]) -> None:
-    """Evaluation needs the network and the facts of the data: what else a checkpoint names is not looked at."""
+    """Evaluation needs the network and the facts of the data; nothing else that is named is looked at."""
     write(GOOD)
     here("predict", "checkpoint=evil.ckpt", "source=pictures", "out=out.csv")
     assert unharmed() and Path("out.csv").is_file()
@@ -194,8 +197,8 @@ def test_what_was_compiled_is_not_compiled_again() -> None:
 
 
 CIFAR = {
-    "_target_": "imgcls.data.torchvision_sets.TorchvisionImages", "dataset": "CIFAR10", "root": "made", "image_size": 8,
-    "channels": 3, "class_names": ["cat", "dog"], "mean": [0.5], "std": [0.5],
+    "_target_": "imgcls.data.torchvision_sets.TorchvisionImages", "dataset": "CIFAR10", "root": "made",
+    "image_size": 8, "channels": 3, "class_names": ["cat", "dog"], "mean": [0.5], "std": [0.5],
 }  # fmt: skip
 STREAM = {"_target_": "imgcls.data.streaming.StreamingData", "root": "s3://bucket/set", "cache": "made"}
 

@@ -35,7 +35,8 @@ from imgcls.report.figures import draw_confusion, reliability
 from imgcls.report.heatmaps import grad_cam
 from imgcls.report.test_page import draw_report
 from imgcls.report.test_report import Report, confused_pairs, make_report, print_summary, write_report
-from imgcls.tasks.classification import ImageClassifier, load_checkpoint
+from imgcls.tasks.classification import ImageClassifier
+from imgcls.tasks.loading import load_checkpoint
 from imgcls.tasks.metrics import Predictions
 
 # Temperature

@@ -20,7 +20,8 @@ from imgcls.data.digits import Digits
 from imgcls.engine.build import prepare
 from imgcls.engine.save_config import SaveConfig
 from imgcls.errors import UserError
-from imgcls.tasks.classification import ImageClassifier, load_checkpoint
+from imgcls.tasks.classification import ImageClassifier
+from imgcls.tasks.loading import load_checkpoint
 
 CNN = {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4}
 LOSS = {"_target_": "torch.nn.CrossEntropyLoss"}
@@ -189,9 +190,10 @@ def test_gradients_are_clipped(algorithm: str, fused: bool, precision: str) -> N
 @pytest.mark.parametrize(
     "settings",
     [
-        {}, {"accumulate_grad_batches": 3}, {"limit_train_batches": 5}, {"limit_train_batches": 5, "max_epochs": 3},
-        {"limit_train_batches": 0.55}, {"limit_train_batches": 0.75, "accumulate_grad_batches": 4},
-        {"limit_train_batches": 1}, {"limit_train_batches": 1.0}, {"limit_train_batches": 50}, {"max_steps": 7},
+        {}, {"accumulate_grad_batches": 3}, {"limit_train_batches": 5},
+        {"limit_train_batches": 5, "max_epochs": 3}, {"limit_train_batches": 0.55},
+        {"limit_train_batches": 0.75, "accumulate_grad_batches": 4}, {"limit_train_batches": 1},
+        {"limit_train_batches": 1.0}, {"limit_train_batches": 50}, {"max_steps": 7},
         {"max_steps": 7, "accumulate_grad_batches": 2}, {"max_steps": 7, "max_epochs": -1},
     ],
 )  # fmt: skip
@@ -268,8 +270,9 @@ def test_evaluation_measures_the_likelihood_whatever_the_training_loss_is(loss: 
 @pytest.mark.parametrize(
     ("batches", "every", "settings", "skipped"),
     [
-        (1, 4, {}, []), (3, 4, {}, []), (6, 4, {}, []), (6, 4, {}, [[0, 5]]), (4, 4, {}, [[0, 1], [0, 2]]), (4, 2, {}, [[0, 0], [0, 1]]),
-        (6, 4, {"gradient_clip_val": 1e-2}, []), (6, 4, {"max_steps": 2}, []), (6, 4, {"precision": "bf16-mixed"}, []),
+        (1, 4, {}, []), (3, 4, {}, []), (6, 4, {}, []), (6, 4, {}, [[0, 5]]),
+        (4, 4, {}, [[0, 1], [0, 2]]), (4, 2, {}, [[0, 0], [0, 1]]), (6, 4, {"gradient_clip_val": 1e-2}, []),
+        (6, 4, {"max_steps": 2}, []), (6, 4, {"precision": "bf16-mixed"}, []),
     ],
 )  # fmt: skip
 def test_a_step_is_of_the_mean_of_its_batches(
@@ -321,8 +324,8 @@ def test_sums_and_weights_stay_in_single_precision(precision: Any) -> None:
     (found,) = run.test(module, datamodule=data, verbose=False)
     half = torch.bfloat16 if precision == "bf16-true" else torch.float16
     assert {p.dtype for p in module.network.parameters()} == {half}
-    assert module.train_loss.total.dtype == module.test_metrics.bins.dtype == torch.float32  # type: ignore[union-attr]
-    assert torch.equal(module.loss.weight, torch.arange(1.0, 11.0))  # type: ignore[arg-type]
+    assert module.train_loss.total.dtype == module.test_scores.metrics.bins.dtype == torch.float32
+    assert torch.equal(module.loss.get_buffer("weight"), torch.arange(1.0, 11.0))
     counts = module.tested["predictions"] == module.tested["targets"]
     assert found["test/top1"] == pytest.approx(
         counts.double().mean().item(), abs=1e-6
@@ -338,9 +341,9 @@ def test_padding_counts_nowhere() -> None:
     kept = targets >= 0
     logits = module(batch[kept])
     assert module.predictions.compute()["indices"].tolist() == [0, 2, 3]
-    found: dict[str, Tensor] = module.test_metrics.compute()  # type: ignore[operator, union-attr]
+    found: dict[str, Tensor] = module.test_scores.metrics.compute()
     assert float(found["top1"]) == pytest.approx((logits.argmax(1) == targets[kept]).float().mean().item())
-    loss: Tensor = module.test_loss.compute()  # type: ignore[operator, union-attr]
+    loss: Tensor = module.test_scores.loss.compute()
     assert float(loss) == pytest.approx(F.cross_entropy(logits, targets[kept]).item(), rel=1e-5)
 
 

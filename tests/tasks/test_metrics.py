@@ -155,7 +155,8 @@ def test_predictions_are_in_the_order_of_the_set() -> None:
     assert torch.equal(found["predictions"], predicted)
     torch.testing.assert_close(found["confidences"], confidences)
     assert {name: value.dtype for name, value in found.items()} == {
-        "indices": torch.int64, "targets": torch.int64, "predictions": torch.int64, "confidences": torch.float32,
+        "indices": torch.int64, "targets": torch.int64, "predictions": torch.int64,
+        "confidences": torch.float32,
     }  # fmt: skip
     predictions.reset()
     predictions.update(logits[:2], targets[:2], torch.tensor([1, 0]))
@@ -187,7 +188,7 @@ def test_a_training_step_reads_nothing_back(mixed: bool, monkeypatch: pytest.Mon
     seen = operators(classifier, batch)
     assert "aten::convolution" in seen
     assert "aten::_local_scalar_dense" not in seen
-    classifier.train_loss.update = lambda loss, samples: loss.item()  # type: ignore[method-assign, assignment, return-value]
+    monkeypatch.setattr(classifier.train_loss, "update", lambda loss, samples: loss.item())
     assert "aten::_local_scalar_dense" in operators(classifier, batch)
 
 

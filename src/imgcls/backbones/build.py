@@ -1,6 +1,5 @@
-"""From a backbone's config to a network that is known to fit its data."""
+"""Networks of a backbone's config, built and tried on the shape of the data."""
 
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from imgcls.backbones.heads import reset_head
 from imgcls.backbones.weights import load_weights
 from imgcls.config import check as configs
 from imgcls.config.allowed import allowed
 from imgcls.errors import UserError
 from imgcls.spec import DataSpec
 
-log = logging.getLogger(__name__)
 FIRST_WEIGHTS = ("pretrained", "weights")  # keys of a backbone that say where they come from
 
 
@@ -25,23 +24,20 @@ def build_network(
     image_size: int,
     class_names: Sequence[str] | None = None,
 ) -> nn.Module:
-    """Builds a backbone from the user's config, gives it its first weights, and tries it on the shape of the data.
+    """Builds a backbone from the user's config, loads its first weights, and tries the shape of the data.
 
     With `class_names`, a head that the weights' file has for other classes is left out.
 
     Raises:
         UserError: a key does not fit, the weights do not, or the images are too small for the network.
     """
-    options, shape = (
-        dict(config),
-        {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size},
-    )
+    shape = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    options = dict(config)
     weights = options.pop("weights", None)
     network = configs.build({**options, **shape}, "backbone")
     if not isinstance(network, nn.Module):
-        raise UserError(
-            f"backbone._target_={options['_target_']} returns {type(network).__name__}; expected a torch.nn.Module"
-        )
+        where = f"backbone._target_={options['_target_']}"
+        raise UserError(f"{where} returns {type(network).__name__}; expected a torch.nn.Module")
     if weights is not None:
         reset_head(network)
         load_weights(network, Path(weights), class_names)
@@ -64,22 +60,10 @@ def rebuild_network(config: Mapping[str, Any], spec: DataSpec, trust: Iterable[s
     return network
 
 
-def reset_head(network: nn.Module) -> None:
-    """Starts the head at zero (Kolesnikov et al. 2019, BiT): the first loss is then the logarithm of the number of classes
-    whatever the scale of the features is, and trained weights below it get no gradients of random logits.
-
-    A head that is a convolution keeps its library's weights: SqueezeNet's goes into a ReLU, which has no gradient at 0."""
-    for name in getattr(network, "head_names", ()):
-        head = network.get_submodule(name)
-        for parameter in head.parameters() if isinstance(head, nn.Linear) else ():
-            nn.init.zeros_(parameter)
-
-
 def on_meta(network: nn.Module, *shape: int) -> Any:
-    """Returns what the network gives for images of a shape, computed on shapes alone: milliseconds, no memory."""
-    state = {
-        name: tensor.to("meta") for name, tensor in (*network.named_parameters(), *network.named_buffers())
-    }
+    """Returns a network's output for images of a shape, computed on shapes alone: milliseconds, no memory."""
+    tensors = (*network.named_parameters(), *network.named_buffers())
+    state = {name: tensor.to("meta") for name, tensor in tensors}
     return torch.func.functional_call(network, state, torch.empty(shape, device="meta"))
 
 

@@ -1,4 +1,4 @@
-"""ResNet-18, -34, -50 and deeper (He et al. 2015, arXiv:1512.03385), torchvision's, with a stem for small images.
+"""ResNet-18, -34, -50 and deeper (He et al. 2015, arXiv:1512.03385), with a stem for small images.
 
 The usual stem halves the resolution twice before the first block, which leaves a 32×32 image 8×8 pixels.
 The CIFAR stem is one 3×3 convolution of stride 1 and no pooling (as in github.com/kuangliu/pytorch-cifar).

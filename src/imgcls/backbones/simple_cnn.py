@@ -8,7 +8,7 @@ from imgcls.errors import UserError
 def simple_cnn(
     num_classes: int, in_channels: int, image_size: int, width: int = 32, dropout: float = 0.0
 ) -> nn.Module:
-    """Returns stages of `width`, 2 and 4 times `width` channels, each after the first at half the resolution."""
+    """Returns stages of `width`, 2 and 4 times `width` channels, each at half the resolution before it."""
     if width < 1:
         raise UserError(f"backbone.width={width}: expected 1 or more")
     layers: list[nn.Module] = []

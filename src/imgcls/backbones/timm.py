@@ -1,11 +1,11 @@
-"""Every network of timm, by name, for any number of classes and channels."""
+"""Networks of timm: every one, by name, for any number of classes and channels."""
 
 from typing import Any
 
 import timm
 from torch import nn
 
-from imgcls.backbones.build import reset_head
+from imgcls.backbones.heads import reset_head
 from imgcls.errors import UserError, nearest
 
 # Options of timm.create_model that name files and addresses: timm would read them by rules of its own.
@@ -20,13 +20,13 @@ def timm_network(
     Raises:
         UserError: an unknown name or option, or weights that could not be had.
     """
-    if not timm.is_model(name.partition(".")[0]):
-        raise UserError(
-            f"backbone.name={name}: timm has no such network; {nearest(name, timm.list_models())}"
-        )
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        advice = nearest(name, timm.list_models())
+        raise UserError(f"backbone.name={name}: timm has no such network; {advice}")
     if taken := REFUSED & set(options):
         raise UserError(f"backbone.{taken.pop()}: files of weights are read by backbone.weights=FILE alone")
-    known = timm.get_pretrained_cfg(name.partition(".")[0], allow_unregistered=True)
+    known = timm.get_pretrained_cfg(architecture, allow_unregistered=True)
     if known is not None and known.fixed_input_size:  # transformers: positions depend on the size
         options = {"img_size": image_size} | options
     try:

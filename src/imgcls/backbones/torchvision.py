@@ -1,4 +1,4 @@
-"""Every classification network of torchvision.models, by name, for any number of classes and channels."""
+"""Networks of torchvision: every one that classifies, by name, for any number of classes and channels."""
 
 import inspect
 from typing import Any
@@ -7,11 +7,11 @@ import torchvision.models as models
 from timm.models import adapt_input_conv
 from torch import nn
 
-from imgcls.backbones.build import reset_head
+from imgcls.backbones.heads import reset_head
 from imgcls.backbones.weights import fitting
 from imgcls.errors import UserError, nearest
 
-# Networks with auxiliary heads: the weight of their losses (torchvision's; Szegedy et al. 2014) and their heads.
+# Networks with auxiliary heads: weight of the losses (torchvision's; Szegedy et al. 2014), and names.
 AUXILIARY_WEIGHT = {"inception_v3": 0.4, "googlenet": 0.3}
 AUXILIARY_HEADS = {"inception_v3": ("fc", "AuxLogits.fc"), "googlenet": ("fc", "aux2.fc2", "aux1.fc2")}
 
@@ -30,38 +30,44 @@ def torchvision_network(
     known = models.list_models(module=models)
     if name not in known:
         raise UserError(f"backbone.name={name}: torchvision has no such network; {nearest(name, known)}")
-    builder = models.get_model_builder(name)
-    if builder.__module__.endswith("vision_transformer"):  # networks of one size
-        options = {"image_size": image_size} | options
-    if builder.__module__.endswith("maxvit"):
-        options = {"input_size": (image_size, image_size)} | options
-    if name in AUXILIARY_WEIGHT:  # inputs re-scaled always, so that a checkpoint needs no word of it
-        options = {
-            "aux_logits": True,
-            "init_weights": not pretrained,
-            "transform_input": in_channels == 3,
-        } | options
+    options = defaults(name, in_channels, image_size, pretrained) | options
     try:
-        network: Any = builder(num_classes=num_classes, **options)
+        network: Any = models.get_model(name, num_classes=num_classes, **options)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise UserError(f"backbone.name={name}: {' '.join(str(error).split())}") from error
-    layers = {
-        key: module for key, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
-    }
-    sized = {
-        key: getattr(layer, "out_features", getattr(layer, "out_channels", None))
-        for key, layer in layers.items()
-    }
-    last = [key for key, outputs in sized.items() if outputs == num_classes][-1:]
-    network.head_names = tuple(head for head in AUXILIARY_HEADS.get(name, last) if head in layers)
-    if name in AUXILIARY_WEIGHT:
-        network.auxiliary_weight = AUXILIARY_WEIGHT[name]
+    name_heads(network, name, num_classes)
     if pretrained:
         reset_head(network)
         load_published(network, name, options)
     if in_channels != 3:
         adapt_stem(network, in_channels)
-    return network  # type: ignore[no-any-return]
+    return network
+
+
+def defaults(name: str, in_channels: int, image_size: int, pretrained: bool) -> dict[str, Any]:
+    """Returns the options of a network that depend on the data, or on where its weights come from."""
+    module = models.get_model_builder(name).__module__
+    if module.endswith("vision_transformer"):  # networks of one size
+        return {"image_size": image_size}
+    if module.endswith("maxvit"):
+        return {"input_size": (image_size, image_size)}
+    if name in AUXILIARY_WEIGHT:  # inputs are scaled anew always, so that a checkpoint needs not say it
+        return {"aux_logits": True, "init_weights": not pretrained, "transform_input": in_channels == 3}
+    return {}
+
+
+def name_heads(network: Any, name: str, num_classes: int) -> None:
+    """Sets `head_names`, by default the last layer with an output for each class, and `auxiliary_weight`."""
+    outputs = {}
+    for key, layer in network.named_modules():
+        if isinstance(layer, nn.Linear):
+            outputs[key] = layer.out_features
+        elif isinstance(layer, nn.Conv2d):
+            outputs[key] = layer.out_channels
+    last = [key for key, number in outputs.items() if number == num_classes][-1:]
+    network.head_names = tuple(head for head in AUXILIARY_HEADS.get(name, last) if head in outputs)
+    if name in AUXILIARY_WEIGHT:
+        network.auxiliary_weight = AUXILIARY_WEIGHT[name]
 
 
 def load_published(network: Any, name: str, options: dict[str, Any]) -> None:
@@ -84,13 +90,10 @@ def load_published(network: Any, name: str, options: dict[str, Any]) -> None:
 
 
 def adapt_stem(network: nn.Module, in_channels: int) -> None:
-    """Replaces the first convolution by one for `in_channels`: its weights summed for grey, repeated for more."""
+    """Replaces the first convolution by one of `in_channels`: weights summed for grey, repeated for more."""
     name, old = next((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
-    kept = {
-        k: getattr(old, k)
-        for k in inspect.signature(nn.Conv2d).parameters
-        if k not in ("device", "dtype", "bias")
-    }
-    new = nn.Conv2d(**kept | {"in_channels": in_channels}, bias=False, device=old.weight.device)
+    names = inspect.signature(nn.Conv2d).parameters.keys() - {"in_channels", "bias", "device", "dtype"}
+    same = {key: getattr(old, key) for key in names}
+    new = nn.Conv2d(in_channels, bias=False, device=old.weight.device, **same)
     new.weight, new.bias = nn.Parameter(adapt_input_conv(in_channels, old.weight.data)), old.bias
     network.set_submodule(name, new)

@@ -24,11 +24,11 @@ class Block(nn.Module):
         activated = F.relu(self.bn1(x), inplace=True) if self.shortcut is not None else F.relu(self.bn1(x))
         out = self.conv1(activated)
         out = self.conv2(self.dropout(F.relu(self.bn2(out), inplace=True)))
-        return out + (x if self.shortcut is None else self.shortcut(activated))  # type: ignore[no-any-return]
+        return out + (x if self.shortcut is None else self.shortcut(activated))
 
 
 class WideResNet(nn.Module):
-    """Stem, three stages of `blocks` blocks with 16, 32 and 64 times `widen` channels, norm, mean, linear head."""
+    """Stem, three stages of `blocks` blocks with 16, 32 and 64 times `widen` channels, norm, mean, head."""
 
     head_names = ("linear",)
 
@@ -49,7 +49,7 @@ class WideResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = F.relu(self.bn(self.blocks(self.conv1(images))), inplace=True)
-        return self.linear(torch.mean(x, (2, 3)))  # type: ignore[no-any-return]
+        return self.linear(torch.mean(x, (2, 3)))
 
 
 def wide_resnet(

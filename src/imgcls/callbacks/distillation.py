@@ -1,11 +1,11 @@
-"""Distillation (Hinton et al. 2015): a student learns from a teacher's logits beside the targets."""
+"""Distillation callback: a student learns from a teacher's logits beside the targets (Hinton et al. 2015)."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,9 +15,9 @@ from imgcls.tasks.classification import ImageClassifier
 
 
 class Distillation(Callback):
-    """Adds the teacher's part to the training loss: (1 - weight) · loss + weight · T² · KL(teacher ‖ student).
+    """Adds the teacher's part: (1 - weight) · loss + weight · T² · KL(teacher ‖ student).
 
-    The teacher sees what the student sees, augmented and mixed alike, and is no part of the student's checkpoint.
+    The teacher sees what the student sees, augmented and mixed alike; it is not in the student's checkpoint.
 
     Args:
         teacher: a checkpoint or run directory of imgcls, with the same classes.
@@ -36,24 +36,26 @@ class Distillation(Callback):
         self.teacher = ImageClassifier.load_from_checkpoint(teacher, trust=trust).requires_grad_(False)
         self.temperature, self.weight, self.name = temperature, weight, Path(teacher)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:  # type: ignore[override]
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, ImageClassifier)
         theirs, own = self.teacher.spec, pl_module.spec
         if theirs.class_names != own.class_names or theirs.channels != own.channels:
             raise UserError(
-                f"teacher={self.name} knows {theirs.num_classes} classes ({theirs.class_names[0]}, …) in {theirs.channels} channels, "
-                f"the data has {own.num_classes} ({own.class_names[0]}, …) in {own.channels}; expected the same"
+                f"teacher={self.name} knows {theirs.num_classes} classes ({theirs.class_names[0]}, …) "
+                f"in {theirs.channels} channels, the data has {own.num_classes} ({own.class_names[0]}, …) "
+                f"in {own.channels}; expected the same"
             )
         self.teacher.to(pl_module.device)
         pl_module.distil = self.loss
 
     def loss(self, student: ImageClassifier, images: Tensor, logits: Tensor, loss: Tensor) -> Tensor:
         """Returns the loss with the teacher's part; `images (N, C, H, W)` are as the student gets them."""
-        pixels = (images - student.shift) / student.scale  # type: ignore[operator]
-        size = (self.teacher.spec.image_size,) * 2
-        if pixels.shape[-2:] != size:
-            pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
+        pixels = (images - student.shift) / student.scale
+        side = self.teacher.spec.image_size
+        if pixels.shape[-2:] != (side, side):
+            pixels = F.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
         with torch.no_grad():
-            target = self.teacher.network(pixels * self.teacher.scale + self.teacher.shift).float()  # type: ignore[operator]
+            target = self.teacher.network(pixels * self.teacher.scale + self.teacher.shift).float()
         soft = F.log_softmax(logits / self.temperature, 1), F.log_softmax(target / self.temperature, 1)
         divergence = F.kl_div(*soft, reduction="batchmean", log_target=True)
         return (1 - self.weight) * loss + self.weight * self.temperature**2 * divergence

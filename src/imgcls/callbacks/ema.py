@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from imgcls.errors import UserError
 
@@ -20,29 +20,35 @@ class EMA(WeightAveraging):
 
     def __init__(self, decay: float = 0.999, update_every_n_steps: int = 1) -> None:
         if not 0 <= decay <= 1 or update_every_n_steps < 1:
-            raise UserError(
-                f"EMA: decay={decay}, update_every_n_steps={update_every_n_steps}: expected 0 to 1, and 1 or more"
-            )
+            given = f"decay={decay}, update_every_n_steps={update_every_n_steps}"
+            raise UserError(f"EMA: {given}: expected 0 to 1, and 1 or more")
         self.decay, self.update_every_n_steps = decay, update_every_n_steps
         super().__init__()
+
+    @property
+    def average(self) -> AveragedModel:
+        """The average, which Lightning makes in `setup` and keeps under a name of its own."""
+        return next(value for value in vars(self).values() if isinstance(value, AveragedModel))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        # In place of AveragedModel's own update, which reads its counter from the device, twice a step.
-        done = self._latest_update_step
+        """Updates the average; AveragedModel's own update would read its counter from the device."""
+        done = self.state_dict()["latest_update_step"]
         if trainer.global_step <= done or not self.should_update(trainer.global_step - 1):
             return
-        average = self._average_model
-        assert average is not None
-        now, kept = chain(pl_module.parameters(), pl_module.buffers()), average.module
-        pairs = zip(chain(kept.parameters(), kept.buffers()), now, strict=True)
-        floats = [(a.detach(), b.detach()) for a, b in pairs if a.is_floating_point()]
+        average = self.average
+        kept = chain(average.module.parameters(), average.module.buffers())
+        now = chain(pl_module.parameters(), pl_module.buffers())
+        floats = [(a.detach(), b.detach()) for a, b in zip(kept, now, strict=True) if a.is_floating_point()]
         count = done // self.update_every_n_steps
         decay = min(self.decay, (1 + count) / (10 + count)) if done else 0.0
         get_ema_multi_avg_fn(decay)([a for a, _ in floats], [b for _, b in floats], 0)
         average.n_averaged += 1
-        self._latest_update_step = trainer.global_step
+        self.load_state_dict({"latest_update_step": trainer.global_step})
+
+    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
+        return step_idx is not None and (step_idx + 1) % self.update_every_n_steps == 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         with warnings.catch_warnings():  # our configure_model does nothing but shard
@@ -52,15 +58,12 @@ class EMA(WeightAveraging):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        # After a fit, Lightning's would load the weights that are not averaged into the module to be tested.
+        """Loads the average in a fit alone; in a test, Lightning would load the current weights instead."""
         if trainer.state.fn == TrainerFn.FITTING:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Not yet: what is saved at the end of training is both, to go on from."""
+        """Does nothing yet: the checkpoint that is saved at the end of training has both, to go on from."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
-
-    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        return step_idx is not None and (step_idx + 1) % self.update_every_n_steps == 0

@@ -1,34 +1,26 @@
-"""Fine-tuning: which layers learn in which epoch, and how fast each learns.
+"""Finetune callback: says which layers learn in which epoch, and how fast each learns.
 
-What learns is a function of the epoch, so a resumed run goes on as it would have. Frozen layers are in evaluation
-mode: their batch norms keep the statistics they came with, and their dropout is off.
+What learns is a function of the epoch, so a resumed run goes on as it would have. Frozen layers are in
+evaluation mode: their batch norms keep the statistics they came with, and their dropout is off.
 """
 
 import logging
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from pydantic import Field
 from torch import nn
-from torchvision.models.vision_transformer import Encoder
 
-from imgcls.callbacks.linear_probe import (
-    Features,
-    changes_images,
-    features,
-    learning_part,
-    scale_of_features,
-    step_in_units,
-)
+from imgcls.backbones.heads import head_names
+from imgcls.backbones.layers import layers
+from imgcls.callbacks import linear_probe
 from imgcls.data.batch import ImageDataset
-from imgcls.data.module import ImageDataModule
 from imgcls.tasks.classification import ImageClassifier
+from imgcls.tasks.task import data_of
 
 log = logging.getLogger(__name__)
-CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, Encoder)
 Share = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -37,15 +29,15 @@ class Finetune(Callback):
 
     Args:
         head_epochs: epochs in which only the head learns; null: all of them (a linear probe).
-        layer_epochs: epochs after which one more layer learns, from the head down (Howard and Ruder 2018); 0: after
-            `head_epochs` all layers learn.
+        layer_epochs: epochs after which one more layer learns, from the head down (Howard and Ruder 2018);
+            0: after `head_epochs` all layers learn.
         body_lr: learning rate of the body, as a share of the head's.
-        layer_decay: share of the learning rate that each layer has of that of the layer above (Bao et al. 2021).
-        reuse_features: in a linear probe without augmentation, compute what goes into the head once, before any dropout
-            of the head's; this changes the time that training takes and nothing else.
+        layer_decay: learning rate of each layer, as a share of that of the layer above (Bao et al. 2021).
+        reuse_features: in a linear probe without augmentation, compute what goes into the head once, before
+            any dropout of the head's; this changes the time that training takes and nothing else.
 
-    In a linear probe the optimizer sees the head's weights in units of their inputs, so that one learning rate fits
-    features of any scale.
+    In a linear probe the optimizer sees the head's weights in units of their inputs, so that one learning
+    rate fits features of any scale.
     """
 
     def __init__(
@@ -58,11 +50,14 @@ class Finetune(Callback):
     ) -> None:
         self.head_epochs, self.layer_epochs = head_epochs, layer_epochs
         self.body_lr, self.layer_decay, self.reuse_features = body_lr, layer_decay, reuse_features
+        self.layers: dict[str, int] = {}  # the layer of each parameter, 0 at the input
         self.lowest: int | None = None  # the lowest layer that learns now
         self.images: dict[str, ImageDataset] = {}  # the sets in place of which features are read
         self.scale: float | None = None  # of the features, in a linear probe
 
-    def setup(self, trainer: Trainer, pl_module: ImageClassifier, stage: str) -> None:  # type: ignore[override]
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Sets the learning rate of each layer, and freezes before a strategy looks at what learns."""
+        assert isinstance(pl_module, ImageClassifier)
         if stage != "fit":
             return
         self.layers = layers(pl_module.network)
@@ -71,10 +66,48 @@ class Finetune(Callback):
             name: 1.0 if layer == top else self.body_lr * self.layer_decay ** (top - layer)
             for name, layer in self.layers.items()
         }
-        for name, parameter in pl_module.network.named_parameters():  # before a strategy looks at what learns
-            parameter.requires_grad_(self.layers[name] >= self.learning(0))
+        for name, parameter in pl_module.network.named_parameters():
+            parameter.requires_grad_(self.layers[name] >= self.lowest_layer(0))
 
-    def learning(self, epoch: int) -> int:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Prepares a linear probe."""
+        assert isinstance(pl_module, ImageClassifier)
+        if self.head_epochs is not None:
+            return
+        self.reuse(trainer, pl_module)
+        if self.scale is None:
+            self.scale = linear_probe.scale_of_features(pl_module, data_of(trainer).sets["train"])
+        heads = [pl_module.network.get_submodule(name) for name in head_names(pl_module.network)]
+        weights = [p for head in heads for p in head.parameters() if p.ndim > 1]
+        for optimizer in trainer.optimizers:
+            linear_probe.step_in_units(optimizer, weights, self.scale)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lets the layers of this epoch learn."""
+        assert isinstance(pl_module, ImageClassifier)
+        epoch, first = trainer.current_epoch, trainer.current_epoch == 0 or self.lowest is None
+        changed = self.freeze(pl_module.network, epoch)
+        for optimizer in trainer.optimizers:
+            give_momentum(optimizer)
+        if changed and isinstance(trainer.strategy, DDPStrategy):
+            trainer.strategy.model = pl_module  # wrapped anew: DDP waits for what learned when it began
+            trainer.strategy.configure_ddp()
+            first = True
+        if trainer.is_global_zero and (first or self.layer_epochs or epoch == self.head_epochs):
+            self.log_what_learns(pl_module.network, epoch)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.images:
+            data_of(trainer).sets |= self.images
+            self.images = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"scale": self.scale}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.scale = state_dict["scale"]
+
+    def lowest_layer(self, epoch: int) -> int:
         """Returns the number of the lowest layer that learns in an epoch."""
         top = max(self.layers.values())
         if self.head_epochs is None or epoch < self.head_epochs:
@@ -85,7 +118,7 @@ class Finetune(Callback):
 
     def freeze(self, network: nn.Module, epoch: int) -> bool:
         """Lets the layers of an epoch learn and freezes the others; returns whether that is a change."""
-        before, self.lowest = self.lowest, self.learning(epoch)
+        before, self.lowest = self.lowest, self.lowest_layer(epoch)
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(self.layers[name] >= self.lowest)
         network.eval()
@@ -95,109 +128,39 @@ class Finetune(Callback):
                 module.train()
         return before != self.lowest
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:  # type: ignore[override]
-        first = trainer.current_epoch == 0 or self.lowest is None
-        changed = self.freeze(pl_module.network, trainer.current_epoch)
-        for optimizer in trainer.optimizers:
-            give_momentum(optimizer)
-        if changed and isinstance(trainer.strategy, DDPStrategy):
-            trainer.strategy.model = (
-                trainer.lightning_module
-            )  # wrapped anew: DDP waits for what learned when it began
-            trainer.strategy.configure_ddp()
-            first = True
-        if (
-            first or self.layer_epochs or trainer.current_epoch == self.head_epochs
-        ) and trainer.is_global_zero:
-            counts = [p.numel() for p in pl_module.network.parameters() if p.requires_grad]
-            total = sum(p.numel() for p in pl_module.network.parameters())
-            above = [name for name, layer in self.layers.items() if layer >= (self.lowest or 0)]
-            log.info("epoch %d: %s of %s parameters learn, from %s on", trainer.current_epoch + 1,
-                     f"{sum(counts):,}", f"{total:,}", above[0].rpartition(".")[0] or above[0])  # fmt: skip
+    def log_what_learns(self, network: nn.Module, epoch: int) -> None:
+        learning = sum(p.numel() for p in network.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in network.parameters())
+        first = next(name for name, parameter in network.named_parameters() if parameter.requires_grad)
+        place, counts = first.rpartition(".")[0] or first, (f"{learning:,}", f"{total:,}")
+        log.info("epoch %d: %s of %s parameters learn, from %s on", epoch + 1, *counts, place)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:  # type: ignore[override]
-        if self.head_epochs is not None:
-            return
-        self.reuse(trainer, pl_module)
-        if self.scale is None:
-            self.scale = scale_of_features(pl_module, trainer.datamodule.sets["train"])  # type: ignore[attr-defined]
-        heads = [pl_module.network.get_submodule(name) for name in pl_module.network.head_names]  # type: ignore[union-attr]
-        for optimizer in trainer.optimizers:
-            step_in_units(
-                optimizer, [p for head in heads for p in head.parameters() if p.ndim > 1], self.scale
-            )
-
-    def reuse(self, trainer: Trainer, pl_module: ImageClassifier) -> None:
+    def reuse(self, trainer: Trainer, classifier: ImageClassifier) -> None:
         """Puts features in the place of images where that changes nothing but the time."""
-        same = pl_module.distil is None and trainer.world_size == 1 and not changes_images(pl_module.augment)
-        data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        if self.reuse_features and same and data.on_error == "raise":
-            pl_module.features_into = learning_part(pl_module.network)
-            found = {split: features(pl_module, data, split) for split in ("train", "val")}
-            if any(values is None for values in found.values()):
-                return log.info("the features of this network can't be reused: there is more after its head")
-            self.images = {split: data.sets[split] for split in found}
-            data.sets |= {split: Features(data.sets[split], values) for split, values in found.items()}  # type: ignore[arg-type]
-            log.info("features computed once: %d numbers an image", next(iter(found.values())).shape[1])  # type: ignore[union-attr]
-
-    def on_fit_end(self, trainer: Trainer, pl_module: ImageClassifier) -> None:  # type: ignore[override]
-        if self.images:
-            trainer.datamodule.sets |= self.images  # type: ignore[attr-defined]
-            self.images = {}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"scale": self.scale}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.scale = state_dict["scale"]
+        data = data_of(trainer)
+        alone = trainer.world_size == 1 and data.on_error == "raise"
+        alike = classifier.distil is None and not linear_probe.changes_images(classifier.augment)
+        if not (self.reuse_features and alone and alike):
+            return
+        classifier.features_into = linear_probe.learning_part(classifier.network)
+        train, val = (linear_probe.features(classifier, data, split) for split in ("train", "val"))
+        if train is None or val is None:
+            log.info("the features of this network can't be reused: there is more after its head")
+            return
+        self.images = {split: data.sets[split] for split in ("train", "val")}
+        data.sets["train"] = linear_probe.Features(data.sets["train"], train)
+        data.sets["val"] = linear_probe.Features(data.sets["val"], val)
+        log.info("features computed once: %d numbers an image", train.shape[1])
 
 
 def give_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Gives parameters that begin to learn a momentum of zero, beside others of their group that have one: torch's
-    fused SGD takes all or none. Their first step is the same with it, as long as there is no dampening."""
-    for group in optimizer.param_groups if isinstance(optimizer, torch.optim.SGD) else ():
-        if group["fused"] and any(
-            optimizer.state.get(p, {}).get("momentum_buffer") is not None for p in group["params"]
-        ):
-            for parameter in (p for p in group["params"] if p.requires_grad):
-                if optimizer.state.get(parameter, {}).get("momentum_buffer") is None:
-                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    """Gives parameters that begin to learn a momentum of zero, beside others of their group that have one.
 
-
-def layers(network: nn.Module) -> dict[str, int]:
-    """Returns the number of the layer of each parameter, from the input (0) to the head, which has the highest.
-
-    timm's networks say their layers; of others, the children are the layers, and those of containers in their place.
+    torch's fused SGD takes momentum of all or none. Without dampening, the first step is the same with it.
     """
-    heads: tuple[str, ...] = network.head_names  # type: ignore[assignment]
-    names = [name for name, _ in network.named_parameters()]
-    if hasattr(network, "group_matcher"):
-        from timm.models import group_parameters
-
-        matcher = network.group_matcher(coarse=False)  # type: ignore[operator]
-        found: Mapping[Any, int] = group_parameters(network, matcher, reverse=True)
-        number = {name: found[name] for name in names}
-    else:
-        blocks = [
-            name for name in _blocks(network, "") if not name.startswith(tuple(f"{head}." for head in heads))
-        ]
-        place = {name: i for i, name in enumerate(blocks)}
-        number = {name: max((i for b, i in place.items() if name.startswith(b)), default=0) for name in names}
-    order = {
-        old: new for new, old in enumerate(sorted({n for name, n in number.items() if not _in(name, heads)}))
-    }
-    return {name: len(order) if _in(name, heads) else order[number[name]] for name in names}
-
-
-def _in(name: str, modules: tuple[str, ...]) -> bool:
-    return name.startswith(tuple(f"{module}." for module in modules))
-
-
-def _blocks(module: nn.Module, prefix: str) -> list[str]:
-    out = []
-    for name, child in module.named_children():
-        if isinstance(child, CONTAINERS):
-            out += _blocks(child, f"{prefix}{name}.")
-        elif any(True for _ in child.parameters()):
-            out.append(f"{prefix}{name}.")
-    return out
+    for group in optimizer.param_groups if isinstance(optimizer, torch.optim.SGD) else ():
+        missing = [p for p in group["params"] if optimizer.state.get(p, {}).get("momentum_buffer") is None]
+        if group["fused"] and len(missing) < len(group["params"]):
+            for parameter in missing:
+                if parameter.requires_grad:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

@@ -8,16 +8,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.optim import Optimizer
 
 from imgcls.augment.batch import BatchAugment
+from imgcls.backbones.heads import head_names
 from imgcls.data.batch import ImageDataset
 from imgcls.data.module import ImageDataModule
 from imgcls.tasks.classification import ImageClassifier
 
 
 def changes_images(batch: BatchAugment) -> bool:
-    """Whether training sees other images than evaluation; settings of what has no probability change nothing."""
+    """Says whether training sees other images than evaluation."""
     augment = batch.augment
     mixed = augment.mixup.probability + augment.cutmix.probability
     return augment.crop != "none" or augment.policy is not None or batch.flip + augment.erase + mixed > 0
@@ -39,46 +41,52 @@ class Features(ImageDataset):
         return self.original.name(index)
 
 
-@torch.no_grad()
-def features(classifier: ImageClassifier, data: ImageDataModule, split: str) -> Tensor | None:
-    """Returns the input of the part that learns for all images of a split `(N, D)`, or None where the logits are not what
-    that part makes of it: another head counts too, or something follows."""
-    head, inputs = classifier.network.get_submodule(classifier.features_into), list[Tensor]()
-    hook = head.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
-    out: list[Tensor] = []
-    classifier.network.eval()
+@contextmanager
+def inputs_of(network: nn.Module, part: str) -> Iterator[list[Tensor]]:
+    """Puts a network in evaluation mode for a while, and keeps what goes into a part of it in each call."""
+    inputs: list[Tensor] = []
+    hook = network.get_submodule(part).register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    network.eval()
     try:
-        for batch in data.evaluation_loader(split):
-            with classifier.trainer.precision_plugin.forward_context(), drawn_weights(head):
-                logits = classifier.network(classifier.normalise(batch.images.to(classifier.device)))
-                values = inputs[0]
-                if values.ndim != 2 or not torch.allclose(head(values), logits, atol=1e-4):
-                    return None
-            out.append(values.float().cpu())
-            inputs.clear()
+        yield inputs
     finally:
         hook.remove()
-        classifier.network.train()
-    return torch.cat(out)
+        network.train()
 
 
-@contextmanager
-def drawn_weights(part: nn.Module) -> Iterator[None]:
-    """Gives a part other weights for a while: those of a new head are 0, and its outputs say nothing."""
-    kept = [parameter.clone() for parameter in part.parameters()]
+@torch.no_grad()
+def features(classifier: ImageClassifier, data: ImageDataModule, split: str) -> Tensor | None:
+    """Returns the input `(N, D)` of the part that learns, for all images of a split.
+
+    Returns None where the logits are not what that part makes of its input: another head counts too, or
+    something follows. The check takes drawn weights, as those of a new head are 0 and would show nothing.
+    """
+    network, part = classifier.network, classifier.features_into
+    head, found = network.get_submodule(part), list[Tensor]()
     generator = torch.Generator().manual_seed(0)  # of its own: the training draws what it draws without this
-    for parameter in part.parameters():
-        parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    try:
-        yield
-    finally:
-        for parameter, value in zip(part.parameters(), kept, strict=True):
-            parameter.copy_(value)
+    drawn = {n: torch.randn(p.shape, generator=generator).to(p) for n, p in head.named_parameters()}
+    within = {f"{part}.{name}": value for name, value in drawn.items()}
+    with inputs_of(network, part) as inputs:
+        for batch in data.evaluation_loader(split):
+            with classifier.trainer.precision_plugin.forward_context():
+                images = classifier.normalise(batch.images.to(classifier.device))
+                logits = functional_call(network, within, images)
+                values = inputs[0]
+                if values.ndim != 2:
+                    return None
+                if not torch.allclose(functional_call(head, drawn, values), logits, atol=1e-4):
+                    return None
+            found.append(values.float().cpu())
+            inputs.clear()
+    return torch.cat(found)
 
 
 def learning_part(network: nn.Module) -> str:
-    """Returns the name of the largest module around the head that has no parameters but the head's: with its dropout."""
-    name: str = network.head_names[0]  # type: ignore[index, assignment]
+    """Returns the name of the largest module around the head that has no parameters but the head's.
+
+    It has the head's dropout too.
+    """
+    name = head_names(network)[0]
     own = set(network.get_submodule(name).parameters())
     while (around := name.rpartition(".")[0]) and set(network.get_submodule(around).parameters()) == own:
         name = around
@@ -87,25 +95,21 @@ def learning_part(network: nn.Module) -> str:
 
 @torch.no_grad()
 def scale_of_features(classifier: ImageClassifier, images: ImageDataset) -> float:
-    """Returns the power of 2 next to the root mean square of what goes into the head, of 64 training images."""
-    head, inputs = classifier.network.get_submodule(classifier.head_name), list[Tensor]()
-    hook = head.register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
+    """Returns the power of 2 next to the root mean square of the head's inputs, for 64 training images."""
     count = min(len(images), 64)
     batch = images.__getitems__([i * len(images) // count for i in range(count)])
-    classifier.network.eval()
-    try:
-        with classifier.trainer.precision_plugin.forward_context():
-            classifier.raw_logits(batch.images.to(classifier.device))
-    finally:
-        hook.remove()
-        classifier.network.train()
+    context = classifier.trainer.precision_plugin.forward_context()
+    with inputs_of(classifier.network, classifier.head_name) as inputs, context:
+        classifier.raw_logits(batch.images.to(classifier.device))
     root = float(inputs[0].float().square().mean().sqrt())
     return 2.0 ** round(math.log2(root)) if root > 0 and math.isfinite(root) else 1.0
 
 
 def step_in_units(optimizer: Optimizer, weights: list[nn.Parameter], scale: float) -> None:
-    """Makes the steps of an optimizer on `weights` those of weights `scale` times as large for inputs as many times as
-    small, as if features were divided by it. A power of 2 changes no digit."""
+    """Makes an optimizer step on `weights` as if the features, their inputs, were divided by `scale`.
+
+    Weights are then `scale` times as large. A power of 2 changes no digit.
+    """
     plain = optimizer.step
 
     @functools.wraps(plain)  # with the mark that a schedule left on it

@@ -1,6 +1,6 @@
 """ProgressiveResizing callback: trains on smaller images first."""
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from imgcls.backbones.build import try_shapes
 from imgcls.errors import UserError
@@ -8,7 +8,7 @@ from imgcls.tasks.classification import ImageClassifier
 
 
 class ProgressiveResizing(Callback):
-    """Trains on smaller images first, which is faster, and often generalises better (Tan and Le 2021, EfficientNetV2).
+    """Trains on smaller images first: faster, and often generalises better (Tan and Le 2021, EfficientNetV2).
 
     Args:
         start: share of the image size in the first epoch.
@@ -18,27 +18,27 @@ class ProgressiveResizing(Callback):
 
     def __init__(self, start: float = 0.5, until: float = 0.75, multiple: int = 16) -> None:
         if not 0 < start <= 1 or not 0 < until <= 1 or multiple < 1:
-            raise UserError(
-                f"ProgressiveResizing: start={start}, until={until}, multiple={multiple}: expected shares above 0 and at "
-                "most 1, and a number of pixels"
-            )
+            given = f"start={start}, until={until}, multiple={multiple}"
+            expected = "expected shares above 0 and at most 1, and a number of pixels"
+            raise UserError(f"ProgressiveResizing: {given}: {expected}")
         self.start, self.until, self.multiple = start, until, multiple
 
     def size(self, epoch: int, epochs: int, whole: int) -> int:
         """Returns the side of the images of an epoch, in pixels."""
         share = self.start + (1 - self.start) * min(epoch / max(round(self.until * epochs), 1), 1.0)
-        return (
-            whole if share == 1 else min(max(round(share * whole / self.multiple), 1) * self.multiple, whole)
-        )
+        if share == 1:
+            return whole
+        return min(max(round(share * whole / self.multiple), 1) * self.multiple, whole)
 
-    def on_fit_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:  # type: ignore[override]
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, ImageClassifier)
         if trainer.max_epochs is None or trainer.max_epochs < 1:
             raise UserError("ProgressiveResizing needs an end: set trainer.max_epochs")
         spec = pl_module.spec
         smallest = self.size(0, trainer.max_epochs, spec.image_size)
         try_shapes(pl_module.network, spec.num_classes, spec.channels, smallest)
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:  # type: ignore[override]
-        pl_module.train_size = self.size(
-            trainer.current_epoch, trainer.max_epochs or 1, pl_module.spec.image_size
-        )
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, ImageClassifier)
+        epochs, whole = trainer.max_epochs or 1, pl_module.spec.image_size
+        pl_module.train_size = self.size(trainer.current_epoch, epochs, whole)

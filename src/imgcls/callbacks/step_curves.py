@@ -17,14 +17,10 @@ class LossCurve(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if (
-            self.every_n_steps
-            and trainer.global_step % self.every_n_steps == 0
-            and (not self.kept or self.kept[-1][0] != trainer.global_step)
-        ):
-            self.kept.append(
-                (trainer.global_step, outputs["loss"].detach() * trainer.accumulate_grad_batches)
-            )
+        step = trainer.global_step
+        if not self.every_n_steps or step % self.every_n_steps or (self.kept and self.kept[-1][0] == step):
+            return
+        self.kept.append((step, outputs["loss"].detach() * trainer.accumulate_grad_batches))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.kept:
@@ -38,4 +34,4 @@ class LossCurve(Callback):
         return {"kept": [(step, loss.cpu()) for step, loss in self.kept]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.kept = [(step, loss) for step, loss in state_dict["kept"]]
+        self.kept = state_dict["kept"]

@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class Throughput(Callback):
-    """Logs `images_per_second`: all training images of an epoch, on all devices, over the time spent on them."""
+    """Logs `images_per_second`: training images of an epoch, on all devices, over the time spent on them."""
 
     def __init__(self) -> None:
         self.images, self.start, self.seconds = 0, 0.0, 0.0
@@ -30,6 +30,5 @@ class Throughput(Callback):
         self.images, self.seconds = state_dict["images"], state_dict["seconds"]
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        pl_module.log(
-            "images_per_second", self.images * trainer.world_size / self.seconds, rank_zero_only=True
-        )
+        rate = self.images * trainer.world_size / self.seconds
+        pl_module.log("images_per_second", rate, rank_zero_only=True)

@@ -42,7 +42,6 @@ class EvalConfig:
 
 def main(config: EvalConfig, run_dir: Path) -> float:
     """Tests a checkpoint and writes a report; returns its top1."""
-
     path = find_checkpoint(config.checkpoint)
     classifier, trained = load_checkpoint(path, config.trust)
     prepare(trained["seed"])

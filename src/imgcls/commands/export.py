@@ -58,7 +58,7 @@ def main(config: ExportConfig, run_dir: Path) -> float:
 
     from imgcls.engine.build import prepare
     from imgcls.runs.checkpoints import find_checkpoint
-    from imgcls.tasks.classification import load_checkpoint
+    from imgcls.tasks.loading import load_checkpoint
 
     path = find_checkpoint(config.checkpoint)
     classifier, trained = load_checkpoint(path, config.trust)

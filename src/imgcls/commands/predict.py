@@ -58,7 +58,7 @@ def main(config: PredictConfig, run_dir: Path) -> None:
     from imgcls.data.files import Failure, file_loader, images_of
     from imgcls.engine.build import build_trainer, prepare
     from imgcls.runs.checkpoints import find_checkpoint
-    from imgcls.tasks.classification import load_checkpoint
+    from imgcls.tasks.loading import load_checkpoint
 
     failures: list[Failure] = []
     paths = images_of("source", config.source, failures)

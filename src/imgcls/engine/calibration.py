@@ -1,4 +1,4 @@
-"""Temperature scaling (Guo et al. 2017, arXiv:1706.04599): one number that makes confidences as high as accuracy."""
+"""Temperature scaling (Guo et al. 2017, arXiv:1706.04599): makes confidences as high as accuracy."""
 
 import logging
 import math
@@ -18,7 +18,7 @@ WITHIN = (0.01, 100.0)
 
 
 def fit_temperature(logits: Tensor, targets: Tensor) -> float:
-    """Returns the temperature that minimises the cross-entropy of `logits (N, K)` divided by it, in four digits.
+    """Returns the temperature, in four digits, that `logits (N, K)` have the lowest cross-entropy with.
 
     Returns 1 where there is no such temperature: with every target right the best would be 0.
     """
@@ -34,8 +34,11 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
 
 
 def calibrate(trainer: Trainer, classifier: ImageClassifier, data: ImageDataModule, path: str | None) -> None:
-    """Fits the temperature of the checkpoint at `path` (none: of the weights in memory) on all of the validation
-    split, and writes it into that file."""
+    """Fits the temperature of a checkpoint on the validation split, and writes it into the file.
+
+    Args:
+        path: the checkpoint; none: the weights in memory.
+    """
     loggers, trainer.loggers = trainer.loggers, []
     classifier.predictions.keep_logits = True
     try:  # as the test will see them: the same precision, the same weights with EMA
@@ -48,9 +51,8 @@ def calibrate(trainer: Trainer, classifier: ImageClassifier, data: ImageDataModu
         if path is not None:
             add_to_checkpoint(Path(path), temperature=classifier.temperature)
         if classifier.temperature == 1:
-            log.warning(
-                "temperature: left at 1, as validation has no mistakes to fit it on, or numbers that are not finite"
-            )
+            reason = "validation has no mistakes to fit it on, or numbers that are not finite"
+            log.warning("temperature: left at 1, as %s", reason)
         else:
             log.info("temperature: %g, fitted on %d validation images", classifier.temperature, len(targets))
     trainer.strategy.barrier()  # the others test from that file

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from imgcls.config import check as configs
 from imgcls.errors import UserError
 
-# No weights of a layer, though of more than one dimension: torchvision's names; timm's networks name their own.
+# No weights of a layer, though of more than one dimension: torchvision's names; timm's networks say theirs.
 EMBEDDINGS = ("*class_token", "*pos_embedding", "*relative_position_bias_table", "*layer_scale")
 FUSED = ("cuda", "cpu", "mps")  # devices for which torch has fused steps
 
@@ -33,61 +33,52 @@ def build_optimizer(
     Raises:
         UserError: the optimizer does not take these keys, values or parameters.
     """
-    exempt = {*EMBEDDINGS, *getattr(network, "no_weight_decay", tuple)()}  # type: ignore[misc]
-    decay = config.get("weight_decay") or 0.0
-    target = configs.locate(config["_target_"], "optimizer._target_")
-    muon = "muon" in f"{config['_target_']} {config.get('opt', '')}".lower()
-    heads: Any = (
-        network.head_names if muon else ()
-    )  # Muon is for inner weights; AdamW takes the head (Jordan 2024)
-    groups = parameter_groups(network, decay, exempt, heads, rate_scales or {})
-    if rate_scales:
-        if config.get("lr") is None:
-            raise UserError(
-                f"optimizer={config['_target_']} has no lr, which the layers would have a share of; set optimizer.lr"
-            )
-        for group in groups:
-            group["lr"] = config["lr"] * group["scale"]
+    name = config["_target_"]
+    target = configs.locate(name, "optimizer._target_")
+    groups = parameter_groups(config, network, rate_scales or {})
+    if rate_scales and config.get("lr") is None:
+        raise UserError(
+            f"optimizer={name} has no lr, which the layers would have a share of; set optimizer.lr"
+        )
+    for group in groups if rate_scales else ():
+        group["lr"] = config["lr"] * group["scale"]
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UserError("the network has no parameter to train")
-    given: dict[str, Any] = {}
-    if (
-        fused
-        and device.type in FUSED
-        and "fused" in inspect.signature(target).parameters
-        and not {"fused", "foreach", "differentiable"} & set(config)
-    ):
-        given["fused"] = True
+    arguments = configs.arguments(config, "optimizer")
+    has_fused = device.type in FUSED and "fused" in inspect.signature(target).parameters
+    if fused and has_fused and not {"fused", "foreach", "differentiable"} & set(config):
+        arguments["fused"] = True
     try:
-        return target(groups, **configs.arguments(config, "optimizer"), **given)  # type: ignore[no-any-return]
+        return target(groups, **arguments)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise UserError(f"optimizer={config['_target_']}: {' '.join(str(error).split())}") from error
+        raise UserError(f"optimizer={name}: {' '.join(str(error).split())}") from error
 
 
 def parameter_groups(
-    network: nn.Module,
-    decay: float,
-    exempt: Collection[str],
-    fallback: Collection[str],
-    scales: Mapping[str, float],
+    config: Mapping[str, Any], network: nn.Module, scales: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """Returns the parameters by weight decay (none for vectors, biases, and names that match `exempt`) and by scale,
-    the largest first. Frozen ones too: they have no gradient, so no step changes them, and they may learn later.
+    """Returns the parameters by scale, the largest first, and weight decay: none for vectors and embeddings.
 
-    Names that match `fallback` are marked `use_fallback`, which timm's Muon reads. (As timm's
-    `param_groups_weight_decay`, whose import takes 2 s.)
+    Frozen ones too: they have no gradient, so no step changes them, and they may learn later. Muon is for
+    inner weights: the head is marked `use_fallback`, for which timm's Muon takes AdamW (Jordan 2024).
+    (timm's `param_groups_weight_decay` knows no scales, and its import takes 2 s.)
     """
+    decay = config.get("weight_decay") or 0.0
+    exempt = {*EMBEDDINGS, *getattr(network, "no_weight_decay", tuple)()}
+    muon = "muon" in f"{config['_target_']} {config.get('opt', '')}".lower()
+    fallback: tuple[str, ...] = getattr(network, "head_names", ()) if muon else ()
     groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
-        bare = parameter.ndim <= 1 or name.endswith(".bias") or _matches(name, exempt)
-        key = (-scales.get(name, 1.0), _matches(name, fallback), bool(decay) and not bare)
+        bare = parameter.ndim <= 1 or name.endswith(".bias") or matches(name, exempt)
+        key = (-scales.get(name, 1.0), matches(name, fallback), bool(decay) and not bare)
         groups.setdefault(key, []).append(parameter)
-    return [
-        {"params": groups[key], "weight_decay": decay * key[2], "scale": -key[0]}
-        | ({"use_fallback": True} if key[1] else {})
-        for key in sorted(groups)
-    ]
+    out = []
+    for scale, other, decayed in sorted(groups):
+        group = {"params": groups[scale, other, decayed], "weight_decay": decay * decayed, "scale": -scale}
+        out.append(group | ({"use_fallback": True} if other else {}))
+    return out
 
 
-def _matches(name: str, patterns: Collection[str]) -> bool:
+def matches(name: str, patterns: Collection[str]) -> bool:
+    """Says whether a parameter, or a module that it lies in, matches one of the patterns."""
     return any(fnmatch.fnmatchcase(name, p) or fnmatch.fnmatchcase(name, f"{p}.*") for p in patterns)

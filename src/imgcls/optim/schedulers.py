@@ -1,7 +1,7 @@
 """Learning-rate schedules. Each is a function of the step: warm-up in a line, then its own shape.
 
-A schedule gets the optimizer and `Steps`; `warmup_epochs` may be a fraction. All but plateau change the
-rate at every step.
+A schedule gets the optimizer and `Steps`; `warmup_epochs` may be a fraction. All but plateau change the rate
+at every step.
 """
 
 import logging
@@ -31,6 +31,7 @@ class Steps:
     total: int | None
 
     def whole(self, name: str) -> int:
+        """Returns the steps of the whole training; raises UserError where it has no end."""
         if self.total is None:
             raise UserError(f"scheduler={name} needs an end: set trainer.max_epochs or trainer.max_steps")
         return self.total
@@ -40,17 +41,20 @@ class Steps:
         steps = round(epochs * self.per_epoch)
         if not steps or self.total is None or steps < self.total:
             return steps
-        rank_zero_only(log.warning)(
-            "scheduler.warmup_epochs=%g is as long as the training, which would never reach its rate: shortened to %d of "
-            "its %d steps", epochs, self.total // 10, self.total,
-        )  # fmt: skip
-        return self.total // 10
+        tenth = self.total // 10
+        said = (
+            f"scheduler.warmup_epochs={epochs:g} is as long as the training, which would never reach its rate"
+        )
+        rank_zero_only(log.warning)(f"{said}: shortened to {tenth} of its {self.total} steps")
+        return tenth
 
 
 Schedule = list[dict[str, Any]]  # as Lightning's configure_optimizers takes them
 
 
-def _by_step(optimizer: Optimizer, warmup: int, factor: Callable[[int], float]) -> Schedule:
+def by_step(optimizer: Optimizer, warmup: int, factor: Callable[[int], float]) -> Schedule:
+    """Returns the schedule that multiplies the rate by `factor(step)`, after a warm-up of so many steps."""
+
     def rate(step: int) -> float:
         return (step + 1) / (warmup + 1) if step < warmup else factor(step)
 
@@ -67,12 +71,12 @@ def cosine(
         progress = min((step - warmup) / max(total - warmup, 1), 1.0)
         return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
 
-    return _by_step(optimizer, warmup, factor)
+    return by_step(optimizer, warmup, factor)
 
 
 def constant(optimizer: Optimizer, steps: Steps, warmup_epochs: NotNegative = 0.0) -> Schedule:
     """The same rate throughout."""
-    return _by_step(optimizer, steps.warmup(warmup_epochs), lambda step: 1.0)
+    return by_step(optimizer, steps.warmup(warmup_epochs), lambda step: 1.0)
 
 
 def multi_step(
@@ -82,10 +86,10 @@ def multi_step(
     gamma: Positive = 0.1,
     warmup_epochs: NotNegative = 0.0,
 ) -> Schedule:
-    """The rate times `gamma` at each milestone, a share of the whole training (He et al. 2015: 0.5 and 0.75)."""
+    """The rate times `gamma` at each milestone, a share of the training (He et al. 2015: 0.5 and 0.75)."""
     places = [milestone * steps.whole("multi_step") for milestone in milestones]
     warmup = steps.warmup(warmup_epochs)
-    return _by_step(optimizer, warmup, lambda step: gamma ** sum(step >= place for place in places))
+    return by_step(optimizer, warmup, lambda step: gamma ** sum(step >= place for place in places))
 
 
 def one_cycle(
@@ -96,14 +100,14 @@ def one_cycle(
     final_div_factor: Positive = 1e4,
     cycle_momentum: bool = True,
 ) -> Schedule:
-    """Up, then down, momentum the other way round (Smith and Topin 2017); the optimizer's rate is the highest."""
+    """Up to the optimizer's rate, then down; momentum the other way round (Smith and Topin 2017)."""
     rates = [group["lr"] for group in optimizer.param_groups]
     total = steps.whole("one_cycle") + 1  # torch counts the rate after the last step too
     cycle_momentum = cycle_momentum and ("momentum" in optimizer.defaults or "betas" in optimizer.defaults)
+    shape: dict[str, Any] = {"div_factor": div_factor, "final_div_factor": final_div_factor}
     schedule = OneCycleLR(
-        optimizer, rates, total_steps=total, pct_start=pct_start, div_factor=div_factor,
-        final_div_factor=final_div_factor, cycle_momentum=cycle_momentum,
-    )  # fmt: skip
+        optimizer, rates, total, pct_start=pct_start, cycle_momentum=cycle_momentum, **shape
+    )
     return [{"scheduler": schedule, "interval": "step"}]
 
 
@@ -120,7 +124,6 @@ def plateau(
     reduce = ReduceLROnPlateau(optimizer, mode, factor, patience)
     schedule: Schedule = [{"scheduler": reduce, "interval": "epoch", "monitor": monitor}]
     if warmup := steps.warmup(warmup_epochs):
-        schedule.append(
-            {"scheduler": LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup), "interval": "step"}
-        )
+        line = LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup)
+        schedule.append({"scheduler": line, "interval": "step"})
     return schedule

@@ -1,14 +1,29 @@
-"""Losses. Each takes logits `(N, K)` and targets, classes `(N,)` or shares `(N, K)`, smooths both alike, and has a
-weight for each class `(K,)`."""
+"""Losses: each takes logits `(N, K)` and targets, classes `(N,)` or shares `(N, K)`, and smooths both alike.
 
-from typing import Annotated
+Each has a weight for each class `(K,)`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from imgcls.config import check as configs
+from imgcls.errors import UserError
+
 Smoothing = Annotated[float, Field(ge=0, lt=1)]
+
+
+def build_loss(config: Mapping[str, Any], weights: Sequence[float] | None, num_classes: int) -> nn.Module:
+    """Builds the training loss of conf/loss; raises UserError for weights that are not one for each class."""
+    if weights is None:
+        return configs.build(config, "loss", nn.Module)
+    if len(weights) != num_classes or min(weights) < 0 or not any(weights):
+        raise UserError(f"class_weights={weights}: expected {num_classes} numbers of 0 or more, not all 0")
+    return configs.build(config, "loss", nn.Module, weight=torch.tensor(weights))
 
 
 def smoothed(targets: Tensor, logits: Tensor, smoothing: float) -> Tensor:
@@ -82,11 +97,10 @@ class FocalLoss(nn.Module):
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
         shares = smoothed(targets, logits, self.label_smoothing)
         total: Tensor | int = len(logits)
-        if self.weight is not None:  # scaled as torch's cross-entropy is, to which gamma 0 is equal
+        if self.weight is not None:  # scaled as torch's cross-entropy is, which it equals for gamma 0
             shares = shares * self.weight
             total = len(logits) if targets.ndim == 2 else self.weight[targets].sum()
         log_probability = logits.log_softmax(1)
-        wrong = (-torch.expm1(log_probability)).clamp_min(
-            1e-12
-        )  # 1 - p; never 0, where a power has no gradient
+        complement = -torch.expm1(log_probability)  # 1 - p
+        wrong = complement.clamp_min(1e-12)  # a power of 0 would have no gradient
         return -(wrong**self.gamma * log_probability * shares).sum() / total

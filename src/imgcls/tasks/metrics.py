@@ -1,30 +1,52 @@
-"""What is measured in evaluation, as torchmetrics' Metrics: exact over any number of processes."""
+"""Metrics of training and evaluation, as torchmetrics' Metrics: exact over any number of processes."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
 
 BINS = 15
 
 
 def metric_names(num_classes: int) -> list[str]:
-    """Returns what `Evaluation` measures; top5 where there are more than five classes."""
+    """Returns the names of what `Evaluation` measures; top5 where there are more than five classes."""
     names = ["top1", "precision", "recall", "f1", "calibration_error"]
     return [*names, "top5"] if num_classes > 5 else names
 
 
-class Evaluation(Metric):
-    """top1, top5, macro precision, recall and F1, and the expected calibration error (Guo et al. 2017, 15 bins).
+class Scores(nn.Module):
+    """All that is measured of a split: the mean negative log-likelihood as `loss`, and `Evaluation`."""
 
-    The numbers are those of torchmetrics' MulticlassAccuracy, MulticlassPrecision and so on. They share one look
-    at the logits here, and sums of the size of the classes, not of their square: at 1,000 classes a batch takes a
-    tenth of the time. (A confidence of exactly 1 lies in the last range; torchmetrics has one of its own for it.)
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.loss, self.metrics = MeanLoss(), Evaluation(num_classes)
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """Adds a batch of `logits (N, K)` and `targets (N,)`."""
+        self.loss.update(F.cross_entropy(logits, targets), len(targets))
+        self.metrics.update(logits, targets)
+
+    def compute_and_reset(self) -> dict[str, Tensor]:
+        """Returns the values by name, over all batches and processes, and starts anew."""
+        values = {"loss": self.loss.compute(), **self.metrics.compute()}
+        self.loss.reset()
+        self.metrics.reset()
+        return values
+
+
+class Evaluation(Metric):
+    """top1, top5, macro precision, recall and F1, and the calibration error (Guo et al. 2017).
+
+    The numbers are those of torchmetrics' MulticlassAccuracy and so on. Here they share one look at the
+    logits and keep sums for each class, not for each pair of classes: at 1,000 classes a batch takes a tenth
+    of the time. (A confidence of exactly 1 lies in the last range; torchmetrics has one of its own for it.)
     """
 
     full_state_update = False
-    counts: Tensor  # (3, K) int64: of each class, the samples that are right, predicted, there
-    bins: Tensor  # (3, BINS): of each range of confidence, samples, right ones, the sum of confidences
-    within5: Tensor
+    counts: Tensor  # (3, K) int64: for each class, how many samples are right, predicted, there
+    bins: Tensor  # (3, BINS): for each range of confidence, samples, right ones, the sum of confidences
+    within5: Tensor  # () int64: samples whose class is among the five highest logits
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
@@ -36,12 +58,11 @@ class Evaluation(Metric):
     def update(self, logits: Tensor, targets: Tensor) -> None:
         confidences, predicted = logits.softmax(1).max(1)
         right, one = predicted == targets, torch.ones_like(targets)
-        for row, (classes, samples) in enumerate(((targets, right.long()), (predicted, one), (targets, one))):
-            self.counts[row].index_add_(0, classes, samples)  # bincount would read from the device
-        place = confidence_bins(confidences)
-        self.bins.index_add_(
-            1, place, torch.stack([torch.ones_like(confidences), right.float(), confidences])
-        )
+        self.counts[0].index_add_(0, targets, right.long())  # bincount would read from the device
+        self.counts[1].index_add_(0, predicted, one)
+        self.counts[2].index_add_(0, targets, one)
+        sums = torch.stack([torch.ones_like(confidences), right.float(), confidences])
+        self.bins.index_add_(1, confidence_bins(confidences), sums)
         if self.num_classes > 5:
             self.within5 += (logits.topk(5, sorted=False).indices == targets[:, None]).sum()
 
@@ -58,11 +79,13 @@ class Evaluation(Metric):
             "f1": (f1 * seen).sum() / seen.sum(),
             "calibration_error": (hits - confidence).abs().sum() / samples.sum(),
         }
-        return values | ({"top5": self.within5 / total} if self.num_classes > 5 else {})
+        if self.num_classes > 5:
+            values["top5"] = self.within5 / total
+        return values
 
 
 def confidence_bins(confidences: Tensor) -> Tensor:
-    """Returns the range of 1 / BINS that each confidence lies in; the last one includes 1."""
+    """Returns the number of the range that each confidence lies in, of BINS; the last one includes 1."""
     return (confidences * BINS).long().clamp_(0, BINS - 1)
 
 
@@ -94,7 +117,7 @@ class Predictions(Metric):
 
     `compute` returns `indices`, `targets`, `predictions (N,) int64` and `confidences (N,) float32`, in the
     order of the data set; also `unscaled (N,)`, the confidences of `raw` logits where those are given, and
-    `logits (N, K)` with `keep_logits`.
+    the raw `logits (N, K)` with `keep_logits`.
     """
 
     NAMES = ("indices", "targets", "predictions", "confidences", "unscaled", "logits")
@@ -118,15 +141,12 @@ class Predictions(Metric):
         if raw is not None:
             found["unscaled"] = raw.softmax(1).amax(1)
         if self.keep_logits:
-            found["logits"] = logits if raw is None else raw  # a temperature is fitted on the network's own
+            found["logits"] = logits if raw is None else raw
         for name, values in found.items():
             getattr(self, name).append(values)
 
     def compute(self) -> dict[str, Tensor]:
-        from torchmetrics.utilities import dim_zero_cat
-
-        gathered = {
-            name: dim_zero_cat(getattr(self, name)) for name in self.NAMES if len(getattr(self, name))
-        }
+        lists = {name: getattr(self, name) for name in self.NAMES}
+        gathered = {name: dim_zero_cat(values) for name, values in lists.items() if len(values)}
         order = gathered["indices"].argsort()
         return {name: values[order].cpu() for name, values in gathered.items()}

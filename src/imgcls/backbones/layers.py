@@ -1,0 +1,41 @@
+"""The layers of a network in order, from the input to the head."""
+
+from torch import nn
+from torchvision.models.vision_transformer import Encoder
+
+from imgcls.backbones.heads import head_names
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, Encoder)
+
+
+def layers(network: nn.Module) -> dict[str, int]:
+    """Returns the number of the layer of each parameter: 0 at the input, the highest for the heads.
+
+    timm's networks say their layers. Of others, each child is a layer, or each child of a container.
+    """
+    heads = tuple(f"{head}." for head in head_names(network))
+    names = [name for name, _ in network.named_parameters()]
+    if hasattr(network, "group_matcher"):
+        from timm.models import group_parameters  # takes 2 s
+
+        matcher = network.group_matcher(coarse=False)  # type: ignore[operator]
+        number = group_parameters(network, matcher, reverse=True)
+    else:
+        blocks = [block for block in block_names(network) if not block.startswith(heads)]
+        number = {
+            name: max((i for i, block in enumerate(blocks) if name.startswith(block)), default=0)
+            for name in names
+        }
+    body = sorted({number[name] for name in names if not name.startswith(heads)})
+    return {name: len(body) if name.startswith(heads) else body.index(number[name]) for name in names}
+
+
+def block_names(module: nn.Module, prefix: str = "") -> list[str]:
+    """Returns the names of the children that have parameters, each with a dot at its end."""
+    names = []
+    for name, child in module.named_children():
+        if isinstance(child, CONTAINERS):
+            names += block_names(child, f"{prefix}{name}.")
+        elif any(True for _ in child.parameters()):
+            names.append(f"{prefix}{name}.")
+    return names
