@@ -5,11 +5,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from imgcls.config import check as configs
+from imgcls.config.metrics import Metrics
 from imgcls.errors import UserError
 
 Node = dict[str, Any]  # a call: `_target_` and its keyword arguments
 Nodes = Annotated[dict[str, Node | None], BeforeValidator(lambda nodes: nodes or {})]  # null switches one off
-Metrics = Annotated[str | list[str], Field(min_length=1)]  # the first of several says which epoch is best
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 PARTS = ("data", "augment", "backbone", "loss", "optimizer", "scheduler", "trainer")
 OURS = {"on_nonfinite", "on_oom"}  # keys of conf/trainer that Lightning's Trainer doesn't have

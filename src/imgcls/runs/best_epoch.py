@@ -1,28 +1,11 @@
 """What was best in a run, by which metric, and what watches one."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from imgcls.config.training import Metrics, Node, TrainerConfig
+from imgcls.config.metrics import Metrics, direction
+from imgcls.config.training import Node, TrainerConfig
 from imgcls.errors import UserError, nearest
-
-
-def direction(metric: str | None) -> str:
-    """Returns "min" for what is better when it is small, else "max" (for no metric too)."""
-    return "min" if str(metric).endswith(("loss", "loss_step", "calibration_error")) else "max"
-
-
-def first(metric: str | Sequence[str]) -> str | None:
-    """Returns the metric that is optimised, or the first of several."""
-    return metric if isinstance(metric, str) else next(iter(metric), None)
-
-
-# What conf/ says of callbacks that watch a metric: monitor: ${first_metric:${optimized_metric}}
-OmegaConf.register_resolver("first_metric", first, replace=True)
-OmegaConf.register_resolver("direction", direction, replace=True)
 
 
 def optimised(run_dir: Path, metric: str | list[str]) -> float | list[float] | None:

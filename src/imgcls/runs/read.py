@@ -13,8 +13,8 @@ import yaml
 from pydantic import Field
 
 from imgcls.config.check import typed
+from imgcls.config.metrics import direction
 from imgcls.errors import UserError
-from imgcls.runs.best_epoch import direction
 
 FACTS = ("path", "name", "status", "reason", "overrides")
 COSTS = ("seconds", "images_per_second", "parameters")

@@ -25,10 +25,11 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from imgcls.config import check as configs
+from imgcls.config.metrics import Metrics, direction
 from imgcls.config.paths import hydra_quoted, shown
 from imgcls.engine.signals import SIGNALS
 from imgcls.errors import InUse, UserError, nearest, one_line
-from imgcls.runs.best_epoch import Metrics, direction, optimised
+from imgcls.runs.best_epoch import optimised
 from imgcls.runs.record import yaml_text
 from imgcls.sweeps.jobs import Job, Jobs, job_name, short_hash
 from imgcls.sweeps.launchers import keep_apart, outcomes, stoppable

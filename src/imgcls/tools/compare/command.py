@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from imgcls.config.metrics import direction
 from imgcls.config.paths import shown
 from imgcls.errors import UserError, nearest
-from imgcls.runs.best_epoch import direction
 from imgcls.runs.read import finished, written
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from imgcls.config.metrics import direction
 from imgcls.report.page import Grid, plain, render
-from imgcls.runs.best_epoch import direction
 from imgcls.runs.read import COSTS, METRICS, Damaged, curves
 from imgcls.tools.compare.importance import importances
 
