@@ -28,7 +28,8 @@ from imgcls.data.imagefolder import ImageFolder
 from imgcls.data.loading import listing as index
 from imgcls.errors import UserError
 from imgcls.tools.inspect.command import Settings
-from imgcls.tools.inspect.scan import look, near_duplicates, near_pairs, to_compare
+from imgcls.tools.inspect.copies import near_duplicates, near_pairs, to_compare
+from imgcls.tools.inspect.scan import look
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
 Run = Callable[..., tuple[dict[str, Any], str, Path]]

@@ -18,7 +18,7 @@ from imgcls.errors import UserError, nearest
 def main(config: dict[str, Any], run_dir: Path) -> float:
     """Tests a checkpoint and writes a report; returns its top1."""
     from imgcls.engine.build import build_data, build_trainer, prepare, run_test
-    from imgcls.report.test_report import print_summary
+    from imgcls.report.summary import print_summary
     from imgcls.runs.checkpoints import find_checkpoint
     from imgcls.tasks.classification import load_checkpoint
 

@@ -228,7 +228,8 @@ def finish(
     from imgcls.engine.calibration import calibrate
     from imgcls.loggers.unharmed import failed, unharmed
     from imgcls.loggers.wandb import log_checkpoint
-    from imgcls.report.test_report import log_to_wandb, print_summary
+    from imgcls.report.summary import print_summary
+    from imgcls.report.wandb_media import log_to_wandb
 
     keeper = trainer.checkpoint_callback
     best = keeper.best_model_path if keeper is not None else ""
