@@ -64,7 +64,7 @@ class Fails(Callback):
 
 def test_an_error_within_the_turns_is_shown(said: Callable[..., str]) -> None:
     streams = sys.stdout, sys.stderr
-    message = said("bench", *SHORT, "logger=csv", "+callbacks.fails._target_=test_bench.Fails")
+    message = said("bench", *SHORT, "logger=csv", "+callbacks.fails._target_=tools.test_bench.Fails")
     assert message == "imgcls bench: it fails within the turns"
     assert (sys.stdout, sys.stderr) == streams  # no bar has them still
 
@@ -123,7 +123,7 @@ def test_cuda_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         "train",
         "data.batch_size=64",
         "trainer.max_epochs=2",
-        "+callbacks.no_waits._target_=test_bench.NoWaits",
+        "+callbacks.no_waits._target_=tools.test_bench.NoWaits",
     ]
     monkeypatch.setattr(sys, "argv", ["imgcls", *arguments])
     main()
