@@ -17,6 +17,7 @@ from pydantic import Field
 
 from imgcls.commands.verb import verb
 from imgcls.config import check as configs
+from imgcls.config.training import Node
 from imgcls.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -27,30 +28,32 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The types of conf/inspect.yaml's own keys."""
+class InspectConfig:
+    """Keys of conf/inspect.yaml."""
 
+    data: Node
+    augment: Node
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     near: Annotated[int, Field(ge=0, le=6)] | None
     samples: Annotated[int, Field(ge=1, le=256)]
 
 
-@verb("inspect")
-def main(config: dict[str, Any], run_dir: Path) -> None:
+@verb("inspect", InspectConfig)
+def main(config: InspectConfig, run_dir: Path) -> None:
     """Reads each image once, and writes what it finds into the run directory."""
-    settings = configs.typed({k: v for k, v in config.items() if k in Settings.__annotations__}, Settings, "")
-    configs.check({"data": config["data"]})
+    configs.check({"data": config.data})
     try:
-        report(config, settings, run_dir)
+        report(config, run_dir)
     except KeyboardInterrupt:
         log.error("interrupted")
         sys.exit(130)
 
 
-def report(config: dict[str, Any], settings: Settings, run_dir: Path) -> None:
+def report(config: InspectConfig, run_dir: Path) -> None:
     """Reads all images, compares them, writes the findings and prints them."""
+    from imgcls.augment.image import Augment
     from imgcls.data.memory import MemoryDataModule
-    from imgcls.engine.build import prepare, to_augment
+    from imgcls.engine.build import prepare
     from imgcls.processes import cores
     from imgcls.tools.inspect.findings import findings, write_exclude
     from imgcls.tools.inspect.page import write
@@ -58,9 +61,9 @@ def report(config: dict[str, Any], settings: Settings, run_dir: Path) -> None:
     from imgcls.tools.inspect.scan import list_files, list_memory, scan
     from imgcls.tools.inspect.words import show
 
-    prepare(settings.seed)
-    options = config["data"]
-    data, refused = prepared(options, to_augment(config["augment"]), settings.seed)
+    prepare(config.seed)
+    options = config.data
+    data, refused = prepared(options, configs.typed(config.augment, Augment, "augment"), config.seed)
     if isinstance(data, MemoryDataModule):
         listing = list_memory(data, options)
     else:
@@ -73,14 +76,14 @@ def report(config: dict[str, Any], settings: Settings, run_dir: Path) -> None:
         "training_refuses": refused,
         "seconds": round(seconds, 2),
         "images_per_second": round(len(table) / seconds, 1),
-        **findings(listing, table, settings.near, options.get("bits")),
+        **findings(listing, table, config.near, options.get("bits")),
     }
     run_dir.mkdir(parents=True, exist_ok=True)
     found["excluded"] = (
         0 if isinstance(data, MemoryDataModule) else write_exclude(found, run_dir / "exclude.txt")
     )
     unreadable = {listing.reader.paths[i] for i in table.index[table["reason"].notna()]}
-    samples = [] if data is None or refused else draw_samples(data, unreadable, settings.samples)
+    samples = [] if data is None or refused else draw_samples(data, unreadable, config.samples)
     reason = "training refuses this data" if refused else "no image can be read"
     found["no_samples"] = None if samples else reason
     write(run_dir, found, table, listing.reader, samples)

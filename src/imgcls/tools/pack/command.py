@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
 from imgcls.commands.verb import verb
 from imgcls.config import check as configs
 from imgcls.config.paths import hydra_quoted, shown
+from imgcls.config.training import Node
 from imgcls.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,9 +25,10 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The types of conf/pack.yaml's own keys."""
+class PackConfig:
+    """Keys of conf/pack.yaml."""
 
+    data: Node
     out: str
     format: Literal["pixels", "jpeg", "litdata"]
     size: Annotated[int, Field(ge=1)] | None
@@ -34,22 +36,21 @@ class Settings:
     on_error: Literal["refuse", "skip"]
 
 
-@verb("pack")
-def main(config: dict[str, Any], run_dir: Path) -> None:
+@verb("pack", PackConfig)
+def main(config: PackConfig, run_dir: Path) -> None:
     """Packs a folder set into the directory `out`, which is there only when all of it is."""
-    settings = configs.typed({k: v for k, v in config.items() if k in Settings.__annotations__}, Settings, "")
-    out = Path(settings.out).expanduser()
+    out = Path(config.out).expanduser()
     if out.exists() or out.is_symlink():
         raise UserError(f"out={out} is there already; give another directory, or delete it")
-    configs.check({"data": config["data"]})
+    configs.check({"data": config.data})
     from imgcls.data.imagefolder import ImageFolder
     from imgcls.data.module import ImageDataModule
     from imgcls.engine.build import prepare
 
     prepare(0)
-    data = configs.build(config["data"], "data", ImageDataModule)
+    data = configs.build(config.data, "data", ImageDataModule)
     if not isinstance(data, ImageFolder):
-        target = config["data"]["_target_"]
+        target = config.data["_target_"]
         raise UserError(f"{target} has no image files to pack; expected data=imagefolder or imagenet")
     if data.fraction < 1:
         raise UserError(
@@ -60,23 +61,23 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
             f"out={out} lies in data.root={data.root}, where it would be a class; give another directory"
         )
     data.prepare_data()
-    pack(data, out, settings)
+    pack(data, out, config)
 
 
-def pack(data: "ImageFolder", out: Path, settings: Settings) -> None:
+def pack(data: "ImageFolder", out: Path, config: PackConfig) -> None:
     """Packs the images, and says how many there are and how to train on them."""
     from imgcls.tools.pack.packing import Form, write_pack
 
-    start, form = time.perf_counter(), Form(settings.format, settings.size, settings.quality)
+    start, form = time.perf_counter(), Form(config.format, config.size, config.quality)
     try:
         with whole(out) as partial:
-            manifest = write_pack(data, partial, form, skip=settings.on_error == "skip")
+            manifest = write_pack(data, partial, form, skip=config.on_error == "skip")
     except KeyboardInterrupt:
         log.error("interrupted; nothing is left of %s", shown(out))
         sys.exit(130)
     images = sum(split.images for split in manifest.splits.values())
     size, speed = sum(file.bytes for file in manifest.files.values()), images / (time.perf_counter() - start)
-    choice = "streaming" if settings.format == "litdata" else "packed"
+    choice = "streaming" if config.format == "litdata" else "packed"
     log.info("%s images, %.1f MB, %.0f images/s: %s", f"{images:,}", size / 1e6, speed, shown(out))
     log.info("train on it: imgcls train data=%s data.root=%s", choice, hydra_quoted(shown(out)))
 
