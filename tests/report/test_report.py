@@ -263,7 +263,8 @@ def test_trained_with_a_temperature(run: Callable[..., None], capfd: pytest.Capt
         assert scaled[f"test/{name}_unscaled"] == plain[f"test/{name}"] > scaled[f"test/{name}"]
     checkpoint = torch.load("scaled/checkpoints/best.ckpt", weights_only=True)
     assert checkpoint["temperature"] == scaled["test/temperature"] != 1
-    assert checkpoint["optimizer_states"] and sorted(p.name for p in Path("scaled/checkpoints").iterdir()) == ["best.ckpt", "last.ckpt", "previous.ckpt"]  # fmt: skip
+    kept = sorted(path.name for path in Path("scaled/checkpoints").iterdir())
+    assert checkpoint["optimizer_states"] and kept == ["best.ckpt", "last.ckpt", "previous.ckpt"]
     assert not set(plain) & {"test/temperature", "test/loss_unscaled"}
     assert f"temperature: {scaled['test/temperature']:g}: loss" in said.out and "most confused: " in said.out
     frame = pd.read_csv("scaled/test/predictions.csv")
@@ -293,12 +294,13 @@ def test_a_sharded_network_has_a_temperature_and_no_heat() -> None:
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
 @pytest.mark.parametrize(("width", "classes"), [(390, 10), (1100, 100)])
 def test_the_page_in_a_browser(width: int, classes: int, tmp_path: Path) -> None:
-    """All pictures are shown, nothing is wider than the window, and the console has no error. A large confusion matrix
-    leads to its file."""
+    """All pictures are shown, nothing is wider than the window, and the console has no error. A large
+    confusion matrix leads to its file."""
     text = write(*known(classes, 200, 3, 32, 0.2), tmp_path)
     assert ('<a href="confusion_matrix.png"' in text) == (classes > 20)
     script = """<script>addEventListener("load", () => document.title = JSON.stringify({
-        pictures: document.images.length, shown: [...document.images].filter(i => i.naturalWidth && i.width > 50).length,
+        pictures: document.images.length,
+        shown: [...document.images].filter(i => i.naturalWidth && i.width > 50).length,
         wide: document.documentElement.scrollWidth > innerWidth}))</script></body>"""
     (tmp_path / "index.html").write_text(text.replace("</body>", script))
     command = [

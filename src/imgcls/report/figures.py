@@ -34,7 +34,7 @@ class Mistake:
 def draw_confusion(confusion: np.ndarray, names: list[str]) -> Figure:
     """Draws the matrix, each row as shares of its class: with numbers up to 20 classes, with names up to 100.
 
-    Above 200 classes a cell stands for several, and has the largest of their shares: one alone could not be seen.
+    Above 200 classes a cell stands for several and has the largest of their shares: one could not be seen.
     """
     classes = len(names)
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
@@ -68,14 +68,14 @@ def write_counts(axes: Axes, confusion: np.ndarray, shares: np.ndarray) -> None:
 
 
 def reliability(confidences: np.ndarray, right: np.ndarray) -> pd.DataFrame:
-    """Returns, of each range of confidence: the share of the samples, their accuracy, their mean confidence."""
+    """Returns accuracy, mean confidence and share of the samples in each range of confidence."""
     place = confidence_bins(torch.tensor(confidences)).numpy()
     groups = pd.DataFrame({"accuracy": right, "confidence": confidences}).groupby(place)
     return groups.mean().assign(share=groups.size() / len(right)).reindex(range(BINS))
 
 
 def draw_reliability(bins: pd.DataFrame, before: pd.DataFrame | None, title: str) -> Figure:
-    """Draws accuracy against confidence (Guo et al. 2017), and how the samples spread; `before` the temperature too."""
+    """Draws accuracy and share of samples by confidence (Guo et al. 2017), also `before` the temperature."""
     figure = Figure(figsize=(5, 5.5), layout="constrained")
     upper, lower = figure.subplots(2, sharex=True, height_ratios=[3, 1])
     left = np.arange(BINS) / BINS

@@ -1,4 +1,4 @@
-"""HTML pages: fills Jinja templates into files that need no network and can hold their pictures in themselves."""
+"""HTML pages: fills Jinja templates into files that need no network and can hold their own pictures."""
 
 import base64
 import io

@@ -1,4 +1,4 @@
-"""Test report as pictures and a page: writes confusion_matrix.png, reliability.png, mistakes.png and index.html."""
+"""Test report as figures and a page: writes index.html and the PNG files beside it."""
 
 from pathlib import Path
 

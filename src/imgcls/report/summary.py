@@ -7,7 +7,7 @@ from imgcls.report.test_report import Report
 
 
 def print_summary(title: str, report: Report, lines: dict[str, str]) -> None:
-    """Prints the test table, and below it the report in words and `lines`: where things are, what to run next."""
+    """Prints the test table, the report in words, and `lines`: where things are and what to run next."""
     metrics = report.short_metrics()
     shown = [name for name in metrics if name != "temperature" and not name.endswith("_unscaled")]
     table = Table(show_edge=False, pad_edge=False)

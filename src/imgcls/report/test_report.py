@@ -73,7 +73,7 @@ def confused_pairs(confusion: np.ndarray, names: np.ndarray) -> pd.DataFrame:
 
 
 def write_report(report: Report, folder: Path, spec: DataSpec) -> None:
-    """Writes the numbers: metrics.json, per_class.csv, confusion_matrix.csv, confused_pairs.csv, predictions.csv."""
+    """Writes metrics.json, per_class.csv, confusion_matrix.csv, confused_pairs.csv and predictions.csv."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "metrics.json").write_text(json.dumps(report.metrics, indent=2) + "\n")
     report.per_class.to_csv(folder / "per_class.csv", index=False)

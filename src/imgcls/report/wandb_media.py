@@ -13,7 +13,7 @@ PICTURES = {"confusion_picture": "confusion_matrix", "reliability": "reliability
 
 
 def log_to_wandb(run: "Run", report: Report, folder: Path, spec: DataSpec) -> None:
-    """Logs the confusion matrix, the tables, the worst mistakes with their pictures, and the pictures in `folder`."""
+    """Logs the confusion matrix, the tables, the worst mistakes, and the pictures that lie in `folder`."""
     import wandb
 
     with optional("record in W&B"):
@@ -40,8 +40,8 @@ def table_of_mistakes(report: Report) -> "Table":
     import wandb
 
     table = wandb.Table(columns=["picture", "evidence", "target", "prediction", "confidence", "name"])
-    for mistake in report.mistakes:
-        evidence = None if mistake.evidence is None else wandb.Image(mistake.evidence)
-        words = (mistake.target, mistake.prediction, mistake.confidence, mistake.name)
-        table.add_data(wandb.Image(mistake.picture), evidence, *words)
+    for one in report.mistakes:
+        evidence = None if one.evidence is None else wandb.Image(one.evidence)
+        words = (one.target, one.prediction, one.confidence, one.name)
+        table.add_data(wandb.Image(one.picture), evidence, *words)
     return table

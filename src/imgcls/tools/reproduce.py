@@ -1,4 +1,4 @@
-"""imgcls reproduce: trains a run once more, and says whether metrics and weights are the same, bit for bit."""
+"""imgcls reproduce: trains a run once more, and says whether metrics and weights are the same to the bit."""
 
 import contextlib
 import json
@@ -29,8 +29,13 @@ class ReproduceConfig:
 
 @verb("reproduce", ReproduceConfig)
 def main(config: ReproduceConfig, run_dir: Path) -> None:
-    """Trains with the config of a finished run, where it was started, and compares. Of its loggers only the CSV is
-    kept: a sweep's record elsewhere gets no second run. Raises UserError where the result differs."""
+    """Trains with the config of a finished run, where it was started, and compares.
+
+    Of its loggers only the CSV is kept: a sweep's record elsewhere gets no second run.
+
+    Raises:
+        UserError: the result differs.
+    """
     given = config.run
     from imgcls.commands import train
     from imgcls.engine.ranks import single_job
@@ -66,7 +71,7 @@ def main(config: ReproduceConfig, run_dir: Path) -> None:
 
 
 def say_changes(original: Path) -> None:
-    """Warns of config values that were changed at a resume: with them from the start, it is another training."""
+    """Warns of config values that were changed at a resume: from the start on, they make another training."""
     path = original / "environment.json"
     for entry in json.loads(path.read_text()).get("resumed", []) if path.is_file() else []:
         for line in entry.get("changed", []):
@@ -98,7 +103,7 @@ def report(original: Path, again: Path) -> None:
 
 
 def uncommitted(one: Path, other: Path) -> list[str]:
-    """Returns how the code of a run that was not committed differs from that of another run, a line each file."""
+    """Returns how the uncommitted code of a run differs from that of another run, a line for each file."""
     before, now = (file_diffs(path / "git.diff") for path in (one, other))
     lines = []
     for name, text in before.items():

@@ -1,7 +1,7 @@
 """imgcls bench: measures what a training costs beyond the network's own arithmetic.
 
-Three things are measured in turns, in one process, so that a machine that is busy with something else slows all
-of them alike:
+Three things are measured in turns, in one process, so that a machine that is busy with something else slows
+all of them alike:
 
 - floor: forward, backward and optimizer step on one batch that lies on the device, in a bare loop;
 - loader: the batches alone, as training gets them;

@@ -1,4 +1,4 @@
-"""TakeTurns callback: interrupts a training now and then, and lets the bare network and the loader run instead."""
+"""TakeTurns callback: interrupts a training, and lets the bare network and the loader run in turns."""
 
 import copy
 import itertools
@@ -30,7 +30,7 @@ PROFILED_STEPS = 20
 
 
 class TakeTurns(Callback):
-    """Measures images a second of the training that it is a callback of, of the bare network, and of the loader.
+    """Measures images a second of the training it is in, of the bare network, and of the loader.
 
     Args:
         seconds: that each turn lasts.
@@ -106,7 +106,7 @@ class TakeTurns(Callback):
 
 
 def bare_steps(trainer: Trainer, classifier: ImageClassifier, batch: Batch) -> Callable[[int], None]:
-    """Returns a function that takes n steps of a copy of the network on one batch, with nothing around them."""
+    """Returns a function that takes n steps of a copy of the network on one batch, and does nothing else."""
     whole: nn.Module = copy.deepcopy(classifier.network)
     # Features that were computed once (imgcls.callbacks.finetune) need the head alone.
     probed = batch.images.is_floating_point()

@@ -79,9 +79,8 @@ def report(config: InspectConfig, run_dir: Path) -> None:
         **findings(listing, table, config.near, options.get("bits")),
     }
     run_dir.mkdir(parents=True, exist_ok=True)
-    found["excluded"] = (
-        0 if isinstance(data, MemoryDataModule) else write_exclude(found, run_dir / "exclude.txt")
-    )
+    in_files = not isinstance(data, MemoryDataModule)
+    found["excluded"] = write_exclude(found, run_dir / "exclude.txt") if in_files else 0
     unreadable = {listing.reader.paths[i] for i in table.index[table["reason"].notna()]}
     samples = [] if data is None or refused else draw_samples(data, unreadable, config.samples)
     reason = "training refuses this data" if refused else "no image can be read"
@@ -94,7 +93,7 @@ def report(config: InspectConfig, run_dir: Path) -> None:
 def prepared(
     options: dict[str, Any], augment: "Augment", seed: int
 ) -> "tuple[ImageDataModule | None, str | None]":
-    """Returns the datamodule as training has it (None where it can't be made), and what training says against the data.
+    """Returns the datamodule as training has it (None: it can't be made), and why training refuses the data.
 
     Raises:
         UserError: the mistake is in the config.

@@ -1,9 +1,9 @@
 """Copies in a set: finds pictures that are there more than once, also those encoded anew or resized.
 
-Two pictures are duplicates where all their pixels are the same, also in files of different formats. They are near
-duplicates where at most so many of the 63 bits of their perceptual hashes differ (pHash: signs of the lowest
-frequencies around their median; Zauner 2010) and thumbnails of 8×8 pixels agree as well. Mirrored and turned copies
-are not found; among pictures that all look alike, look-alikes are found too.
+Two pictures are duplicates where all their pixels are the same, also in files of different formats. They are
+near duplicates where at most so many of the 63 bits of their perceptual hashes differ (pHash: signs of the
+lowest frequencies around their median; Zauner 2010) and thumbnails of 8×8 pixels agree as well. Mirrored and
+turned copies are not found; among pictures that all look alike, look-alikes are found too.
 """
 
 import itertools
@@ -28,8 +28,8 @@ def duplicates(good: pd.DataFrame) -> list[list[int]]:
 
 
 def near_duplicates(good: pd.DataFrame, distance: int) -> list[list[int]]:
-    """Returns groups of rows whose pictures are near duplicates, in a chain at least; a picture that is there more
-    than once is in them once."""
+    """Returns groups of rows; in a group each picture is a near duplicate of another one. Of the same picture in
+    several files one is taken."""
     rows = good.drop_duplicates("digest", keep="last")  # test comes last
     if not len(rows):
         return []
@@ -45,8 +45,9 @@ def near_duplicates(good: pd.DataFrame, distance: int) -> list[list[int]]:
 def to_compare(hashes: np.ndarray, brightness: np.ndarray, distance: int) -> np.ndarray:
     """Returns the pairs `(P, 2)` of places in `hashes (N,) uint64` that differ in at most `distance` bits.
 
-    Where more than CROWD pictures have one hash, as blank ones do, each is compared with the CROWD that follow it in
-    brightness, and CROWD of them stand for all against other hashes: the work does not grow with N squared.
+    Where more than CROWD pictures have one hash, as blank ones do, each is compared with the CROWD that
+    follow it in brightness, and CROWD of them stand for all against other hashes: the work does not grow with
+    N squared.
     """
     order = np.lexsort((brightness, hashes))
     ordered = hashes[order]
@@ -61,9 +62,10 @@ def to_compare(hashes: np.ndarray, brightness: np.ndarray, distance: int) -> np.
 
 
 def near_pairs(hashes: np.ndarray, distance: int) -> np.ndarray:
-    """Returns the pairs `(P, 2)` of places in `hashes (N,) uint64` that differ in at most `distance` < BANDS bits.
+    """Returns the pairs `(P, 2)` of places in `hashes (N,) uint64` that differ in at most `distance` bits.
 
-    Such two agree in all bits of one band at least, so only those that do are compared (Norouzi et al. 2012).
+    `distance` is less than BANDS, so that two such hashes agree in all bits of one band at least: only
+    those that do are compared (Norouzi et al. 2012).
     """
     found, width = [np.zeros((0, 2), np.int64)], 63 // BANDS
     for band in range(BANDS):
@@ -92,7 +94,7 @@ def alike(thumbs: np.ndarray, pairs: np.ndarray) -> np.ndarray:
 
 
 def described(table: pd.DataFrame, groups: list[list[int]]) -> list[dict[str, Any]]:
-    """Returns each group of copies, the one that stays first; leaks come first, then those with two labels."""
+    """Returns the groups, in each the copy that stays first; leaks come first, then those with two labels."""
     out = list[dict[str, Any]]()
     for group in groups:
         images = table.loc[group, ["file", "split", "label"]].to_dict("records")

@@ -1,4 +1,4 @@
-"""Findings of `imgcls inspect`: turns the table of a scan into the facts of inspect.json and into exclude.txt."""
+"""Findings of `imgcls inspect`: turns the table of a scan into the facts of inspect.json, and exclude.txt."""
 
 import math
 from pathlib import Path
@@ -40,7 +40,7 @@ def findings(listing: Listing, table: pd.DataFrame, near: int | None, bits: int 
 
 
 def absent(counts: pd.DataFrame) -> dict[str, dict[str, list[str]]]:
-    """Returns the classes that a split lacks: the splits that have images of the class, and those that have not."""
+    """Returns the classes that a split lacks: which splits have images of the class, and which have none."""
     return {
         str(label): {"in": [split for split in row if row[split]], "not_in": [s for s in row if not row[s]]}
         for label, row in counts.T.to_dict().items()
@@ -49,18 +49,17 @@ def absent(counts: pd.DataFrame) -> dict[str, dict[str, list[str]]]:
 
 
 def sizes(good: pd.DataFrame) -> dict[str, Any]:
-    """Returns the most frequent sizes in pixels, and the least, the middle and the largest width and height."""
+    """Returns the most frequent sizes in pixels, and the minimum, median and maximum of width and height."""
     counts = good.value_counts(["width", "height"]).reset_index(name="images")
     frequent = {f"{row.width}×{row.height}": row.images for row in counts.head(10).itertuples()}
-    out: dict[str, Any] = {"sizes": frequent, "different_sizes": len(counts)}
-    for side in ("width", "height") if len(good) else ():
-        out[side] = good[side].describe()[["min", "50%", "max"]].to_dict()
-    return out
+    sides = ("width", "height") if len(good) else ()
+    ranges = {side: good[side].describe()[["min", "50%", "max"]].to_dict() for side in sides}
+    return {"sizes": frequent, "different_sizes": len(counts), **ranges}
 
 
 def statistics(train: pd.DataFrame) -> dict[str, Any]:
-    """Returns mean and standard deviation of each channel over the pixels in [0, 1] of the training images, each
-    image counting alike, and the overrides that set them; and the largest class against the smallest."""
+    """Returns mean and standard deviation of each channel over the pixels in [0, 1], each image counting
+    alike, and the overrides that set them; and the largest class against the smallest."""
     if not len(train):
         return {"mean": None, "std": None, "override": None, "imbalance": None}
     mean, square = (np.stack(train[name].tolist()).mean(0) for name in ("mean", "square"))
@@ -74,8 +73,9 @@ def statistics(train: pd.DataFrame) -> dict[str, Any]:
 
 
 def depths(table: pd.DataFrame, bits: int | None) -> list[dict[str, Any]]:
-    """Returns for each type of numbers of images of more than 8 bits: how many there are, the largest number, what is
-    white, and how many bits hold all of them, with the override that says so where that is not what is white now."""
+    """Returns the facts of images of more than 8 bits for each type of their numbers: how many images, the
+    largest number, what is white, how many bits are used, and the override that makes the largest of these
+    bits white."""
     out = []
     for numbers, rows in table[table["numbers"] != ""].groupby("numbers"):
         white, peak = float(rows["white"].max()) if bits is None else 2.0**bits - 1, float(rows["peak"].max())
@@ -87,10 +87,10 @@ def depths(table: pd.DataFrame, bits: int | None) -> list[dict[str, Any]]:
 
 
 def write_exclude(found: dict[str, Any], path: Path) -> int:
-    """Writes the list that `data.exclude=FILE` takes: files that can't be read, and of each picture all copies but one.
+    """Writes the list for `data.exclude=FILE`: unreadable files, and of each picture all copies but one.
 
-    The copy that stays is in test where there is one, else in val; no test copy of a leak is listed. Returns how many
-    files are listed.
+    The copy that stays is in test where there is one, else in val; no test copy of a leak is listed. Returns
+    how many files are listed.
     """
     # A folder can't be listed, and deep files are no fault of their own: data.bits mends them.
     bad = (item for item in found["unreadable"] if "folder" not in item and not item["numbers"])

@@ -56,14 +56,14 @@ def class_counts(found: dict[str, Any]) -> pd.DataFrame:
 
 
 def draw_counts(found: dict[str, Any]) -> Figure:
-    """Draws how many images each class has, by split: up to 60 classes by name, more of them largest first."""
+    """Draws how many images each class has, by split: up to 60 classes by name, more of them by size."""
     counts = class_counts(found)
     named, many = counts.rename(index=lambda name: shortened(plain(name), 24)), len(counts) > 60
     if many:
         named = named.iloc[(-counts.sum(axis=1)).argsort()]
     figure = Figure(figsize=(8, 4 if many else max(2.0, 0.26 * len(counts) + 1)), layout="constrained")
-    axes, colours = figure.subplots(), [COLOURS[str(split)] for split in counts]
-    named.plot.barh(ax=axes, stacked=True, width=1 if many else 0.8, color=colours, xlabel="images")  # type: ignore[arg-type]
+    axes, look = figure.subplots(), {"stacked": True, "width": 1 if many else 0.8, "color": COLOURS}
+    named.plot.barh(ax=axes, xlabel="images", **look)  # type: ignore[arg-type]
     axes.invert_yaxis()
     axes.set_ylabel(f"{len(counts):,} classes, largest first" if many else "")
     if many:

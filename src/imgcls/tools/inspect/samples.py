@@ -12,7 +12,8 @@ from imgcls.data.module import ImageDataModule
 
 
 def draw_samples(data: ImageDataModule, unreadable: set[str], number: int) -> list[tuple[Tensor, str]]:
-    """Returns training images `(C, H, W) uint8` as the network sees them, but for the normalisation, and their labels.
+    """Returns training images `(C, H, W) uint8` as the network sees them, not normalised, and their labels.
+
     There are fewer than `number` where fewer images can be read."""
     dataset, spec = data.sets["train"], data.spec
     order = EpochSampler(len(dataset), data.seed, shuffle=True, training=True)

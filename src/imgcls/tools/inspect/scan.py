@@ -173,7 +173,7 @@ def list_files(folders: dict[str, Path], options: dict[str, Any]) -> Listing:
 
 
 def list_memory(data: MemoryDataModule, options: dict[str, Any]) -> Listing:
-    """Lists the images of a set in memory, in the splits that it has of its own; `options` is the config `data`."""
+    """Lists the images of a set in memory, in the splits of its own; `options` is the config `data`."""
     loaded = {split: found for split in SPLITS if (found := data.load(split)) is not None}
     rows, names = list[tuple[str, str, str]](), data.spec.class_names
     for split, dataset in loaded.items():

@@ -84,7 +84,7 @@ def pack(data: "ImageFolder", out: Path, config: PackConfig) -> None:
 
 @contextmanager
 def whole(out: Path) -> Iterator[Path]:
-    """Yields a hidden directory beside `out` to write to, which takes its name at the end; else nothing stays.
+    """Yields a hidden directory, which takes the name `out` at the end; after an error nothing stays.
 
     Raises:
         UserError: another process writes to it, or the disk does not take it.

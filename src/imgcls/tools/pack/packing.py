@@ -1,4 +1,4 @@
-"""Pack writer: writes what data/packed.py and data/streaming.py read, the images of each split, a table, a manifest."""
+"""Pack writer: writes the images, tables and manifest that data/packed.py and data/streaming.py read."""
 
 import json
 import logging
@@ -40,7 +40,7 @@ class Form(NamedTuple):
 
 
 class Encoder(Dataset[tuple[Tensor, int, int] | str]):
-    """Images as they are stored: `(bytes (n,) uint8, height, width)`, or what is wrong with one. Runs in workers."""
+    """Images as they are stored, `(bytes (n,) uint8, height, width)`, or what is wrong with an image."""
 
     def __init__(self, dataset: FolderImages, form: Form) -> None:
         self.dataset, self.form = dataset, form
@@ -176,7 +176,7 @@ def describe(table: np.ndarray, spec: DataSpec, split: str) -> SplitFacts:
 
 
 def at_most(spec: DataSpec, largest: int) -> DataSpec:
-    """Returns the spec with an image size that is no more than the `largest` short side that is stored, in pixels."""
+    """Returns the spec with an image size that is at most the `largest` short side in the pack, in pixels."""
     if largest >= spec.image_size:
         return spec
     words = "training on it is at %d pixels, as no image has more; data.image_size=%d would enlarge them"
