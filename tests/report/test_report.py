@@ -263,8 +263,8 @@ def test_trained_with_a_temperature(run: Callable[..., None], capfd: pytest.Capt
         assert scaled[f"test/{name}_unscaled"] == plain[f"test/{name}"] > scaled[f"test/{name}"]
     checkpoint = torch.load("scaled/checkpoints/best.ckpt", weights_only=True)
     assert checkpoint["temperature"] == scaled["test/temperature"] != 1
-    kept = sorted(path.name for path in Path("scaled/checkpoints").iterdir())
-    assert checkpoint["optimizer_states"] and kept == ["best.ckpt", "last.ckpt", "previous.ckpt"]
+    files = sorted(path.name for path in Path("scaled/checkpoints").iterdir())
+    assert checkpoint["optimizer_states"] and files == ["best.ckpt", "last.ckpt", "previous.ckpt"]
     assert not set(plain) & {"test/temperature", "test/loss_unscaled"}
     assert f"temperature: {scaled['test/temperature']:g}: loss" in said.out and "most confused: " in said.out
     frame = pd.read_csv("scaled/test/predictions.csv")

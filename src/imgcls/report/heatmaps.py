@@ -31,10 +31,11 @@ def grad_cam(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
     score = logits.gather(1, classes[:, None]).sum()
     for output in reversed([output for output in features if output.shape == features[-1].shape]):
         (gradient,) = torch.autograd.grad(score, output, retain_graph=True, materialize_grads=True)
-        maps, gradients = as_maps(output.detach()), as_maps(gradient)
-        assert maps is not None and gradients is not None
-        if gradients.any():
+        gradients = as_maps(gradient)
+        if gradients is not None and gradients.any():
             break
+    maps = as_maps(output.detach())
+    assert maps is not None and gradients is not None
     heat = (gradients.mean((2, 3), keepdim=True) * maps).sum(1).relu()
     return heat / heat.amax((1, 2), keepdim=True).clamp_min(1e-12)
 

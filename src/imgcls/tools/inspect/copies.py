@@ -28,8 +28,10 @@ def duplicates(good: pd.DataFrame) -> list[list[int]]:
 
 
 def near_duplicates(good: pd.DataFrame, distance: int) -> list[list[int]]:
-    """Returns groups of rows; in a group each picture is a near duplicate of another one. Of the same picture in
-    several files one is taken."""
+    """Returns groups of rows; in a group each picture is a near duplicate of another one.
+
+    Of the same picture in several files one is taken.
+    """
     rows = good.drop_duplicates("digest", keep="last")  # test comes last
     if not len(rows):
         return []

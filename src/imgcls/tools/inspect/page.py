@@ -62,8 +62,8 @@ def draw_counts(found: dict[str, Any]) -> Figure:
     if many:
         named = named.iloc[(-counts.sum(axis=1)).argsort()]
     figure = Figure(figsize=(8, 4 if many else max(2.0, 0.26 * len(counts) + 1)), layout="constrained")
-    axes, look = figure.subplots(), {"stacked": True, "width": 1 if many else 0.8, "color": COLOURS}
-    named.plot.barh(ax=axes, xlabel="images", **look)  # type: ignore[arg-type]
+    axes, bars, width = figure.subplots(), named.plot.barh, 1 if many else 0.8
+    bars(ax=axes, stacked=True, width=width, color=COLOURS, xlabel="images")  # type: ignore[arg-type]
     axes.invert_yaxis()
     axes.set_ylabel(f"{len(counts):,} classes, largest first" if many else "")
     if many:
