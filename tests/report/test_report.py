@@ -1,4 +1,4 @@
-"""The test report, from known predictions to pictures and a page; Grad-CAM; temperature scaling."""
+"""The test report, from known predictions to pictures and a page; temperature scaling."""
 
 import json
 import logging
@@ -19,11 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 from support.command import imgcls
 from support.pages import HOSTILE, elements
-from timm.models.swin_transformer import SwinTransformer as TimmSwin
-from timm.models.vision_transformer import VisionTransformer as TimmViT
 from torch import Tensor, nn
-from torchvision.models.swin_transformer import SwinTransformer
-from torchvision.models.vision_transformer import VisionTransformer
 
 from imgcls.__main__ import main
 from imgcls.data.batch import Batch
@@ -31,10 +27,11 @@ from imgcls.data.memory import MemoryImages
 from imgcls.engine.calibration import fit_temperature
 from imgcls.engine.checkpoint import add_to_checkpoint
 from imgcls.errors import UserError
+from imgcls.report import report_page
 from imgcls.report.figures import draw_confusion, reliability
-from imgcls.report.heatmaps import grad_cam
-from imgcls.report.test_page import draw_report
-from imgcls.report.test_report import Report, confused_pairs, make_report, print_summary, write_report
+from imgcls.report.report_page import draw_report
+from imgcls.report.summary import print_summary
+from imgcls.report.test_report import Report, confused_pairs, make_report, write_report
 from imgcls.tasks.classification import ImageClassifier
 from imgcls.tasks.loading import load_checkpoint
 from imgcls.tasks.metrics import Predictions
@@ -115,75 +112,6 @@ def test_reliability_by_hand() -> None:
     assert bins.loc[9].tolist() == pytest.approx([0.5, 0.635, 0.4])  # 9/15 is 0.6
     assert bins.loc[14].tolist() == pytest.approx([2 / 3, 2.92 / 3, 0.6])
     assert bins.drop([9, 14]).isna().all(axis=None)
-
-
-# Grad-CAM
-
-
-class Corner(nn.Module):
-    """Class 0 speaks for bright places, class 1 for dark ones; what a heat map must show is known."""
-
-    def __init__(self, last_channels: bool, in_place: bool) -> None:
-        super().__init__()
-        self.maps = nn.Conv2d(1, 3, 1)
-        with torch.no_grad():
-            self.maps.weight.copy_(torch.tensor([1.0, -1.0, 0.0]).view(3, 1, 1, 1))
-            assert self.maps.bias is not None
-            self.maps.bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
-        self.last = nn.ReLU(inplace=in_place)
-        self.last_channels, self.in_place = last_channels, in_place
-
-    def forward(self, images: Tensor) -> Tensor:
-        maps = self.maps(images)
-        maps = self.last(maps.permute(0, 2, 3, 1) if self.last_channels else maps)
-        if self.in_place:
-            maps.add_(1)
-        return maps.mean((1, 2) if self.last_channels else (2, 3))[:, :2]
-
-
-@pytest.mark.parametrize("last_channels", [False, True])
-@pytest.mark.parametrize("in_place", [False, True])
-@pytest.mark.parametrize("frozen", [False, True])
-def test_grad_cam_finds_the_corner(last_channels: bool, in_place: bool, frozen: bool) -> None:
-    network = Corner(last_channels, in_place).requires_grad_(not frozen)
-    images = torch.zeros(2, 1, 4, 4)
-    images[0, 0, 0, 0], images[1, 0, 3, 2] = 1.0, 0.5
-    heat = grad_cam(network, images, torch.tensor([0, 0]))
-    torch.testing.assert_close(heat, images[:, 0] / images.amax((1, 2, 3))[:, None, None])
-    torch.testing.assert_close(grad_cam(network, images, torch.tensor([1, 1]))[0], 1 - images[0, 0])
-    assert all(p.grad is None for p in network.parameters()) and torch.is_grad_enabled()
-    assert not any(m._forward_hooks for m in network.modules())
-
-
-TOKENS: dict[str, Any] = {
-    "image_size": 32,
-    "patch_size": 8,
-    "num_layers": 1,
-    "num_heads": 1,
-    "hidden_dim": 12,
-    "mlp_dim": 12,
-}
-SWIN: dict[str, Any] = {"embed_dim": 12, "depths": [1, 1], "num_heads": [1, 1]}
-
-
-@pytest.mark.parametrize(
-    ("network", "side"),
-    [
-        (SwinTransformer([4, 4], window_size=[4, 4], num_classes=3, **SWIN), 4),
-        (TimmSwin(img_size=32, patch_size=4, window_size=4, num_classes=3, **SWIN), 4),
-        (VisionTransformer(**TOKENS, num_classes=3), None),
-        (TimmViT(img_size=32, patch_size=8, embed_dim=12, depth=1, num_heads=1, num_classes=3), None),
-        (nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 3)), None),
-    ],
-    ids=["torchvision swin", "timm swin", "torchvision vit", "timm vit", "linear"],
-)  # fmt: skip
-def test_grad_cam_of_tokens(network: nn.Module, side: int | None) -> None:
-    images = torch.randn(2, 3, 32, 32)
-    if side is None:
-        with pytest.raises(ValueError, match="tokens|no layer"):
-            grad_cam(network, images, torch.tensor([0, 2]))
-    else:
-        assert grad_cam(network, images, torch.tensor([0, 2])).shape == (2, side, side)
 
 
 # The whole report
@@ -277,7 +205,7 @@ def test_a_failed_picture_is_one_line(tmp_path: Path, caplog: Any, monkeypatch: 
 
     monkeypatch.setattr(dataset, "picture", picture)
     monkeypatch.setattr(classifier, "network", nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
-    monkeypatch.setattr("imgcls.report.test_page.draw_reliability", lambda *_: 1 / 0)
+    monkeypatch.setattr(report_page, "draw_reliability", lambda *_: 1 / 0)
     with caplog.at_level(logging.WARNING):
         text = write(classifier, dataset, report, tmp_path)
     assert [record.getMessage() for record in caplog.records] == [
@@ -336,7 +264,8 @@ def test_trained_with_a_temperature(run: Callable[..., None], capfd: pytest.Capt
         assert scaled[f"test/{name}_unscaled"] == plain[f"test/{name}"] > scaled[f"test/{name}"]
     checkpoint = torch.load("scaled/checkpoints/best.ckpt", weights_only=True)
     assert checkpoint["temperature"] == scaled["test/temperature"] != 1
-    assert checkpoint["optimizer_states"] and sorted(p.name for p in Path("scaled/checkpoints").iterdir()) == ["best.ckpt", "last.ckpt", "previous.ckpt"]  # fmt: skip
+    files = sorted(path.name for path in Path("scaled/checkpoints").iterdir())
+    assert checkpoint["optimizer_states"] and files == ["best.ckpt", "last.ckpt", "previous.ckpt"]
     assert not set(plain) & {"test/temperature", "test/loss_unscaled"}
     assert f"temperature: {scaled['test/temperature']:g}: loss" in said.out and "most confused: " in said.out
     frame = pd.read_csv("scaled/test/predictions.csv")
@@ -366,12 +295,13 @@ def test_a_sharded_network_has_a_temperature_and_no_heat() -> None:
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
 @pytest.mark.parametrize(("width", "classes"), [(390, 10), (1100, 100)])
 def test_the_page_in_a_browser(width: int, classes: int, tmp_path: Path) -> None:
-    """All pictures are shown, nothing is wider than the window, and the console has no error. A large confusion matrix
-    leads to its file."""
+    """All pictures are shown, nothing is wider than the window, and the console has no error. A large
+    confusion matrix leads to its file."""
     text = write(*known(classes, 200, 3, 32, 0.2), tmp_path)
     assert ('<a href="confusion_matrix.png"' in text) == (classes > 20)
     script = """<script>addEventListener("load", () => document.title = JSON.stringify({
-        pictures: document.images.length, shown: [...document.images].filter(i => i.naturalWidth && i.width > 50).length,
+        pictures: document.images.length,
+        shown: [...document.images].filter(i => i.naturalWidth && i.width > 50).length,
         wide: document.documentElement.scrollWidth > innerWidth}))</script></body>"""
     (tmp_path / "index.html").write_text(text.replace("</body>", script))
     command = [

@@ -64,7 +64,7 @@ class Fails(Callback):
 
 def test_an_error_within_the_turns_is_shown(said: Callable[..., str]) -> None:
     streams = sys.stdout, sys.stderr
-    message = said("bench", *SHORT, "logger=csv", "+callbacks.fails._target_=test_bench.Fails")
+    message = said("bench", *SHORT, "logger=csv", "+callbacks.fails._target_=tools.test_bench.Fails")
     assert message == "imgcls bench: it fails within the turns"
     assert (sys.stdout, sys.stderr) == streams  # no bar has them still
 
@@ -123,7 +123,7 @@ def test_cuda_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         "train",
         "data.batch_size=64",
         "trainer.max_epochs=2",
-        "+callbacks.no_waits._target_=test_bench.NoWaits",
+        "+callbacks.no_waits._target_=tools.test_bench.NoWaits",
     ]
     monkeypatch.setattr(sys, "argv", ["imgcls", *arguments])
     main()
@@ -134,7 +134,8 @@ def test_scipy_signal_is_there_when_it_is_used(first: str) -> None:
     """Also where torchmetrics, which leaves it alone, was imported first."""
     check(
         f"import sys {first and ', ' + first}; assert isinstance(sys.modules['scipy.signal'], Later);"
-        "import scipy, scipy.signal; from scipy.signal import convolve; assert convolve([1, 2], [3]).tolist() == [3, 6];"
+        "import scipy, scipy.signal; from scipy.signal import convolve;"
+        "assert convolve([1, 2], [3]).tolist() == [3, 6];"
         "import scipy.signal.windows; assert len(scipy.signal.windows.hann(4)) == 4;"
         "assert not isinstance(sys.modules['scipy.signal'], Later)"
     )
@@ -143,9 +144,11 @@ def test_scipy_signal_is_there_when_it_is_used(first: str) -> None:
 @pytest.mark.slow
 def test_metrics_can_be_plotted() -> None:
     check(
-        "import sys, torch; from torchmetrics.classification import BinaryAccuracy; metric = BinaryAccuracy();"
+        "import sys, torch; from torchmetrics.classification import BinaryAccuracy;"
+        "metric = BinaryAccuracy();"
         "assert 'matplotlib' not in sys.modules; metric.update(torch.ones(2), torch.ones(2));"
-        "figure, axes = metric.plot(); from matplotlib.figure import Figure; assert isinstance(figure, Figure)"
+        "figure, axes = metric.plot(); from matplotlib.figure import Figure;"
+        "assert isinstance(figure, Figure)"
     )
 
 
@@ -161,7 +164,8 @@ def test_the_first_step_comes_soon(tmp_path: Path) -> None:
     script = tmp_path / "first_step.py"
     script.write_text(
         "import time\nfrom lightning.pytorch import Callback\nclass FirstStep(Callback):\n"
-        "    def on_train_batch_end(self, trainer, *_):\n        print('step', trainer.global_step, time.time(), flush=True)\n"
+        "    def on_train_batch_end(self, trainer, *_):\n"
+        "        print('step', trainer.global_step, time.time(), flush=True)\n"
     )
     times = []
     for _ in range(3):

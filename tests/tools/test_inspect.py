@@ -1,4 +1,4 @@
-"""imgcls inspect: each fault that is planted is found, a clean set has none, and data.exclude leaves files out."""
+"""imgcls inspect: each planted fault is found, a clean set has none, and data.exclude leaves files out."""
 
 import json
 import os
@@ -28,7 +28,8 @@ from imgcls.data.imagefolder import ImageFolder
 from imgcls.data.loading import listing as index
 from imgcls.errors import UserError
 from imgcls.tools.inspect.command import InspectConfig
-from imgcls.tools.inspect.scan import look, near_duplicates, near_pairs, to_compare
+from imgcls.tools.inspect.copies import near_duplicates, near_pairs, to_compare
+from imgcls.tools.inspect.scan import look
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
 Run = Callable[..., tuple[dict[str, Any], str, Path]]
@@ -124,8 +125,10 @@ def test_planted_faults(run: Run, broken: Path) -> None:
     assert found["sizes"] == {"64×64": 52, "58×58": 1}
     for words in (
         "LEAK: the same picture in more than one split (1)\n  test/cat/1.jpg  =  train/cat/leak.jpg",
-        "train/cat/zero.jpg: the file is empty", "owl: in val, not in train, test", "leave 8 files out: data.exclude=runs/",
-    ):  # fmt: skip
+        "train/cat/zero.jpg: the file is empty",
+        "owl: in val, not in train, test",
+        "leave 8 files out: data.exclude=runs/",
+    ):
         assert words in printed
     assert listed(folder / "exclude.txt") == {
         *UNREADABLE,
@@ -470,7 +473,8 @@ def test_the_page_in_a_browser(run: Run, broken: Path) -> None:
     _, _, folder = run(f"data.root={broken}", *SMALL)
     text = (folder / "index.html").read_text()
     assert "<script" not in text and "http" not in text
-    probe = "<script>addEventListener('load', () => document.title = [...document.images].map(i => i.naturalWidth))</script>"
+    widths_of = "document.title = [...document.images].map(i => i.naturalWidth)"
+    probe = f"<script>addEventListener('load', () => {widths_of})</script>"
     (folder / "probe.html").write_text(text.replace("</head>", f"{probe}</head>"))
     for name in ("index.html", "probe.html"):
         command = [

@@ -34,7 +34,8 @@ def test_the_same_and_not_the_same(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With a relative path in the config, dropout, erasing and EMA; from another folder; then with a result that was changed."""
+    """With a relative path, dropout, erasing and EMA; from another folder; then with a result that was
+    changed."""
     data = (
         "data=imagefolder",
         "data.root=pictures",

@@ -25,7 +25,7 @@ def run_test(
     path: str | None = None,
 ) -> "Report | None":
     """Tests the checkpoint at `path` (none: the weights in memory); on rank 0 writes the report and returns it."""
-    from imgcls.report.test_page import draw_report
+    from imgcls.report.report_page import draw_report
     from imgcls.report.test_report import make_report, write_report
 
     metrics = trainer.test(classifier, datamodule=data, ckpt_path=path, verbose=False, weights_only=True)[0]

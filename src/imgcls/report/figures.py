@@ -1,4 +1,4 @@
-"""The pictures of a test report."""
+"""Figures of a test report: draws the confusion matrix, the reliability diagram and the worst mistakes."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -14,6 +15,8 @@ from torch.nn import functional as F
 from imgcls.tasks.metrics import BINS, confidence_bins
 
 SIDE = 160  # of a picture in a report, about, in pixels
+LIGHT_BLUE, BLUE, ORANGE = "#9ecae1", "#08519c", "#d94801"
+TICKS = [0, 0.01, 0.05, 0.1, 0.25, 0.5, 1]  # of the colours of shares
 
 
 @dataclass
@@ -21,7 +24,7 @@ class Mistake:
     """A sample that was taken for another class; pictures are `(H, W, 3) uint8`."""
 
     picture: np.ndarray
-    evidence: np.ndarray | None  # the picture under a heat map of what spoke for the predicted class
+    evidence: np.ndarray | None  # the picture under a heat map of the evidence for the predicted class
     target: str
     prediction: str
     confidence: float
@@ -31,75 +34,63 @@ class Mistake:
 def draw_confusion(confusion: np.ndarray, names: list[str]) -> Figure:
     """Draws the matrix, each row as shares of its class: with numbers up to 20 classes, with names up to 100.
 
-    Above 200 classes a cell stands for several, and has the largest of their shares: one alone could not be seen.
+    Above 200 classes a cell stands for several and has the largest of their shares: one could not be seen.
     """
     classes = len(names)
-    side = min(max(3.5, 0.45 * classes + 2.5), 15.0)
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     together = -(-classes // 200)
     shares = F.max_pool2d(torch.from_numpy(shares)[None], together, ceil_mode=True)[0].numpy()
+    side = min(max(3.5, 0.45 * classes + 2.5), 15.0)
     figure = Figure(figsize=(side, side), layout="constrained")
-    title = (
-        "Images of each true class, and (colour) their share" if classes <= 20 else "Share of each true class"
-    )
-    figure.suptitle(title + (f", the largest of {together}×{together}" if together > 1 else ""))
     axes = figure.subplots()
     shown = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))  # a few in a hundred can be seen too
     axes.set(xlabel="predicted", ylabel="true", xticks=[], yticks=[])
     if classes <= 100:
-        size = 9 if classes <= 20 else 8
-        short = [name if len(name) <= 20 else f"{name[:19]}…" for name in names]
+        size, short = 9 if classes <= 20 else 8, [shortened(name, 20) for name in names]
         axes.set_xticks(range(classes), short, rotation=90, fontsize=size, parse_math=False)
         axes.set_yticks(range(classes), short, fontsize=size, parse_math=False)
-    if classes > 20:
-        figure.colorbar(
-            shown,
-            shrink=0.4,
-            fraction=0.04,
-            pad=0.01,
-            ticks=[0, 0.01, 0.05, 0.1, 0.25, 0.5, 1],
-            format="{x:.0%}",
-        )
-        return figure
-    for row, column in np.ndindex(classes, classes):
-        if count := confusion[row, column]:
-            colour = "white" if shares[row, column] > 0.4 else "black"
-            axes.text(column, row, str(count), ha="center", va="center", fontsize=8, color=colour)
+    if classes <= 20:
+        figure.suptitle("Images of each true class, and (colour) their share")
+        write_counts(axes, confusion, shares)
+    else:
+        largest = f", the largest of {together}×{together}" if together > 1 else ""
+        figure.suptitle(f"Share of each true class{largest}")
+        figure.colorbar(shown, shrink=0.4, fraction=0.04, pad=0.01, ticks=TICKS, format="{x:.0%}")
     return figure
 
 
+def write_counts(axes: Axes, confusion: np.ndarray, shares: np.ndarray) -> None:
+    """Writes the number of images into each cell of a confusion matrix that has any."""
+    for row, column in np.argwhere(confusion):
+        colour = "white" if shares[row, column] > 0.4 else "black"
+        text = str(confusion[row, column])
+        axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+
+
 def reliability(confidences: np.ndarray, right: np.ndarray) -> pd.DataFrame:
-    """Returns, of each range of confidence: the share of the samples, their accuracy, their mean confidence."""
+    """Returns accuracy, mean confidence and share of the samples in each range of confidence."""
     place = confidence_bins(torch.tensor(confidences)).numpy()
     groups = pd.DataFrame({"accuracy": right, "confidence": confidences}).groupby(place)
     return groups.mean().assign(share=groups.size() / len(right)).reindex(range(BINS))
 
 
 def draw_reliability(bins: pd.DataFrame, before: pd.DataFrame | None, title: str) -> Figure:
-    """Draws accuracy against confidence (Guo et al. 2017), and how the samples spread; `before` the temperature too."""
+    """Draws accuracy and share of samples by confidence (Guo et al. 2017), also `before` the temperature."""
     figure = Figure(figsize=(5, 5.5), layout="constrained")
     upper, lower = figure.subplots(2, sharex=True, height_ratios=[3, 1])
     left = np.arange(BINS) / BINS
     upper.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=1, label="perfectly calibrated")
-    upper.bar(left, bins["accuracy"], 1 / BINS, align="edge", color="#9ecae1", edgecolor="white")
-    upper.plot(bins["confidence"], bins["accuracy"], "o", color="#08519c", markersize=4, label="accuracy")
-    lower.bar(left, bins["share"], 1 / BINS, align="edge", color="#9ecae1", edgecolor="white")
+    upper.bar(left, bins["accuracy"], 1 / BINS, align="edge", color=LIGHT_BLUE, edgecolor="white")
+    upper.plot(bins["confidence"], bins["accuracy"], "o", color=BLUE, markersize=4, label="accuracy")
+    lower.bar(left, bins["share"], 1 / BINS, align="edge", color=LIGHT_BLUE, edgecolor="white")
     if before is not None:
-        upper.plot(
-            before["confidence"],
-            before["accuracy"],
-            "x",
-            color="#d94801",
-            markersize=5,
-            label="before scaling",
-        )
-        edges = np.linspace(0, 1, BINS + 1)
-        lower.stairs(before["share"].fillna(0), edges, color="#d94801", label="before scaling")
+        old = {"color": ORANGE, "label": "before scaling"}
+        upper.plot(before["confidence"], before["accuracy"], "x", markersize=5, **old)
+        lower.stairs(before["share"].fillna(0), np.linspace(0, 1, BINS + 1), **old)
     upper.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1.02), title=title)
     lower.set(xlabel="confidence", ylabel="share of samples")
-    figure.legend(
-        *upper.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=9
-    )
+    legend = upper.get_legend_handles_labels()
+    figure.legend(*legend, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     return figure
 
 
@@ -113,12 +104,15 @@ def draw_mistakes(mistakes: list[Mistake]) -> Figure:
     for axes, mistake in zip(figure.axes, mistakes, strict=False):
         parts = [mistake.picture] if mistake.evidence is None else [mistake.picture, mistake.evidence]
         axes.imshow(np.hstack(parts), interpolation="nearest")
-        words = [
-            name if len(name) <= 24 else f"{name[:23]}…" for name in (mistake.target, mistake.prediction)
-        ]
-        text = f"true: {words[0]}\npredicted: {words[1]}, {mistake.confidence:.1%}"
+        target, prediction = (shortened(name, 24) for name in (mistake.target, mistake.prediction))
+        text = f"true: {target}\npredicted: {prediction}, {mistake.confidence:.1%}"
         axes.set_title(text, fontsize=9, loc="left", parse_math=False)
     return figure
+
+
+def shortened(name: str, most: int) -> str:
+    """Returns a name of at most so many characters."""
+    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def as_picture(image: Tensor) -> np.ndarray:

@@ -1,58 +1,78 @@
-"""Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391): where in an image a network finds its evidence for a class."""
+"""Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391): where an image has the evidence for a class."""
 
-from typing import Any
+import math
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+OTHER_TOKENS = 5  # at most, before those of the image's places: class, distillation, registers
+
 
 def grad_cam(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
-    """Returns the evidence for `classes (N,)` in `images (N, C, H, W)`, ready for the network: `(N, h, w)` in [0, 1].
+    """Returns the evidence for `classes (N,)` as heat maps `(N, h, w)` in [0, 1].
 
-    The maps are those of the last layer that has any, `h·w > 1`. The network is left in evaluation mode; its
-    parameters get no gradients, and no other process is talked to.
+    The maps are those of the last layer that has several places; a transformer's tokens are laid out as maps.
+    Where the head reads the class token alone, nothing depends on the last layer's other tokens: then the
+    last layer of the same shape counts whose tokens have an influence, the input of the last attention. The
+    network stays in evaluation mode; its parameters get no gradients, and no other process is talked to.
+
+    Args:
+        images: `(N, C, H, W)`, ready for the network.
 
     Raises:
-        ValueError: the network is sharded, or its last features are tokens (as a ViT's) or have no place.
+        ValueError: the network is sharded, or its features have no place.
     """
     if isinstance(network, FSDPModule):
         raise ValueError("the network is sharded over processes")
-    seen: list[Tensor] = []
+    logits, features = run_and_keep_features(network, images)
+    if not features:
+        raise ValueError("no layer has maps of more than one place")
+    score = logits.gather(1, classes[:, None]).sum()
+    for output in reversed([output for output in features if output.shape == features[-1].shape]):
+        (gradient,) = torch.autograd.grad(score, output, retain_graph=True, materialize_grads=True)
+        gradients = as_maps(gradient)
+        if gradients is not None and gradients.any():
+            break
+    maps = as_maps(output.detach())
+    assert maps is not None and gradients is not None
+    heat = (gradients.mean((2, 3), keepdim=True) * maps).sum(1).relu()
+    return heat / heat.amax((1, 2), keepdim=True).clamp_min(1e-12)
 
-    def keep(module: nn.Module, args: Any, output: Any) -> Tensor | None:
-        if not (isinstance(output, Tensor) and output.ndim in (3, 4) and is_spatial(output)):
+
+def run_and_keep_features(network: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Runs the network; returns its logits and the outputs of all layers with several places, in order."""
+    features: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: object, output: object) -> Tensor | None:
+        if not isinstance(output, Tensor) or len(output) != len(images) or as_maps(output) is None:
             return None
-        seen.append(output)
+        features.append(output)
         return output.clone()  # the next layer may work in place
 
     hooks = [module.register_forward_hook(keep) for module in network.modules()]
     try:
         with torch.enable_grad():  # of the images too: all parameters may be frozen
-            logits = network.eval().forward(
-                images.detach().requires_grad_()
-            )  # not compiled: that may pass hooks by
+            # forward, not the call: a compiled call may pass the hooks by
+            return network.eval().forward(images.detach().requires_grad_()), features
     finally:
         for hook in hooks:
             hook.remove()
-    if not seen or seen[-1].ndim == 3:
-        raise ValueError(
-            "its last features are tokens" if seen else "no layer has maps of more than one place"
-        )
-    (gradients,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), seen[-1])
-    maps = seen[-1].detach()
-    if channels_are_last(maps):
-        maps, gradients = maps.permute(0, 3, 1, 2), gradients.permute(0, 3, 1, 2)
-    heat = (gradients.mean((2, 3), keepdim=True) * maps).sum(1).relu()
-    return heat / heat.amax((1, 2), keepdim=True).clamp_min(1e-12)
 
 
-def is_spatial(output: Tensor) -> bool:
-    """Whether features have several places: tokens `(N, L, C)`, or maps, which are square as the images are."""
-    first, second, *last = output.shape[1:]
-    return first > 1 if not last else (second == last[0] > 1) or channels_are_last(output)
+def as_maps(features: Tensor) -> Tensor | None:
+    """Returns features as maps `(N, C, h, w)`; None where they do not have several places.
 
-
-def channels_are_last(maps: Tensor) -> bool:
-    """Whether maps are `(N, H, W, C)`."""
-    return maps.shape[1] == maps.shape[2] != maps.shape[3] and maps.shape[1] > 1
+    Maps are square, as images are, in either order of axes; of tokens `(N, L, C)` the last ones are places.
+    """
+    if features.ndim == 3:
+        side = math.isqrt(features.shape[1])
+        if side > 1 and features.shape[1] - side * side <= OTHER_TOKENS:
+            return features[:, -side * side :].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    elif features.ndim == 4:
+        first, second, third = features.shape[1:]
+        if first == second != third and first > 1:  # (N, h, w, C)
+            return features.permute(0, 3, 1, 2)
+        if second == third > 1:
+            return features
+    return None

@@ -1,15 +1,19 @@
-"""imgcls reproduce: a run once more, and whether metrics and weights are the same, bit for bit."""
+"""imgcls reproduce: trains a run once more, and says whether metrics and weights are the same to the bit."""
 
 import contextlib
 import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imgcls.config.paths import shown
 from imgcls.config.training import TrainConfig
 from imgcls.errors import UserError
 from imgcls.runs.record import rerooted
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +27,13 @@ class ReproduceConfig:
 
 
 def main(config: ReproduceConfig, run_dir: Path) -> None:
-    """Trains with the config of a finished run, where it was started, and compares. Of its loggers only the CSV is
-    kept: a sweep's record elsewhere gets no second run. Raises UserError where the result differs."""
+    """Trains with the config of a finished run, where it was started, and compares.
+
+    Of its loggers only the CSV is kept: a sweep's record elsewhere gets no second run.
+
+    Raises:
+        UserError: the result differs.
+    """
     given = config.run
     from imgcls.commands import train
     from imgcls.engine.ranks import single_job
@@ -60,15 +69,12 @@ def main(config: ReproduceConfig, run_dir: Path) -> None:
 
 
 def say_changes(original: Path) -> None:
-    """Says what of the run's config was another before a resume: from the start on, that is another training."""
+    """Warns of config values that were changed at a resume: from the start on, they make another training."""
     path = original / "environment.json"
     for entry in json.loads(path.read_text()).get("resumed", []) if path.is_file() else []:
         for line in entry.get("changed", []):
-            log.warning(
-                "the run was changed on the way, at %s: %s; it is run with the last value",
-                entry["time"],
-                line,
-            )
+            words = "the run was changed on the way, at %s: %s; it is run with the last value"
+            log.warning(words, entry["time"], line)
 
 
 def report(original: Path, again: Path) -> None:
@@ -95,55 +101,63 @@ def report(original: Path, again: Path) -> None:
 
 
 def uncommitted(one: Path, other: Path) -> list[str]:
-    """Returns what of the code that a run was made of, and that was not committed, another run was not made of."""
-
-    def diffs(path: Path) -> dict[str, str]:
-        text = path.read_text(errors="surrogateescape") if path.is_file() else ""
-        return dict(part.split("\n", 1) for part in f"\n{text}".removesuffix("\n").split("\ndiff --git ")[1:])
-
-    before, now = (diffs(path / "git.diff") for path in (one, other))
-    files = [
-        (name.rpartition(" b/")[2], name in now) for name, text in before.items() if now.get(name) != text
-    ]
-    lines = [
-        f"{file} {'has changed since' if there else 'is not there as git.diff has it'}"
-        for file, there in files
-    ]
+    """Returns how the uncommitted code of a run differs from that of another run, a line for each file."""
+    before, now = (file_diffs(path / "git.diff") for path in (one, other))
+    lines = []
+    for name, text in before.items():
+        if now.get(name) != text:
+            state = "has changed since" if name in now else "is not there as git.diff has it"
+            lines.append(f"{name.rpartition(' b/')[2]} {state}")
     git = json.loads((one / "environment.json").read_text()).get("git", {})
     return lines + [f"{name} was there, and is not in git.diff" for name in git.get("left_out", [])]
 
 
+def file_diffs(path: Path) -> dict[str, str]:
+    """Returns the parts of a git.diff by the names of the files; none where there is no such file."""
+    text = path.read_text(errors="surrogateescape") if path.is_file() else ""
+    return dict(part.split("\n", 1) for part in f"\n{text}".removesuffix("\n").split("\ndiff --git ")[1:])
+
+
 def compared(one: Path, other: Path) -> dict[str, list[str]]:
     """Returns how far metrics and weights of two runs differ, by what was compared; speed is not."""
+    from imgcls.runs.read import curves
+
+    out = {"metrics.csv": curve_differences(curves(one), curves(other))}
+    if (one / "test" / "metrics.json").exists():
+        before, now = (json.loads((path / "test" / "metrics.json").read_text()) for path in (one, other))
+        names = [name for name in before if before[name] != now.get(name)]
+        out["test metrics"] = [f"{name} was {before[name]} and is {now.get(name)}" for name in names]
+    for name in ("best.ckpt", "last.ckpt"):
+        first, second = (path / "checkpoints" / name for path in (one, other))
+        if first.exists() and second.exists():
+            out[name] = weight_differences(first, second)
+        else:
+            log.warning("%s is not in both run directories, and is not compared", name)
+    return out
+
+
+def curve_differences(before: "pd.DataFrame", now: "pd.DataFrame") -> list[str]:
+    """Returns which columns of two metrics.csv differ, from which epoch on, and how far at most."""
+    a, b = (table.drop(columns="images_per_second", errors="ignore") for table in (before, now))
+    if a.shape != b.shape or list(a) != list(b):
+        return [f"has {len(a)} epochs and {a.shape[1]} columns, and now {len(b)} and {b.shape[1]}"]
+    differs = (a != b) & ~(a.isna() & b.isna())
+    lines = []
+    for name in differs.columns[differs.any()]:
+        first, most = a["epoch"][differs[name].argmax()], (a[name] - b[name]).abs().max()
+        lines.append(f"{name} from epoch {first} on, by up to {most:.3g}")
+    return lines
+
+
+def weight_differences(before: Path, now: Path) -> list[str]:
+    """Returns how many tensors of two checkpoints differ, and how far at most."""
     import torch
 
     from imgcls.runs.checkpoints import load_tensors
-    from imgcls.runs.read import curves
 
-    out = {}
-    a, b = (curves(path).drop(columns="images_per_second", errors="ignore") for path in (one, other))
-    if a.shape != b.shape or list(a) != list(b):
-        out["metrics.csv"] = [
-            f"has {len(a)} epochs and {a.shape[1]} columns, and now {len(b)} and {b.shape[1]}"
-        ]
-    else:
-        off = (a != b) & ~(a.isna() & b.isna())
-        far = {n: (a["epoch"][off[n].argmax()], (a[n] - b[n]).abs().max()) for n in a if off[n].any()}
-        out["metrics.csv"] = [
-            f"{name} from epoch {first} on, by up to {most:.3g}" for name, (first, most) in far.items()
-        ]
-    if (one / "test" / "metrics.json").exists():
-        x, y = (json.loads((path / "test" / "metrics.json").read_text()) for path in (one, other))
-        out["test metrics"] = [f"{n} was {v} and is {y.get(n)}" for n, v in x.items() if v != y.get(n)]
-    for name in ("best.ckpt", "last.ckpt"):
-        paths = [path / "checkpoints" / name for path in (one, other)]
-        if not all(path.exists() for path in paths):
-            log.warning("%s is not in both run directories, and is not compared", name)
-            continue
-        u, v = (load_tensors(path)["state_dict"] for path in paths)
-        if {key: w.shape for key, w in u.items()} != {key: w.shape for key, w in v.items()}:
-            out[name] = ["it has weights of other names or shapes"]
-            continue
-        gaps = [(u[k].double() - v[k].double()).abs().max().item() for k in u if not torch.equal(u[k], v[k])]
-        out[name] = [f"{len(gaps)} of {len(u)} tensors, by up to {max(gaps):.3g}"] if gaps else []
-    return out
+    a, b = (load_tensors(path)["state_dict"] for path in (before, now))
+    if {name: tensor.shape for name, tensor in a.items()} != {n: tensor.shape for n, tensor in b.items()}:
+        return ["it has weights of other names or shapes"]
+    pairs = [(tensor, b[name]) for name, tensor in a.items() if not torch.equal(tensor, b[name])]
+    gaps = [(one.double() - other.double()).abs().max().item() for one, other in pairs]
+    return [f"{len(gaps)} of {len(a)} tensors, by up to {max(gaps):.3g}"] if gaps else []

@@ -1,7 +1,7 @@
-"""imgcls bench: what a training costs beyond the network's own arithmetic.
+"""imgcls bench: measures what a training costs beyond the network's own arithmetic.
 
-Three things are measured in turns, in one process, so that a machine that is busy with something else slows all
-of them alike:
+Three things are measured in turns, in one process, so that a machine that is busy with something else slows
+all of them alike:
 
 - floor: forward, backward and optimizer step on one batch that lies on the device, in a bare loop;
 - loader: the batches alone, as training gets them;
@@ -16,7 +16,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -27,6 +27,9 @@ from imgcls.config import check as configs
 from imgcls.config.paths import shown
 from imgcls.config.training import Node, TrainConfig
 from imgcls.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 SPEEDS = {"floor": "bare network", "loader": "loader alone", "train": "imgcls train"}
 
@@ -70,8 +73,9 @@ def main(plain: Node, run_dir: Path) -> float:
 
 
 def measure(config: TrainConfig, turns: Turns, run_dir: Path) -> dict[str, Any] | None:
-    """Trains as `imgcls train` does, without end, validation and checkpoints, for as long as the turns take; on rank 0
-    returns what was measured."""
+    """Trains as `imgcls train` does, without end, validation and checkpoints, for as long as the turns take.
+
+    Returns what was measured; None on all ranks but the first."""
     from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
     from lightning.pytorch.strategies import ModelParallelStrategy
     from rich.console import Console
@@ -98,9 +102,8 @@ def measure(config: TrainConfig, turns: Turns, run_dir: Path) -> dict[str, Any] 
     for node in config.logger.values():
         if node and "mode" in node:
             node["mode"] = "offline"  # nothing of a benchmark is uploaded
-    logging.getLogger("imgcls.loggers.progress").setLevel(
-        logging.WARNING
-    )  # a line an epoch is written, not shown
+    # The line for each epoch is written to the log, not shown.
+    logging.getLogger("imgcls.loggers.progress").setLevel(logging.WARNING)
     trainer.loggers = build_all(config.logger, "logger")
     try:
         trainer.fit(classifier, datamodule=data)
@@ -116,37 +119,48 @@ def measure(config: TrainConfig, turns: Turns, run_dir: Path) -> dict[str, Any] 
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Prints one run in full, or a table with a row for each."""
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     if len(rows) > 1:
-        table = Table("backbone", box=box.SIMPLE, caption="floor, loader, train: images a second")
-        for name in ("parameters", "GFLOPs", *SPEEDS, "ratio", "reads a step", "memory"):
-            table.add_column(name, justify="right")
-        for row in rows:
-            size = [f"{row['parameters'] / 1e6:,.2f} M", f"{row['flops'] / 1e9:,.3f}"]
-            speeds = [f"{row[f'{name}_images_per_second']:,.0f}" for name in SPEEDS]
-            rest = (
-                f"{row['ratio']:.3f}",
-                f"{row['device_reads_per_step']:g}",
-                f"{row['peak_memory_bytes'] / 1e9:.1f} GB",
-            )
-            table.add_row(row["backbone"], *size, *speeds, *rest)
-        return console.print(table)
-    (row,) = rows
-    spread = {name: "{:,.0f} to {:,.0f}".format(*row[f"{name}_spread"]) for name in SPEEDS}
-    for name, words in {
-        **{
-            SPEEDS[name]: f"{row[f'{name}_images_per_second']:,.0f} images/s ({spread[name]})"
-            for name in SPEEDS
-        },
+        return console.print(as_table(rows))
+    for name, text in in_full(rows[0]).items():
+        console.print(f"  {name:<25}{text}")
+
+
+def as_table(rows: list[dict[str, Any]]) -> "Table":
+    """Returns a table with a row for each run."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table("backbone", box=box.SIMPLE, caption="floor, loader, train: images a second")
+    for name in ("parameters", "GFLOPs", *SPEEDS, "ratio", "reads a step", "memory"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            row["backbone"],
+            f"{row['parameters'] / 1e6:,.2f} M",
+            f"{row['flops'] / 1e9:,.3f}",
+            *(f"{row[f'{name}_images_per_second']:,.0f}" for name in SPEEDS),
+            f"{row['ratio']:.3f}",
+            f"{row['device_reads_per_step']:g}",
+            f"{row['peak_memory_bytes'] / 1e9:.1f} GB",
+        )
+    return table
+
+
+def in_full(row: dict[str, Any]) -> dict[str, str]:
+    """Returns all that was measured of a run, in words."""
+    speeds = {}
+    for name, title in SPEEDS.items():
+        spread = "{:,.0f} to {:,.0f}".format(*row[f"{name}_spread"])
+        speeds[title] = f"{row[f'{name}_images_per_second']:,.0f} images/s ({spread})"
+    return {
+        **speeds,
         "training to bare network": "{:.3f} ({:.3f} to {:.3f})".format(row["ratio"], *row["ratio_spread"]),
         "bound by": row["bound_by"],
         "reads from the device": f"{row['device_reads_per_step']:g} a step",
         "peak memory": f"{row['peak_memory_bytes'] / 1e9:.2f} GB",
         "network": f"{row['parameters']:,} parameters, {row['flops'] / 1e9:.3f} GFLOPs forward for an image",
         "device": f"{row['device']}, precision {row['precision']}",
-    }.items():
-        console.print(f"  {name:<25}{words}")
+    }

@@ -1,4 +1,4 @@
-"""What `imgcls bench` hangs into a training: it stops now and then, and lets the bare network and the loader run."""
+"""TakeTurns callback: interrupts a training, and lets the bare network and the loader run in turns."""
 
 import copy
 import itertools
@@ -6,12 +6,13 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch import nn
+from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -29,7 +30,7 @@ PROFILED_STEPS = 20
 
 
 class TakeTurns(Callback):
-    """Measures images a second of the training that it is a callback of, of the bare network, and of the loader.
+    """Measures images a second of the training it is in, of the bare network, and of the loader.
 
     Args:
         seconds: that each turn lasts.
@@ -40,56 +41,47 @@ class TakeTurns(Callback):
         self.seconds, self.rounds = seconds, rounds
         self.rates: dict[str, list[float]] = {"floor": [], "loader": [], "train": []}
         self.facts: dict[str, Any] = {}
-        self.turns: Generator[None, int, None] | None = None
+        self.turns: Iterator[None] | None = None
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: ImageClassifier, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        if self.turns is None:
-            self.turns = self.measure(trainer, pl_module, batch)
-            next(self.turns)
-        else:
-            self.turns.send(batch_idx)
+        self.turns = self.turns or self.take_turns(trainer, pl_module, batch)
+        next(self.turns)
 
-    def measure(
-        self, trainer: Trainer, classifier: ImageClassifier, batch: Batch
-    ) -> Generator[None, int, None]:
-        """Measures from within the training: at each `yield` that takes a step, and gives its place in the epoch."""
+    def take_turns(self, trainer: Trainer, classifier: ImageClassifier, batch: Batch) -> Iterator[None]:
+        """Measures from within the training, which takes a step at each `yield`."""
         data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        images, batches, bare = len(batch.targets), endless(data), bare_steps(trainer, classifier, batch)
-        workers = data.train_dataloader().num_workers
+        batches, bare = endless(data), bare_steps(trainer, classifier, batch)
+        workers, images = data.train_dataloader().num_workers, len(batch.targets) * trainer.world_size
         warmup = 3 + 3 * workers  # batches that workers made ready in the others' turns are not counted
         bare(2)
         steps = max(round(3 * self.seconds / timed(bare, 3)), 3)
         self.facts = describe(classifier) | {"steps_per_turn": steps}
-        self.beside = (
-            workers > 0 and classifier.device.type != "cpu"
-        )  # the loader's cores are not the network's
+        # The loader's cores are not the network's: it works beside it.
+        self.beside = workers > 0 and classifier.device.type != "cpu"
         for _ in range(self.rounds):
             bare(3)
-            self.rates["floor"].append(steps * images * trainer.world_size / timed(bare, steps))
-            for _ in range(warmup):
-                next(batches)
-            loaded, start = 0, now()
-            while (seconds := now() - start) < self.seconds:
-                loaded += len(next(batches).targets)
-            self.rates["loader"].append(loaded * trainer.world_size / seconds)
-            for _ in range(warmup):
-                yield
+            self.rates["floor"].append(steps * images / timed(bare, steps))
+            self.rates["loader"].append(loader_rate(batches, warmup, self.seconds) * trainer.world_size)
+            yield from itertools.repeat(None, warmup)
             start = now()
-            for _ in range(steps):
-                yield
-            self.rates["train"].append(steps * images * trainer.world_size / (now() - start))
-        while (yield):  # steps within an epoch are looked at, from its first
-            pass
-        with profile() as profiler:
-            looked_at = max(min(PROFILED_STEPS, int(trainer.num_training_batches) - 2), 1)
-            for _ in range(looked_at):
-                yield
-        self.facts["device_reads_per_step"] = count_reads(profiler) / looked_at
+            yield from itertools.repeat(None, steps)
+            self.rates["train"].append(steps * images / (now() - start))
+        yield from self.profile_steps(trainer)
         trainer.should_stop = True
-        while True:
+        while True:  # the steps that the trainer takes before it stops
             yield
+
+    def profile_steps(self, trainer: Trainer) -> Iterator[None]:
+        """Counts the reads from the device in the first steps of the next epoch."""
+        yield
+        while trainer.fit_loop.batch_idx > 0:
+            yield
+        steps = max(min(PROFILED_STEPS, int(trainer.num_training_batches) - 2), 1)
+        with profile() as profiler:
+            yield from itertools.repeat(None, steps)
+        self.facts["device_reads_per_step"] = count_reads(profiler) / steps
 
     def figures(self) -> dict[str, Any]:
         """Returns what was measured, plain."""
@@ -104,9 +96,7 @@ class TakeTurns(Callback):
 
     def bound(self, ratio: float) -> str:
         """Says what the time goes to, from the time an image takes in each of the three."""
-        floor, loader, train = (
-            1 / statistics.median(self.rates[name]) for name in ("floor", "loader", "train")
-        )
+        floor, loader, train = (1 / statistics.median(rates) for rates in self.rates.values())
         cost = (
             max(loader - floor, 0.0) if self.beside else loader
         )  # hidden behind the network, or in its time
@@ -116,17 +106,15 @@ class TakeTurns(Callback):
 
 
 def bare_steps(trainer: Trainer, classifier: ImageClassifier, batch: Batch) -> Callable[[int], None]:
-    """Returns what takes n steps of a copy of the network on one batch, with nothing around them."""
+    """Returns a function that takes n steps of a copy of the network on one batch, and does nothing else."""
     whole: nn.Module = copy.deepcopy(classifier.network)
-    probed = (
-        batch.images.is_floating_point()
-    )  # features, computed once (imgcls.callbacks.finetune): the head is all that runs
+    # Features that were computed once (imgcls.callbacks.finetune) need the head alone.
+    probed = batch.images.is_floating_point()
     network = whole.get_submodule(classifier.head_name) if probed else whole
     if classifier.hparams["compile"]:
         network.compile()
-    optimizer = build_optimizer(
-        classifier.hparams["optimizer"], whole, classifier.device, classifier.fused_steps()
-    )
+    chosen, fused = classifier.hparams["optimizer"], classifier.fused_steps()
+    optimizer = build_optimizer(chosen, whole, classifier.device, fused)
     images = (batch.images if probed else classifier.normalise(batch.images)).detach()
     targets = batch.targets.clone()
     every, count = trainer.accumulate_grad_batches, itertools.count(1)
@@ -143,13 +131,23 @@ def bare_steps(trainer: Trainer, classifier: ImageClassifier, batch: Batch) -> C
     return run
 
 
+def loader_rate(batches: Iterator[Batch], warmup: int, seconds: float) -> float:
+    """Returns how many images a second a loader yields for so many seconds, after some batches."""
+    for _ in itertools.islice(batches, warmup):
+        pass
+    images, start = 0, now()
+    while (passed := now() - start) < seconds:
+        images += len(next(batches).targets)
+    return images / passed
+
+
 def count_reads(profiler: profile) -> int:
     """Returns how often the host waited for a value of the device.
 
     The fused steps of the CPU look at their own step counts, which lie on the CPU always; these do not count.
     """
 
-    def fused(event: Any) -> bool:
+    def fused(event: FunctionEvent | None) -> bool:
         return event is not None and (event.name.startswith("aten::_fused") or fused(event.cpu_parent))
 
     return sum(event.name in READ_EVENTS and not fused(event) for event in profiler.events())
@@ -168,10 +166,11 @@ def describe(classifier: ImageClassifier) -> dict[str, Any]:
     device, network = classifier.device, classifier.network
     threads = f"{device.type}, {torch.get_num_threads()} threads"
     return {
-        "parameters": sum(p.numel() for p in network.parameters()), "flops": flops(network, classifier.spec),
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "flops": flops(network, classifier.spec),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else threads,
         "precision": classifier.trainer.precision,
-    }  # fmt: skip
+    }
 
 
 def flops(network: nn.Module, spec: DataSpec) -> int:
@@ -191,13 +190,14 @@ def peak_memory() -> int:
 
 
 def timed(run: Callable[[int], None], steps: int) -> float:
+    """Returns the seconds that so many steps take."""
     start = now()
     run(steps)
     return now() - start
 
 
 def now() -> float:
-    """Returns seconds, when the device has done all that it was given."""
+    """Returns the time in seconds when the device has done all that it was given."""
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
     return time.perf_counter()

@@ -1,12 +1,14 @@
-"""imgcls pack: a folder of images in a few files, in a form that is fast to train from."""
+"""imgcls pack: writes a folder of images into a few files, in a form that is fast to train from."""
 
 import logging
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -14,6 +16,9 @@ from imgcls.config import check as configs
 from imgcls.config.paths import hydra_quoted, shown
 from imgcls.config.training import Node
 from imgcls.errors import UserError
+
+if TYPE_CHECKING:
+    from imgcls.data.imagefolder import ImageFolder
 
 log = logging.getLogger(__name__)
 
@@ -57,20 +62,41 @@ def main(config: PackConfig, run_dir: Path) -> None:
     pack(data, out, config)
 
 
-def pack(data: Any, out: Path, config: PackConfig) -> None:
-    """Writes to a hidden directory beside `out`, which takes its name when it is whole and on the disk."""
+def pack(data: "ImageFolder", out: Path, config: PackConfig) -> None:
+    """Packs the images, and says how many there are and how to train on them."""
+    from imgcls.tools.pack.packing import Form, write_pack
+
+    start, form = time.perf_counter(), Form(config.format, config.size, config.quality)
+    try:
+        with whole(out) as partial:
+            manifest = write_pack(data, partial, form, skip=config.on_error == "skip")
+    except KeyboardInterrupt:
+        log.error("interrupted; nothing is left of %s", shown(out))
+        sys.exit(130)
+    images = sum(split.images for split in manifest.splits.values())
+    size, speed = sum(file.bytes for file in manifest.files.values()), images / (time.perf_counter() - start)
+    choice = "streaming" if config.format == "litdata" else "packed"
+    log.info("%s images, %.1f MB, %.0f images/s: %s", f"{images:,}", size / 1e6, speed, shown(out))
+    log.info("train on it: imgcls train data=%s data.root=%s", choice, hydra_quoted(shown(out)))
+
+
+@contextmanager
+def whole(out: Path) -> Iterator[Path]:
+    """Yields a hidden directory, which takes the name `out` at the end; after an error nothing stays.
+
+    Raises:
+        UserError: another process writes to it, or the disk does not take it.
+    """
     from filelock import FileLock, Timeout
 
-    from imgcls.tools.pack.packing import write_pack
-
-    partial, start = out.with_name(f".{out.name}.partial"), time.perf_counter()
+    partial = out.with_name(f".{out.name}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{partial}.lock", timeout=0):
             try:
                 shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
                 partial.mkdir()
-                manifest = write_pack(data, partial, config)
+                yield partial
                 partial.rename(out)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -82,16 +108,3 @@ def pack(data: Any, out: Path, config: PackConfig) -> None:
     except OSError as error:
         reason = error.strerror or error
         raise UserError(f"out={out} can't be written ({reason}); free some disk or give another") from error
-    except KeyboardInterrupt:
-        log.error("interrupted; nothing is left of %s", shown(out))
-        sys.exit(130)
-    images, size = (
-        sum(split.images for split in manifest.splits.values()),
-        sum(file.bytes for file in manifest.files.values()),
-    )
-    speed, choice = (
-        images / (time.perf_counter() - start),
-        "streaming" if config.format == "litdata" else "packed",
-    )
-    log.info("%s images, %.1f MB, %.0f images/s: %s", f"{images:,}", size / 1e6, speed, shown(out))
-    log.info("train on it: imgcls train data=%s data.root=%s", choice, hydra_quoted(shown(out)))
