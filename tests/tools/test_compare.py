@@ -20,8 +20,9 @@ from support.command import imgcls
 from support.pages import HOSTILE, elements
 from support.runs import Here, write_run
 
-from imgcls.runs.read import Damaged, curves, differences, read_config, read_runs
+from imgcls.runs.read import read_runs
 from imgcls.runs.record import write_config
+from imgcls.runs.run_files import Damaged, curves, differences, read_config
 from imgcls.tools.compare import command as compare
 from imgcls.tools.compare.importance import importances
 

@@ -1,21 +1,23 @@
-"""What was best in a run, by which metric, and what watches one."""
+"""The best epoch of a run: which it is, and whether the metric by which it is chosen is logged."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from omegaconf import OmegaConf
 from pydantic import Field
 
 from imgcls.errors import UserError, nearest
 
-Metrics = Annotated[
-    str | list[str], Field(min_length=1)
-]  # of optimized_metric; the first of several says what is best
+if TYPE_CHECKING:
+    import pandas as pd
+
+# The type of optimized_metric: the first of several metrics says which epoch is best.
+Metrics = Annotated[str | list[str], Field(min_length=1)]
 
 
 def direction(metric: str | None) -> str:
-    """Returns "min" for what is better when it is small, else "max" (for no metric too)."""
+    """Returns "min" for a metric that is better when it is smaller, else "max" (also for no metric)."""
     return "min" if str(metric).endswith(("loss", "loss_step", "calibration_error")) else "max"
 
 
@@ -24,13 +26,13 @@ def first(metric: str | Sequence[str]) -> str | None:
     return metric if isinstance(metric, str) else next(iter(metric), None)
 
 
-# What conf/ says of callbacks that watch a metric: monitor: ${first_metric:${optimized_metric}}
+# conf/ uses these in callbacks that watch a metric: monitor: ${first_metric:${optimized_metric}}
 OmegaConf.register_resolver("first_metric", first, replace=True)
 OmegaConf.register_resolver("direction", direction, replace=True)
 
 
 def optimised(run_dir: Path, metric: str | list[str]) -> float | list[float] | None:
-    """Returns the best value of a metric; of several, the values of the epoch that was best by the first of them."""
+    """Returns the best value of a metric; of several, those of the epoch that was best by the first."""
     names = [metric] if isinstance(metric, str) else metric
     best = best_epoch(run_dir, names[0])
     values = [best[f"best/{name}"] for name in names if f"best/{name}" in best]
@@ -40,49 +42,60 @@ def optimised(run_dir: Path, metric: str | list[str]) -> float | list[float] | N
 
 
 def best_epoch(run_dir: Path, monitor: str) -> dict[str, float]:
-    """Returns all that was measured in the epoch where `monitor` was best, as `best/…`; empty without a metrics.csv."""
+    """Returns as `best/…` all metrics of the epoch where `monitor` was best; none without a metrics.csv."""
     import pandas as pd
 
-    path = run_dir / "metrics.csv"
-    if not path.is_file():
+    if not (run_dir / "metrics.csv").is_file():
         return {}
-    table = pd.read_csv(path)
-    if monitor not in table or table[monitor].isna().all():
-        return {}
-    best = table[monitor].argmin() if direction(monitor) == "min" else table[monitor].argmax()
-    return {f"best/{name}": float(value) for name, value in table.iloc[int(best)].dropna().items()}
+    table = pd.read_csv(run_dir / "metrics.csv")
+    best = best_row(table, monitor)
+    measured = {} if best is None else table.iloc[best].dropna().to_dict()
+    return {f"best/{name}": float(value) for name, value in measured.items()}
+
+
+def best_row(table: "pd.DataFrame", metric: str | None) -> int | None:
+    """Returns the row of a metrics.csv where a metric was best, or None where it was never measured."""
+    if metric not in table or table[metric].isna().all():
+        return None
+    return int(table[metric].argmin() if direction(metric) == "min" else table[metric].argmax())
 
 
 def check_monitored(config: dict[str, Any], callbacks: list[Any], names: set[str]) -> None:
     """Raises UserError where a metric is watched that is never logged, or in the wrong direction."""
     watched = [
-        (f"callbacks: {type(c).__name__}.", c.monitor, c.mode)
-        for c in callbacks
-        if getattr(c, "monitor", None)
+        (f"callbacks: {type(callback).__name__}.", callback.monitor, callback.mode)
+        for callback in callbacks
+        if getattr(callback, "monitor", None)
     ]
     if schedule := config["scheduler"].get("monitor"):
         watched.append(("scheduler.", schedule, config["scheduler"].get("mode")))
-    optimized = config["optimized_metric"]  # what others follow, so it comes first
-    named = [
-        ("optimized_metric", name) for name in ([optimized] if isinstance(optimized, str) else optimized)
-    ]
-    named += [(f"{where}monitor", name) for where, name, _ in watched]
-    for key, name in named:
+    optimized = config["optimized_metric"]
+    keys = [("optimized_metric", name) for name in ([optimized] if isinstance(optimized, str) else optimized)]
+    keys += [
+        (f"{where}monitor", name) for where, name, _ in watched
+    ]  # these follow it, so they come after it
+    for key, name in keys:
         if name not in names:
             raise UserError(f"{key}={name}: no such metric is logged; {nearest(name, names)}")
         if name.startswith("val/") and (why := never_validated(config["trainer"])):
             raise UserError(
                 f"{key}={name}: with {why} nothing is validated; watch train/loss, or let it validate"
             )
-    for keeper in callbacks:
-        if getattr(keeper, "save_top_k", 1) not in (0, 1) and "{" not in (keeper.filename or "{"):
-            raise UserError(
-                f"callbacks: ModelCheckpoint.save_top_k={keeper.save_top_k} with filename={keeper.filename}: each file "
-                "needs a name of its own, such as callbacks.checkpoint.filename='{epoch:03d}'"
-            )
+    check_file_names(callbacks)
     for where, name, mode in watched:
         if mode is not None and mode != direction(name):
             raise UserError(f"{where}mode={mode}: {name} is better the other way; set mode={direction(name)}")
+
+
+def check_file_names(callbacks: list[Any]) -> None:
+    """Raises UserError where several checkpoints are kept that would all have one file name."""
+    for keeper in callbacks:
+        if getattr(keeper, "save_top_k", 1) not in (0, 1) and "{" not in (keeper.filename or "{"):
+            raise UserError(
+                f"callbacks: ModelCheckpoint.save_top_k={keeper.save_top_k} with "
+                f"filename={keeper.filename}: each file needs a name of its own, such as "
+                "callbacks.checkpoint.filename='{epoch:03d}'"
+            )
 
 
 def never_validated(trainer: dict[str, Any]) -> str | None:
