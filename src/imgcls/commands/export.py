@@ -1,4 +1,4 @@
-"""imgcls export: the network of a checkpoint as one file that needs nothing of this package, checked at once."""
+"""imgcls export: writes the network of a checkpoint as one file that runs without this package; checks it."""
 
 import importlib.util
 import itertools
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from imgcls.spec import DataSpec
+    from imgcls.tasks.classification import ImageClassifier
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +44,10 @@ class Settings:
 
 @verb("export")
 def main(config: dict[str, Any], run_dir: Path) -> float:
-    """Writes the file and its weights if they agree with the checkpoint; returns the largest difference of a logit.
+    """Writes the file and its weights if they agree with the checkpoint; returns the largest difference.
 
-    They agree where it is at most `tolerance`, or that share of the largest logit, by which rounding grows.
+    They agree where no logit differs by more than `tolerance`, or by more than that share of the largest logit,
+    with which rounding grows.
     """
     settings = configs.typed({k: v for k, v in config.items() if k in Settings.__annotations__}, Settings, "")
     out = Path(settings.out).expanduser()
@@ -77,8 +79,8 @@ def main(config: dict[str, Any], run_dir: Path) -> float:
             facts = f"{difference:.2g} on logits of up to {largest:.2g} (batches of 1 and 7, {origin})"
             if not difference <= allowed < math.inf:  # also where it is no number
                 raise UserError(
-                    f"out={out} was not kept: it differs from {shown(path)} by {facts}; expected at most {allowed:.2g}; "
-                    "tolerance=… allows more"
+                    f"out={out} was not kept: it differs from {shown(path)} by {facts}; "
+                    f"expected at most {allowed:.2g}; tolerance=… allows more"
                 )
             write_weights(network, folder / weights.name, metadata(classifier.spec))
     except OSError as error:
@@ -93,7 +95,8 @@ def main(config: dict[str, Any], run_dir: Path) -> float:
 def metadata(spec: "DataSpec") -> dict[str, str]:
     """Returns what a user of the file must know of classes and images; each value is JSON.
 
-    An image's short side is resized to `resize` pixels, with antialiasing, and the centre square of `image_size` cut.
+    An image's short side is to be resized to `resize` pixels, with antialiasing, and the centre square of
+    `image_size` cut.
     """
     facts = asdict(spec) | {"resize": spec.resize}
     return {name: json.dumps(value, ensure_ascii=False) for name, value in facts.items()}
@@ -102,33 +105,35 @@ def metadata(spec: "DataSpec") -> dict[str, str]:
 def real_images(
     folder: str | None, trained: dict[str, Any], spec: "DataSpec", trust: list[str]
 ) -> "tuple[Tensor, str]":
-    """Returns images `(7, C, H, W) uint8` to compare on, and where they are from."""
+    """Returns images `(7, C, H, W) uint8` to compare on, and the words for where they are from.
+
+    They are from the folder if one is given, else from the test of the training's data, else random.
+    """
     import torch
 
     from imgcls.data.files import Failure, Files, images_of
     from imgcls.engine.build import build_data
 
+    most = max(BATCHES)
     if folder is not None:
         failures: list[Failure] = []
-        paths = list(itertools.islice(images_of("images", folder, failures), max(BATCHES)))
+        paths = list(itertools.islice(images_of("images", folder, failures), most))
         found, _, failures = Files(spec).__getitems__(paths)
         if found is None:
             raise UserError(f"images={folder}: {failures[0][0]} can't be read as an image ({failures[0][1]})")
-        return found[torch.arange(max(BATCHES)) % len(found)], f"images of {folder}"
+        return found[torch.arange(most) % len(found)], f"images of {folder}"
     try:
-        config = data_config(trained, {}, spec, trust)
-        test = build_data(config, None, trained["seed"]).sets["test"]
-        return torch.stack([test.picture(i % len(test)) for i in range(max(BATCHES))]), "test images"
+        test = build_data(data_config(trained, {}, spec, trust), None, trained["seed"]).sets["test"]
+        return torch.stack([test.picture(i % len(test)) for i in range(most)]), "test images"
     except (UserError, OSError) as error:
-        log.warning(
-            "checked on random pixels; images=FOLDER gives real ones (%s)", " ".join(str(error).split())
-        )
-        size = (max(BATCHES), spec.channels, spec.image_size, spec.image_size)
+        reason = " ".join(str(error).split())
+        log.warning("checked on random pixels; images=FOLDER gives real ones (%s)", reason)
+        size = (most, spec.channels, spec.image_size, spec.image_size)
         return torch.randint(0, 256, size, dtype=torch.uint8), "random pixels"
 
 
-def whole(classifier: Any) -> "nn.Module":
-    """Returns the network with normalisation and temperature: `images (N, C, H, W) uint8` to logits `(N, K)`."""
+def whole(classifier: "ImageClassifier") -> "nn.Module":
+    """Returns normalisation, network and temperature in one: `images (N, C, H, W) uint8` to logits `(N, K)`."""
     from torch import Tensor, nn
 
     class Whole(nn.Module):
@@ -138,8 +143,8 @@ def whole(classifier: Any) -> "nn.Module":
         def __init__(self) -> None:
             super().__init__()
             self.network = classifier.network
-            self.register_buffer("scale", classifier.scale)
-            self.register_buffer("shift", classifier.shift)
+            self.register_buffer("scale", classifier.get_buffer("scale"))
+            self.register_buffer("shift", classifier.get_buffer("shift"))
 
         def forward(self, images: Tensor) -> Tensor:
             logits: Tensor = self.network(images.float() * self.scale + self.shift)
@@ -151,20 +156,19 @@ def whole(classifier: Any) -> "nn.Module":
 def write_onnx(
     network: "nn.Module", images: "Tensor", path: Path, facts: dict[str, str]
 ) -> "Callable[[Tensor], Tensor]":
-    """Writes an ONNX file, `images` to `logits`; returns what runs it."""
+    """Writes an ONNX file, `images` to `logits`; returns a function that runs it."""
     import onnxruntime
     import torch
 
-    for name in ("onnxscript", "onnx_ir"):  # each step of theirs
+    for name in ("onnxscript", "onnx_ir"):  # they log each of their steps
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own code
-        shapes = {"images": {0: torch.export.Dim("batch")}}
+        warnings.simplefilter("ignore")  # the exporter's own code gives them
         program = torch.onnx.export(
             network,
             (images,),
             dynamo=True,
-            dynamic_shapes=shapes,
+            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
             input_names=["images"],
             output_names=["logits"],
             verbose=False,
@@ -179,12 +183,11 @@ def write_onnx(
 def write_torch_export(
     network: "nn.Module", images: "Tensor", path: Path, facts: dict[str, str]
 ) -> "Callable[[Tensor], Tensor]":
-    """Writes a program of torch.export with the facts as `metadata.json` in it; returns what runs it."""
+    """Writes a program of torch.export with the facts as its `metadata.json`; returns a function for it."""
     import torch
 
-    program = torch.export.export(
-        network, (images,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}}
-    )
+    shapes = {"images": {0: torch.export.Dim("batch")}}
+    program = torch.export.export(network, (images,), dynamic_shapes=shapes)
     torch.export.save(program, path, extra_files={"metadata.json": json.dumps(facts)})
     return torch.export.load(path).module()
 
@@ -196,14 +199,14 @@ def write_weights(network: "nn.Module", path: Path, facts: dict[str, str]) -> No
     save_model(network, str(path), metadata=facts)
 
 
-def compare(classifier: Any, written: "Callable[[Tensor], Tensor]", images: "Tensor") -> tuple[float, float]:
-    """Returns the largest difference of a logit from the checkpoint's, and the largest logit, in absolute value."""
+def compare(
+    classifier: "ImageClassifier", written: "Callable[[Tensor], Tensor]", images: "Tensor"
+) -> tuple[float, float]:
+    """Returns the largest difference of a logit from the checkpoint's and the largest logit (absolute)."""
     import torch
 
-    differences, scale = [], 0.0
     with torch.inference_mode():
-        for size in BATCHES:
-            expected = classifier(images[:size])
-            differences.append((written(images[:size]) - expected).abs().max())
-            scale = max(scale, float(expected.abs().max()))
-    return float(torch.stack(differences).max()), scale
+        expected = [classifier(images[:size]) for size in BATCHES]
+        found = [written(images[:size]) for size in BATCHES]
+    difference = (torch.cat(found) - torch.cat(expected)).abs().max()
+    return float(difference), float(torch.cat(expected).abs().max())
