@@ -2,18 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
-from pydantic import Field
 
+from imgcls.config.training import Metrics, Node, TrainerConfig
 from imgcls.errors import UserError, nearest
 
 if TYPE_CHECKING:
     import pandas as pd
-
-# The type of optimized_metric: the first of several metrics says which epoch is best.
-Metrics = Annotated[str | list[str], Field(min_length=1)]
 
 
 def direction(metric: str | None) -> str:
@@ -60,24 +57,28 @@ def best_row(table: "pd.DataFrame", metric: str | None) -> int | None:
     return int(table[metric].argmin() if direction(metric) == "min" else table[metric].argmax())
 
 
-def check_monitored(config: dict[str, Any], callbacks: list[Any], names: set[str]) -> None:
-    """Raises UserError where a metric is watched that is never logged, or in the wrong direction."""
+def check_monitored(
+    optimized: Metrics, callbacks: list[Any], scheduler: Node, trainer: TrainerConfig, names: set[str]
+) -> None:
+    """Raises UserError where a metric is watched that is never logged, or in the wrong direction.
+
+    Args:
+        optimized: `optimized_metric`, which the others follow by default.
+        names: the metrics that are logged.
+    """
     watched = [
         (f"callbacks: {type(callback).__name__}.", callback.monitor, callback.mode)
         for callback in callbacks
         if getattr(callback, "monitor", None)
     ]
-    if schedule := config["scheduler"].get("monitor"):
-        watched.append(("scheduler.", schedule, config["scheduler"].get("mode")))
-    optimized = config["optimized_metric"]
+    if schedule := scheduler.get("monitor"):
+        watched.append(("scheduler.", schedule, scheduler.get("mode")))
     keys = [("optimized_metric", name) for name in ([optimized] if isinstance(optimized, str) else optimized)]
-    keys += [
-        (f"{where}monitor", name) for where, name, _ in watched
-    ]  # these follow it, so they come after it
+    keys += [(f"{where}monitor", name) for where, name, _ in watched]
     for key, name in keys:
         if name not in names:
             raise UserError(f"{key}={name}: no such metric is logged; {nearest(name, names)}")
-        if name.startswith("val/") and (why := never_validated(config["trainer"])):
+        if name.startswith("val/") and (why := never_validated(trainer)):
             raise UserError(
                 f"{key}={name}: with {why} nothing is validated; watch train/loss, or let it validate"
             )
@@ -98,10 +99,10 @@ def check_file_names(callbacks: list[Any]) -> None:
             )
 
 
-def never_validated(trainer: dict[str, Any]) -> str | None:
+def never_validated(trainer: TrainerConfig) -> str | None:
     """Returns the setting of conf/trainer by which no epoch is validated, if there is one."""
     for key in ("limit_val_batches", "max_epochs", "max_steps"):
-        if trainer.get(key) == 0:
+        if getattr(trainer, key) == 0:
             return f"trainer.{key}=0"
-    every, epochs = trainer.get("check_val_every_n_epoch") or 1, trainer.get("max_epochs") or -1
+    every, epochs = trainer.check_val_every_n_epoch or 1, trainer.max_epochs or -1
     return f"trainer.check_val_every_n_epoch={every} in {epochs} epochs" if 0 < epochs < every else None
