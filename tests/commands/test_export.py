@@ -193,14 +193,20 @@ def test_random_pixels_are_said(here: Callable[..., None], capsys: pytest.Captur
         (("out=net.pt2",), "out=net.pt2: expected a file name that ends in .onnx"),
         (("format=torch_export", "out=net.onnx"), "out=net.onnx: expected a file name that ends in .pt2"),
         (("format=tflite", "out=net.tflite"), "format=tflite: "),
-        (("out=there.onnx",), "out=there.onnx: there.onnx is there already; give another name, or overwrite=true"),
+        (
+            ("out=there.onnx",),
+            "out=there.onnx: there.onnx is there already; give another name, or overwrite=true",
+        ),
         (("out=net.onnx", "tolerance=0"), "tolerance=0"),
         (("out=net.onnx", "images=nowhere"), "images=nowhere: there is no such file or folder"),
-        (("out=net.onnx", "images=broken.jpg"), "images=broken.jpg: broken.jpg can't be read as an image (the file is empty)"),
+        (
+            ("out=net.onnx", "images=broken.jpg"),
+            "images=broken.jpg: broken.jpg can't be read as an image (the file is empty)",
+        ),
         (("out=there.onnx/net.onnx", "images=one.jpg"), "out=there.onnx/net.onnx can't be written"),
         ((), "out must be given"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_one_line(said: Callable[..., str], arguments: tuple[str, ...], words: str) -> None:
     write_checkpoint(Path("net.ckpt"), rgb(32), "backbone=simple_cnn")
     write_picture(Path("one.jpg"))

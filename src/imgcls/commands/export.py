@@ -47,8 +47,8 @@ class ExportConfig:
 def main(config: ExportConfig, run_dir: Path) -> float:
     """Writes the file and its weights if they agree with the checkpoint; returns the largest difference.
 
-    They agree where no logit differs by more than `tolerance`, or by more than that share of the largest logit,
-    with which rounding grows.
+    They agree where no logit differs by more than `tolerance`, or than that share of the largest logit, with
+    which rounding grows.
     """
     out = Path(config.out).expanduser()
     weights = out.with_name(f"{out.name}.safetensors")
@@ -133,7 +133,7 @@ def real_images(
 
 
 def whole(classifier: "ImageClassifier") -> "nn.Module":
-    """Returns normalisation, network and temperature in one: `images (N, C, H, W) uint8` to logits `(N, K)`."""
+    """Returns normalisation, network and temperature: `images (N, C, H, W) uint8` to logits `(N, K)`."""
     from torch import Tensor, nn
 
     class Whole(nn.Module):

@@ -106,7 +106,7 @@ def check_out(out: Path, endings: tuple[str, ...], overwrite: bool, *beside: Pat
 
 @contextlib.contextmanager
 def appearing(folder: Path) -> Iterator[Path]:
-    """Yields a hidden folder; its files move to `folder` if the block ends well, and are deleted otherwise."""
+    """Yields a hidden folder; its files move to `folder` if the block ends well, else they are deleted."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as partial:
         yield Path(partial)

@@ -82,21 +82,16 @@ def check_monitored(
             raise UserError(
                 f"{key}={name}: with {why} nothing is validated; watch train/loss, or let it validate"
             )
-    check_file_names(callbacks)
-    for where, name, mode in watched:
-        if mode is not None and mode != direction(name):
-            raise UserError(f"{where}mode={mode}: {name} is better the other way; set mode={direction(name)}")
-
-
-def check_file_names(callbacks: list[Any]) -> None:
-    """Raises UserError where several checkpoints are kept that would all have one file name."""
-    for keeper in callbacks:
+    for keeper in callbacks:  # several files are kept
         if getattr(keeper, "save_top_k", 1) not in (0, 1) and "{" not in (keeper.filename or "{"):
             raise UserError(
                 f"callbacks: ModelCheckpoint.save_top_k={keeper.save_top_k} with "
                 f"filename={keeper.filename}: each file needs a name of its own, such as "
                 "callbacks.checkpoint.filename='{epoch:03d}'"
             )
+    for where, name, mode in watched:
+        if mode is not None and mode != direction(name):
+            raise UserError(f"{where}mode={mode}: {name} is better the other way; set mode={direction(name)}")
 
 
 def never_validated(trainer: TrainerConfig) -> str | None:

@@ -153,9 +153,8 @@ def write_record(run_dir: Path, config: dict[str, Any], data: dict[str, Any]) ->
         more = f" and {len(left_out) - 3:,} more" if len(left_out) > 3 else ""
         words = "git.diff leaves out what git does not know: %s%s; commit it, or ignore it"
         log.warning(words, ", ".join(left_out[:3]), more)
-    write_json(
-        run_dir / "environment.json", environment() | {"data": data, "git": state | {"left_out": left_out}}
-    )
+    record = environment() | {"data": data, "git": state | {"left_out": left_out}}
+    write_text(run_dir / "environment.json", json.dumps(record, indent=2) + "\n")
     return state
 
 
@@ -174,11 +173,6 @@ class PlainDumper(SafeDumper):
 def yaml_text(content: dict[str, Any]) -> str:
     """Returns plain data as YAML, with its keys in their order."""
     return yaml.dump(content, Dumper=PlainDumper, sort_keys=False, allow_unicode=True)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes a small JSON file, which is whole at any time."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -203,8 +197,9 @@ def keeping_status(
 
     def say(status: str, **more: str) -> None:
         seconds = round(before + time.monotonic() - start, 3)
+        facts = {"status": status, "seconds": seconds, "parameters": parameters, **more}
         with suppress(OSError):  # where the disk is full, another message says so
-            write_json(path, {"status": status, "seconds": seconds, "parameters": parameters, **more})
+            write_text(path, json.dumps(facts, indent=2) + "\n")
 
     say("running")
     try:

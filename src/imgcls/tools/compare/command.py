@@ -5,16 +5,16 @@ import re
 from dataclasses import dataclass
 from operator import eq, ge, gt, le, lt, ne
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from imgcls.commands.verb import verb
 from imgcls.config.paths import shown
 from imgcls.errors import UserError, nearest
 from imgcls.runs.best_epoch import direction
-from imgcls.runs.read import COSTS, FACTS, METRICS, finished, written
-
-if TYPE_CHECKING:
-    import pandas as pd
+from imgcls.runs.read import COSTS, FACTS, METRICS, finished, read_runs, written
+from imgcls.runs.run_files import Damaged, differences
 
 OPERATORS = {"!=": ne, "<=": le, ">=": ge, "=": eq, "<": lt, ">": gt}
 
@@ -38,8 +38,6 @@ def main(config: CompareConfig, run_dir: Path) -> None:
         raise UserError(
             f"baseline={config.baseline} needs group=seed or group=fold, over which runs are paired"
         )
-    from imgcls.runs.read import read_runs
-    from imgcls.runs.run_files import Damaged, differences
     from imgcls.tools.compare import page as compare_page
 
     table = where(read_runs(config.runs), config.where)
@@ -67,7 +65,7 @@ def main(config: CompareConfig, run_dir: Path) -> None:
     print(f"page: {shown(run_dir / 'index.html')}\ntable: {shown(run_dir / 'runs.csv')}")
 
 
-def column(table: "pd.DataFrame", name: str) -> str:
+def column(table: pd.DataFrame, name: str) -> str:
     """Returns the column that a name means: `lr` is `optimizer.lr`, `val/top1` is `best/val/top1`."""
     ends = [found for found in table.columns if found.endswith(f".{name}")]
     for found in (name, *(ends if len(ends) == 1 else ()), f"best/{name}", f"test/{name}"):
@@ -77,7 +75,7 @@ def column(table: "pd.DataFrame", name: str) -> str:
     raise UserError(f"{name}: no run has a value of this name; {advice}")
 
 
-def optimised(table: "pd.DataFrame") -> str:
+def optimised(table: pd.DataFrame) -> str:
     """Returns the column of the metric that most of the runs optimised."""
     found = [name for name in table.columns if name.startswith("best/")]
     if not found:
@@ -86,7 +84,7 @@ def optimised(table: "pd.DataFrame") -> str:
     return next((name for name in found if name in wanted), found[-1])
 
 
-def where(table: "pd.DataFrame", conditions: str | list[str] | None, key: str = "where") -> "pd.DataFrame":
+def where(table: pd.DataFrame, conditions: str | list[str] | None, key: str = "where") -> pd.DataFrame:
     """Returns the rows for which all conditions hold: `backbone=resnet20`, `lr<0.1`, `status!=finished`.
 
     Raises:
@@ -100,10 +98,8 @@ def where(table: "pd.DataFrame", conditions: str | list[str] | None, key: str = 
     return table
 
 
-def holds(table: "pd.DataFrame", condition: str, key: str) -> Any:
+def holds(table: pd.DataFrame, condition: str, key: str) -> Any:
     """Returns for each run whether one condition holds; numbers are compared as numbers, all else as text."""
-    import pandas as pd
-
     parts = re.fullmatch(r"([^!<>=]+?)\s*(!=|<=|>=|=|<|>)\s*(.*)", condition)
     if parts is None:
         raise UserError(f"{key}={condition}: expected name=value, or with != < > <= >=")
@@ -117,7 +113,7 @@ def holds(table: "pd.DataFrame", condition: str, key: str) -> Any:
     return compare(values.map(written).str.lower(), text.lower())
 
 
-def ordered(table: "pd.DataFrame", by: str, reverse: bool = False) -> "pd.DataFrame":
+def ordered(table: pd.DataFrame, by: str, reverse: bool = False) -> pd.DataFrame:
     """Returns the runs by a column: metrics best first, other values from small to large, or the reverse."""
     upwards = "/" not in by or direction(by) == "min"
     values = table[by]
@@ -127,7 +123,7 @@ def ordered(table: "pd.DataFrame", by: str, reverse: bool = False) -> "pd.DataFr
     return table.loc[order].reset_index(drop=True)
 
 
-def differing_config(table: "pd.DataFrame") -> list[str]:
+def differing_config(table: pd.DataFrame) -> list[str]:
     """Returns the config's names of which runs have different values, those of the command line first.
 
     A value that comes with another's choice (`backbone.depth` with `backbone`) is left out, unless a command
@@ -142,7 +138,7 @@ def differing_config(table: "pd.DataFrame") -> list[str]:
     return given + [n for n in found if n not in given and not comes_with_choice(config, n, found)]
 
 
-def comes_with_choice(config: "pd.DataFrame", name: str, differing: list[str]) -> bool:
+def comes_with_choice(config: pd.DataFrame, name: str, differing: list[str]) -> bool:
     """Says whether each choice of a group above a name, such as `backbone`, has one value of it alone."""
     for group in (name[: dot.start()] for dot in re.finditer(r"\.", name)):
         if group in differing:
@@ -152,7 +148,7 @@ def comes_with_choice(config: "pd.DataFrame", name: str, differing: list[str]) -
     return False
 
 
-def once_each(table: "pd.DataFrame", names: list[str], target: str) -> "tuple[pd.DataFrame, list[str]]":
+def once_each(table: pd.DataFrame, names: list[str], target: str) -> tuple[pd.DataFrame, list[str]]:
     """Returns the newest finished run of those with the same values of `names`, and a line on the others.
 
     One of the names is the seed: a repeat is no new sample, and would make the spread smaller.
@@ -169,15 +165,13 @@ def once_each(table: "pd.DataFrame", names: list[str], target: str) -> "tuple[pd
 
 
 def grouped(
-    table: "pd.DataFrame", over: str, keys: list[str], target: str, baseline: str | None
-) -> "pd.DataFrame":
+    table: pd.DataFrame, over: str, keys: list[str], target: str, baseline: str | None
+) -> pd.DataFrame:
     """Returns mean and sample standard deviation over seeds or folds of the finished runs of each config.
 
     With a baseline also the mean difference from it over the seeds that both have, half of its 95% confidence
     interval, and p of the paired t-test and of Wilcoxon's signed-rank test (scipy.stats).
     """
-    import pandas as pd
-
     done = finished(table, target)
     if not len(done):
         raise UserError(f"group={over}: no run has finished, so there is no mean of {target}")
