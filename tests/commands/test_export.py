@@ -19,7 +19,7 @@ from support.command import ROOT
 from support.pictures import write_picture
 
 from imgcls.backbones.weights import load_weights
-from imgcls.commands import export
+from imgcls.commands import export_formats
 from imgcls.data.digits import Digits
 from imgcls.data.files import Files
 from imgcls.spec import DataSpec
@@ -139,7 +139,7 @@ def test_a_failed_check_leaves_no_file(
         Path("net.ckpt"), rgb(32), "data=imagefolder", "data.root=gone", "backbone=simple_cnn"
     )
     arguments = ("export", f"checkpoint={checkpoint}", "format=torch_export", "out=o/net.pt2")
-    whole = export.whole
+    whole = export_formats.Whole
 
     def wrong(classifier: Any) -> Any:
         classifier.shift = classifier.shift + 1e-3  # of the file as of the checkpoint…
@@ -147,7 +147,7 @@ def test_a_failed_check_leaves_no_file(
         classifier.shift = classifier.shift - 1e-3  # …but not any more
         return module
 
-    monkeypatch.setattr(export, "whole", wrong)
+    monkeypatch.setattr(export_formats, "Whole", wrong)
     message = said(*arguments)
     assert message.startswith("imgcls export: out=o/net.pt2 was not kept: it differs from net.ckpt by ")
     words = re.search(
@@ -193,14 +193,20 @@ def test_random_pixels_are_said(here: Callable[..., None], capsys: pytest.Captur
         (("out=net.pt2",), "out=net.pt2: expected a file name that ends in .onnx"),
         (("format=torch_export", "out=net.onnx"), "out=net.onnx: expected a file name that ends in .pt2"),
         (("format=tflite", "out=net.tflite"), "format=tflite: "),
-        (("out=there.onnx",), "out=there.onnx: there.onnx is there already; give another name, or overwrite=true"),
+        (
+            ("out=there.onnx",),
+            "out=there.onnx: there.onnx is there already; give another name, or overwrite=true",
+        ),
         (("out=net.onnx", "tolerance=0"), "tolerance=0"),
         (("out=net.onnx", "images=nowhere"), "images=nowhere: there is no such file or folder"),
-        (("out=net.onnx", "images=broken.jpg"), "images=broken.jpg: broken.jpg can't be read as an image (the file is empty)"),
+        (
+            ("out=net.onnx", "images=broken.jpg"),
+            "images=broken.jpg: broken.jpg can't be read as an image (the file is empty)",
+        ),
         (("out=there.onnx/net.onnx", "images=one.jpg"), "out=there.onnx/net.onnx can't be written"),
         ((), "out must be given"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_one_line(said: Callable[..., str], arguments: tuple[str, ...], words: str) -> None:
     write_checkpoint(Path("net.ckpt"), rgb(32), "backbone=simple_cnn")
     write_picture(Path("one.jpg"))

@@ -96,7 +96,7 @@ def test_grey_images_in_memory_equal_to_eval(here: Callable[..., None]) -> None:
 
 
 def broken_among(folder: Path, total: int, broken: int) -> list[str]:
-    """Writes small pictures in folders of 100, with broken ones spread among them; returns the broken ones' paths."""
+    """Writes small pictures in folders of 100, broken ones among them; returns the paths of these."""
     first = write_picture(folder / "first.jpg", size=(24, 20))
     content, bad = first.read_bytes(), list[str]()
     damaged = (b"", content[:100], b"not an image", b"\x89PNG\r\n\x1a\n" + bytes(40))
@@ -116,7 +116,7 @@ def broken_among(folder: Path, total: int, broken: int) -> list[str]:
     ("total", "broken"), [(50, 5), pytest.param(10_000, 20, marks=pytest.mark.slow)], ids=["small", "large"]
 )
 def test_broken_files(checkpoint: Path, tmp_path: Path, total: int, broken: int) -> None:
-    """As used: in a process of its own, the others are done, in the order of the source, and the status is 1."""
+    """In a process of its own: the others are done, in the order of the source, and the status is 1."""
     bad = broken_among(tmp_path / "many", total, broken)
     done = imgcls(
         "predict",
@@ -128,7 +128,8 @@ def test_broken_files(checkpoint: Path, tmp_path: Path, total: int, broken: int)
     )
     assert done.returncode == 1
     assert done.stderr == (
-        f"imgcls predict: {broken} of {total:,} could not be read; see out/p.csv.unreadable.csv; the others are done\n"
+        f"imgcls predict: {broken} of {total:,} could not be read; see out/p.csv.unreadable.csv; "
+        "the others are done\n"
     )
     assert (
         f"{total - broken:,} images" in done.stdout
@@ -267,18 +268,30 @@ def test_what_a_source_yields(folder: Path) -> None:
     ("arguments", "words"),
     [
         (("source=nowhere",), "source=nowhere: there is no such file or folder"),
-        (("source='no/*.jpg'",), "source=no/*.jpg: there is no image; expected files that end in one of .bmp"),
+        (
+            ("source='no/*.jpg'",),
+            "source=no/*.jpg: there is no image; expected files that end in one of .bmp",
+        ),
         (("source=empty",), "source=empty: there is no image"),
         (("source=-",), "source=-: there is no image; expected a path a line"),
         (("source=pictures", "top_k=0"), "top_k=0: "),
         (("source=pictures", "tta=rotate"), "tta=rotate: "),
-        (("source=pictures", "out=p.txt"), "out=p.txt: expected a file name that ends in .csv or .jsonl or .parquet"),
-        (("source=pictures", "out=there.csv"), "out=there.csv: there.csv is there already; give another name, or overwrite=true"),
-        (("source=pictures", "out=there.csv/p.csv", "overwrite=true"), "out=there.csv/p.csv can't be written"),
+        (
+            ("source=pictures", "out=p.txt"),
+            "out=p.txt: expected a file name that ends in .csv or .jsonl or .parquet",
+        ),
+        (
+            ("source=pictures", "out=there.csv"),
+            "out=there.csv: there.csv is there already; give another name, or overwrite=true",
+        ),
+        (
+            ("source=pictures", "out=there.csv/p.csv", "overwrite=true"),
+            "out=there.csv/p.csv can't be written",
+        ),
         (("source=pictures", "trainer.precision=7"), "trainer"),
         ((), "source must be given"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_one_line(
     checkpoint: Path,
     said: Callable[..., str],

@@ -1,4 +1,4 @@
-"""What a run directory says of the code: changes that were not committed, new files among them, and what is left out."""
+"""The record of a run: code that was not committed, new files among it, and what is left out."""
 
 import json
 import subprocess

@@ -20,14 +20,15 @@ from support.command import imgcls
 from support.pages import HOSTILE, elements
 from support.runs import Here, write_run
 
-from imgcls.runs.read import Damaged, curves, differences, read_config, read_runs
+from imgcls.runs.read import read_runs
 from imgcls.runs.record import write_config
+from imgcls.runs.run_files import Damaged, curves, differences, read_config
 from imgcls.tools.compare import command as compare
 from imgcls.tools.compare.importance import importances
 
 
 def sweep(folder: Path, seeds: int = 3) -> Path:
-    """Two backbones and two rates, each with some seeds: resnet20 is better by 0.05 and something by the seed."""
+    """Two backbones and two rates, each with some seeds: resnet20 is better by 0.05 and more by the seed."""
     for i, (backbone, lr, seed) in enumerate(
         (b, lr, s) for b in ("simple_cnn", "resnet20") for lr in (0.001, 0.1) for s in range(seeds)
     ):
@@ -82,8 +83,13 @@ def test_runs_that_are_no_good(here: Here, capsys: pytest.CaptureFixture[str]) -
     write_run(Path("runs/good"))
     write_run(Path("runs/failed"), status="failed")
     write_run(Path("runs/killed"), status="running", epochs=1)
-    for name, file, content in (("cut", "metrics.csv", b"epoch,val/top1\n1,0.5\n2,0."), ("text", "metrics.csv", b"epoch,val/top1\n1,x\n"),
-                                ("yaml", "config.yaml", b"{"), ("empty", "config.yaml", b""), ("json", "test/metrics.json", b"{")):  # fmt: skip
+    for name, file, content in (
+        ("cut", "metrics.csv", b"epoch,val/top1\n1,0.5\n2,0."),
+        ("text", "metrics.csv", b"epoch,val/top1\n1,x\n"),
+        ("yaml", "config.yaml", b"{"),
+        ("empty", "config.yaml", b""),
+        ("json", "test/metrics.json", b"{"),
+    ):
         (write_run(Path("runs/damaged") / name) / file).write_bytes(content)
     (write_run(Path("runs/damaged/none")) / "metrics.csv").unlink()
     (write_run(Path("runs/damaged/no config")) / "config.yaml").unlink()
@@ -96,10 +102,15 @@ def test_runs_that_are_no_good(here: Here, capsys: pytest.CaptureFixture[str]) -
     inner.mkdir(parents=True)
     (inner / "config.yaml").touch()
     found = read_runs("runs").set_index("name")
+    damaged = ("cut", "text", "yaml", "empty", "json", "none", "no config")
     assert dict(found["status"]) == {
-        "MULTIRUN": "failed", "good": "finished", "failed": "failed", "killed": "unfinished", "old": "finished",
-        **{f"damaged/{name}": "damaged" for name in ("cut", "text", "yaml", "empty", "json", "none", "no config")},
-    }  # fmt: skip
+        "MULTIRUN": "failed",
+        "good": "finished",
+        "failed": "failed",
+        "killed": "unfinished",
+        "old": "finished",
+        **{f"damaged/{name}": "damaged" for name in damaged},
+    }
     reasons = found["reason"]
     assert reasons["damaged/cut"].startswith("metrics.csv can't be read: it is cut short")
     assert (
@@ -144,8 +155,9 @@ def test_the_command(here: Here, capsys: pytest.CaptureFixture[str]) -> None:
 def test_where_and_order() -> None:
     table = read_runs(sweep(Path("runs")))
     for condition, count in (
-        ("backbone=resnet20", 6), ("backbone!=resnet20", 6), ("lr<0.1", 6), ("optimizer.lr>=0.001, seed=0", 4), ("seed>0 and seed<=1", 4),
-        (["seed=1", "lr=0.1"], 2), ("status=finished", 12), ("tune=null", 12), ("channels_last=true", 12), ("test/top1>0.8", 5),
+        ("backbone=resnet20", 6), ("backbone!=resnet20", 6), ("lr<0.1", 6),
+        ("optimizer.lr>=0.001, seed=0", 4), ("seed>0 and seed<=1", 4), (["seed=1", "lr=0.1"], 2),
+        ("status=finished", 12), ("tune=null", 12), ("channels_last=true", 12), ("test/top1>0.8", 5),
     ):  # fmt: skip
         assert len(compare.where(table, condition)) == count, condition
     assert compare.ordered(table, "best/val/top1")["best/val/top1"].is_monotonic_decreasing
@@ -155,7 +167,7 @@ def test_where_and_order() -> None:
 
 
 def test_only_values_that_differ() -> None:
-    """`backbone.depth` comes with `backbone`; a rate that the command line set is shown though it goes with another."""
+    """`backbone.depth` comes with `backbone`; a rate that the command line set is shown all the same."""
     write_run(Path("runs/a"), backbone="simple_cnn", optimizer__lr=0.1)
     write_run(Path("runs/b"), backbone="resnet20", optimizer__lr=0.2)
     table = read_runs("runs")
@@ -205,10 +217,16 @@ def test_a_seed_that_was_run_twice_is_one_seed(here: Here, capsys: pytest.Captur
 
 
 MALFORMED = {
-    "status.json": ["5", "[]", '{"status": 5}', '{"status": "finished", "seconds": "long"}', '{"status": "finished", "parameters": [1]}',
-                    '{"status": "finished", "parameters": 1e400}', "[" * 100_000],
-    "config.yaml": ["5", "names: 5", "names: {run: [1]}", "optimized_metric: {a: b}", "optimized_metric: []", "logger: 5", "7: x",
-                    "names: {backbone: 5}", "run_dir: [x]", "a: &a {b: *a}", "? [1]\n: 2", "a: !!python/object:os.x {}"],
+    "status.json": [
+        "5", "[]", '{"status": 5}', '{"status": "finished", "seconds": "long"}',
+        '{"status": "finished", "parameters": [1]}', '{"status": "finished", "parameters": 1e400}',
+        "[" * 100_000,
+    ],
+    "config.yaml": [
+        "5", "names: 5", "names: {run: [1]}", "optimized_metric: {a: b}", "optimized_metric: []", "logger: 5",
+        "7: x", "names: {backbone: 5}", "run_dir: [x]", "a: &a {b: *a}", "? [1]\n: 2",
+        "a: !!python/object:os.x {}",
+    ],
     "metrics.csv": ["epoch,val/top1\n1,2,3\n", "x\n", "\0", "epoch,val/top1\n1,True\n", ""],
     "test/metrics.json": ["5", '{"test/top1": "good"}', '{"test/top1": [1]}', '{"test/top1": null}'],
 }  # fmt: skip
@@ -255,7 +273,8 @@ def test_aliases_are_neither_read_nor_written(here: Here) -> None:
 def test_values_of_any_type_and_names_of_the_table(here: Here) -> None:
     """A config may hold whatever YAML has, also under a name that the table has for something else."""
     odd: dict[str, Any] = {
-        "path": "elsewhere", "status": "pruned", "seconds": "x", "best/val/top1": "y", "when": datetime.date(2026, 1, 2),
+        "path": "elsewhere", "status": "pruned", "seconds": "x", "best/val/top1": "y",
+        "when": datetime.date(2026, 1, 2),
         "huge": 10**400, "bytes": b"\xff", "set": {1}, "mixed": 3, "nothing": {},
     }  # fmt: skip
     path = write_run(Path("runs/a")) / "config.yaml"
@@ -429,21 +448,28 @@ def opened(page: Path) -> subprocess.CompletedProcess[str]:
 
 
 PROBE = """<script>addEventListener("load", () => {
-  const all = s => [...document.querySelectorAll(s)], rows = () => all("#runs tbody tr:not(.out)").map(r => r.cells[0].textContent);
-  const count = s => all(s + " .run:not(.out)").length, at = (name, n) => all(name)[n], said = { start: [count("#curves"), count("#parallel"), count("#seconds"), rows()] };
+  const all = s => [...document.querySelectorAll(s)], count = s => all(s + " .run:not(.out)").length;
+  const rows = () => all("#runs tbody tr:not(.out)").map(r => r.cells[0].textContent);
+  const state = () => [count("#curves"), count("#parallel"), count("#seconds"), rows()];
+  const said = { start: state() };
   all("#runs th button").find(b => b.textContent === "time").click(); said.sorted = rows();
   all("#runs th button").find(b => b.textContent.startsWith("time")).click(); said.back = rows();
-  const axis = document.querySelector('.axis[data-column="backbone"]'), box = axis.getBoundingClientRect(), x = box.x + box.width / 2;
-  const point = (type, y, on) => on.dispatchEvent(new PointerEvent(type, { clientX: x, clientY: y, bubbles: true }));
-  point("pointerdown", box.top - 2, axis); point("pointermove", box.top + box.height / 3, window); point("pointerup", box.top + box.height / 3, window);
-  said.brushed = [count("#curves"), count("#parallel"), count("#seconds"), rows(), document.getElementById("count").textContent];
+  const axis = document.querySelector('.axis[data-column="backbone"]'), box = axis.getBoundingClientRect();
+  const point = (type, x, y, on) =>
+    on.dispatchEvent(new PointerEvent(type, { clientX: x, clientY: y, bubbles: true }));
+  const middle = box.x + box.width / 2, third = box.top + box.height / 3;
+  point("pointerdown", middle, box.top - 2, axis);
+  point("pointermove", middle, third, window);
+  point("pointerup", middle, third, window);
+  said.brushed = [...state(), document.getElementById("count").textContent];
   const dot = document.querySelector("#seconds circle.run:not(.out)"), place = dot.getBoundingClientRect();
   scrollTo(0, 0); const q = dot.getBoundingClientRect();
-  document.dispatchEvent(new PointerEvent("pointermove", { clientX: q.x + q.width / 2, clientY: q.y + q.height / 2, bubbles: true }));
+  point("pointermove", q.x + q.width / 2, q.y + q.height / 2, document);
   said.hot = [all(".hot").length, document.getElementById("tip").textContent.slice(0, 12)];
   document.getElementById("clear").click(); said.cleared = rows().length;
   const columns = () => all("#runs th").map(c => c.textContent), before = columns().length;
-  all("#columns input").find(i => i.parentNode.textContent.trim() === "seed").click(); said.hidden = [before - columns().length, columns().includes("seed")];
+  all("#columns input").find(i => i.parentNode.textContent.trim() === "seed").click();
+  said.hidden = [before - columns().length, columns().includes("seed")];
   said.bars = all(".share i").length; said.wide = document.documentElement.scrollWidth > innerWidth;
   document.title = JSON.stringify(said);
 });</script></body>"""

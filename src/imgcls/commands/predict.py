@@ -1,4 +1,4 @@
-"""imgcls predict: labels and probabilities of image files, one row a file, written as they come."""
+"""imgcls predict: writes labels and probabilities of image files as they come, one row a file."""
 
 import contextlib
 import csv
@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -20,9 +20,13 @@ from imgcls.config.training import Node
 from imgcls.errors import UserError
 
 if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
     from torch import Tensor
+    from torch.utils.data import DataLoader
 
     from imgcls.commands.prediction_files import Rows
+    from imgcls.data.files import Failure, FileBatch
+    from imgcls.tasks.classification import ImageClassifier
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +92,7 @@ def main(config: PredictConfig, run_dir: Path) -> None:
 
 
 def check_out(out: Path, endings: tuple[str, ...], overwrite: bool, *beside: Path) -> None:
-    """Raises UserError where `out` has another ending, or it or a file that comes beside it is there already."""
+    """Raises UserError where `out` has another ending, or where it or a file beside it is there already."""
     if out.suffix not in endings:
         raise UserError(f"out={out}: expected a file name that ends in {' or '.join(endings)}")
     for path in (out, *beside):
@@ -100,7 +104,7 @@ def check_out(out: Path, endings: tuple[str, ...], overwrite: bool, *beside: Pat
 
 @contextlib.contextmanager
 def appearing(folder: Path) -> Iterator[Path]:
-    """Yields a hidden folder; what is in it moves to `folder` if the block ends well, and is deleted otherwise."""
+    """Yields a hidden folder; its files move to `folder` if the block ends well, else they are deleted."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as partial:
         yield Path(partial)
@@ -109,22 +113,19 @@ def appearing(folder: Path) -> Iterator[Path]:
 
 
 class Predictor:
-    """The network on the trainer's device and in its precision, as a test has it."""
+    """The network on the trainer's device and in its precision, as in a test."""
 
-    def __init__(self, classifier: Any, trainer: Any, config: PredictConfig) -> None:
-        self.device, self.precision, self.config = (
-            trainer.strategy.root_device,
-            trainer.precision_plugin,
-            config,
-        )
+    def __init__(self, classifier: "ImageClassifier", trainer: "Trainer", config: PredictConfig) -> None:
+        self.device, self.precision = trainer.strategy.root_device, trainer.precision_plugin
         self.classifier = self.precision.convert_module(classifier).to(self.device)
-        self.names, self.head_inputs = classifier.spec.class_names, list[Any]()
+        self.names, self.head_inputs = classifier.spec.class_names, list["Tensor"]()
+        self.config = config
         if config.embedding:
-            head = classifier.network.get_submodule(classifier.network.head_names[0])
+            head = classifier.network.get_submodule(classifier.head_name)
             head.register_forward_pre_hook(lambda module, inputs: self.head_inputs.append(inputs[0]))
 
     def __call__(self, paths: list[str], images: "Tensor") -> "Rows":
-        """Returns the rows of `images (N, C, H, W) uint8`; their embeddings are those of the images as they are."""
+        """Returns the rows of `images (N, C, H, W) uint8`; embeddings are of images as they are."""
         import torch
 
         from imgcls.commands.prediction_files import Rows
@@ -146,9 +147,13 @@ class Predictor:
 
 
 def run(
-    loader: Any, predict: Predictor, write: Callable[["Rows"], None], failures: list[Any], unreadable: Path
+    loader: "DataLoader[FileBatch]",
+    predict: Predictor,
+    write: Callable[["Rows"], None],
+    failures: "list[Failure]",
+    unreadable: Path,
 ) -> tuple[int, int]:
-    """Writes a row for each image and those that can't be read to `unreadable`; returns how many of each there were."""
+    """Writes a row for each image, and the unreadable ones to a file; returns how many of each there were."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -175,8 +180,8 @@ def run(
     return done, failed + len(failures)
 
 
-def write_failures(path: Path, failures: list[tuple[str, str]]) -> None:
-    """Appends paths and reasons to a CSV; none makes no file."""
+def write_failures(path: Path, failures: "list[Failure]") -> None:
+    """Appends paths and reasons to a CSV; without any it makes no file."""
     if failures:
         new = not path.exists()
         with path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:

@@ -1,4 +1,4 @@
-"""What was predicted, as a file of comma-separated values, JSON lines or Parquet, written batch by batch."""
+"""Prediction files: writes what was predicted as CSV, JSON lines or Parquet, batch by batch."""
 
 import contextlib
 import csv
@@ -13,8 +13,10 @@ ROW_GROUP = 4096  # rows of a Parquet file that are held in memory
 
 
 class Rows(NamedTuple):
-    """What was predicted for N images: their paths, their k best labels from the best down, the `probabilities (N, k)`
-    of these, and `embeddings (N, D)` if asked for."""
+    """Predictions for N images: paths, and from the best down their k labels and `probabilities (N, k)`.
+
+    `embeddings (N, D)` are there if asked for.
+    """
 
     paths: list[str]
     labels: list[list[str]]
@@ -36,14 +38,12 @@ def csv_writer(path: Path) -> Iterator[Callable[[Rows], None]]:
         table = csv.writer(file)
 
         def write(rows: Rows) -> None:
-            embeddings = [[]] * len(rows.paths) if rows.embeddings is None else shortest(rows.embeddings)
             if not file.tell():
                 ranks = range(1, 1 + rows.probabilities.shape[1])
-                header = [f"{word}_{rank}" for rank in ranks for word in ("label", "probability")]
-                table.writerow(["path", *header, *(f"embedding_{i}" for i in range(len(embeddings[0])))])
-            for path, labels, numbers, embedding in zip(
-                rows.paths, rows.labels, shortest(rows.probabilities), embeddings, strict=True
-            ):
+                size = 0 if rows.embeddings is None else rows.embeddings.shape[1]
+                head = [f"{word}_{rank}" for rank in ranks for word in ("label", "probability")]
+                table.writerow(["path", *head, *(f"embedding_{i}" for i in range(size))])
+            for path, labels, numbers, embedding in cells(rows):
                 pairs = [cell for pair in zip(labels, numbers, strict=True) for cell in pair]
                 table.writerow([path, *pairs, *embedding])
 
@@ -56,15 +56,9 @@ def jsonl_writer(path: Path) -> Iterator[Callable[[Rows], None]]:
     with path.open("w", encoding="utf-8") as file:
 
         def write(rows: Rows) -> None:
-            columns = {
-                "path": rows.paths,
-                "labels": rows.labels,
-                "probabilities": shortest(rows.probabilities),
-            }
-            if rows.embeddings is not None:
-                columns["embedding"] = shortest(rows.embeddings)
-            for row in zip(*columns.values(), strict=True):
-                file.write(json.dumps(dict(zip(columns, row, strict=True))) + "\n")
+            for path, labels, numbers, embedding in cells(rows):
+                row = {"path": path, "labels": labels, "probabilities": numbers}
+                file.write(json.dumps(row | {"embedding": embedding} if embedding else row) + "\n")
 
         yield write
 
@@ -76,30 +70,35 @@ def parquet_writer(path: Path, embedding: bool) -> Iterator[Callable[[Rows], Non
     from pyarrow.parquet import ParquetWriter
 
     numbers, words = pa.list_(pa.float32()), pa.list_(pa.string())
-    kinds = {"path": pa.string(), "labels": words, "probabilities": numbers, "embedding": numbers}
-    schema = pa.schema([item for item in kinds.items() if embedding or item[0] != "embedding"])
-    held: list[dict[str, Any]] = []
+    kinds = {"path": pa.string(), "labels": words, "probabilities": numbers}
+    if embedding:
+        kinds["embedding"] = numbers
+    schema, held = pa.schema(list(kinds.items())), list[dict[str, Any]]()
     with ParquetWriter(path, schema) as file:
+
+        def write(rows: Rows) -> None:
+            names = [path.encode(errors="backslashreplace").decode() for path in rows.paths]  # UTF-8 only
+            columns = (names, rows.labels, rows.probabilities, rows.embeddings)
+            for row in zip(*(column for column in columns if column is not None), strict=True):
+                held.append(dict(zip(kinds, row, strict=True)))
+            if len(held) >= ROW_GROUP:
+                flush()
 
         def flush() -> None:
             file.write_table(pa.Table.from_pylist(held, schema))
             held.clear()
-
-        def write(rows: Rows) -> None:
-            names = [
-                path.encode(errors="backslashreplace").decode() for path in rows.paths
-            ]  # parquet has UTF-8 only
-            embeddings = [None] * len(names) if rows.embeddings is None else rows.embeddings
-            for row in zip(names, rows.labels, rows.probabilities, embeddings, strict=True):
-                held.append(dict(zip(kinds, row, strict=True)))
-            if len(held) >= ROW_GROUP:
-                flush()
 
         yield write
         if held:
             flush()
 
 
+def cells(rows: Rows) -> Iterator[tuple[str, list[str], list[float], list[float]]]:
+    """Yields path, labels, probabilities and embedding (empty where there is none) of each image."""
+    embeddings = [[]] * len(rows.paths) if rows.embeddings is None else shortest(rows.embeddings)
+    return zip(rows.paths, rows.labels, shortest(rows.probabilities), embeddings, strict=True)
+
+
 def shortest(numbers: np.ndarray) -> list[list[float]]:
     """Returns float32 as the floats whose digits are the fewest that tell it from its neighbours."""
-    return numbers.astype(str).astype(float).tolist()  # type: ignore[no-any-return]
+    return numbers.astype(str).astype(float).tolist()

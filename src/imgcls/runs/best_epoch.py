@@ -1,15 +1,18 @@
-"""What was best in a run, by which metric, and what watches one."""
+"""The best epoch of a run: which it is, and whether the metric by which it is chosen is logged."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from imgcls.config.metrics import Metrics, direction
 from imgcls.config.training import Node, TrainerConfig
 from imgcls.errors import UserError, nearest
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 def optimised(run_dir: Path, metric: str | list[str]) -> float | list[float] | None:
-    """Returns the best value of a metric; of several, the values of the epoch that was best by the first of them."""
+    """Returns the best value of a metric; of several, those of the epoch that was best by the first."""
     names = [metric] if isinstance(metric, str) else metric
     best = best_epoch(run_dir, names[0])
     values = [best[f"best/{name}"] for name in names if f"best/{name}" in best]
@@ -19,17 +22,22 @@ def optimised(run_dir: Path, metric: str | list[str]) -> float | list[float] | N
 
 
 def best_epoch(run_dir: Path, monitor: str) -> dict[str, float]:
-    """Returns all that was measured in the epoch where `monitor` was best, as `best/…`; empty without a metrics.csv."""
+    """Returns as `best/…` all metrics of the epoch where `monitor` was best; none without a metrics.csv."""
     import pandas as pd
 
-    path = run_dir / "metrics.csv"
-    if not path.is_file():
+    if not (run_dir / "metrics.csv").is_file():
         return {}
-    table = pd.read_csv(path)
-    if monitor not in table or table[monitor].isna().all():
-        return {}
-    best = table[monitor].argmin() if direction(monitor) == "min" else table[monitor].argmax()
-    return {f"best/{name}": float(value) for name, value in table.iloc[int(best)].dropna().items()}
+    table = pd.read_csv(run_dir / "metrics.csv")
+    best = best_row(table, monitor)
+    measured = {} if best is None else table.iloc[best].dropna().to_dict()
+    return {f"best/{name}": float(value) for name, value in measured.items()}
+
+
+def best_row(table: "pd.DataFrame", metric: str | None) -> int | None:
+    """Returns the row of a metrics.csv where a metric was best, or None where it was never measured."""
+    if metric not in table or table[metric].isna().all():
+        return None
+    return int(table[metric].argmin() if direction(metric) == "min" else table[metric].argmax())
 
 
 def check_monitored(
@@ -42,28 +50,27 @@ def check_monitored(
         names: the metrics that are logged.
     """
     watched = [
-        (f"callbacks: {type(c).__name__}.", c.monitor, c.mode)
-        for c in callbacks
-        if getattr(c, "monitor", None)
+        (f"callbacks: {type(callback).__name__}.", callback.monitor, callback.mode)
+        for callback in callbacks
+        if getattr(callback, "monitor", None)
     ]
     if schedule := scheduler.get("monitor"):
         watched.append(("scheduler.", schedule, scheduler.get("mode")))
-    named = [
-        ("optimized_metric", name) for name in ([optimized] if isinstance(optimized, str) else optimized)
-    ]
-    named += [(f"{where}monitor", name) for where, name, _ in watched]
-    for key, name in named:
+    keys = [("optimized_metric", name) for name in ([optimized] if isinstance(optimized, str) else optimized)]
+    keys += [(f"{where}monitor", name) for where, name, _ in watched]
+    for key, name in keys:
         if name not in names:
             raise UserError(f"{key}={name}: no such metric is logged; {nearest(name, names)}")
         if name.startswith("val/") and (why := never_validated(trainer)):
             raise UserError(
                 f"{key}={name}: with {why} nothing is validated; watch train/loss, or let it validate"
             )
-    for keeper in callbacks:
+    for keeper in callbacks:  # several files are kept
         if getattr(keeper, "save_top_k", 1) not in (0, 1) and "{" not in (keeper.filename or "{"):
             raise UserError(
-                f"callbacks: ModelCheckpoint.save_top_k={keeper.save_top_k} with filename={keeper.filename}: each file "
-                "needs a name of its own, such as callbacks.checkpoint.filename='{epoch:03d}'"
+                f"callbacks: ModelCheckpoint.save_top_k={keeper.save_top_k} with "
+                f"filename={keeper.filename}: each file needs a name of its own, such as "
+                "callbacks.checkpoint.filename='{epoch:03d}'"
             )
     for where, name, mode in watched:
         if mode is not None and mode != direction(name):

@@ -1,4 +1,4 @@
-"""Checkpoint files: found, read without running what they carry, and looked at for damage."""
+"""Checkpoint files: finds them, reads them without running code in them, and checks them for damage."""
 
 import warnings
 import zipfile
@@ -12,6 +12,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from imgcls.errors import UserError
+
+STATES = ("state_dict", "current_model_state")  # with EMA, the first has the means
 
 
 def find_checkpoint(given: str) -> Path:
@@ -32,23 +34,22 @@ def find_checkpoint(given: str) -> Path:
 
 
 def best_of_many(last: Path) -> Path:
-    """Returns the best of several checkpoints that were kept (`save_top_k`), as the last one says, or the last one."""
+    """Returns the best of several kept checkpoints (`save_top_k`), as the last one names it, or the last."""
     if all(path.name in ("last.ckpt", "previous.ckpt") for path in last.parent.glob("*.ckpt")):
         return last
-    state = load_content(last).get("callbacks", {})
-    names = [
-        Path(value["best_model_path"]).name
-        for key, value in state.items()
-        if key.startswith("ModelCheckpoint")
-    ]
-    return next((last.with_name(name) for name in names if name and last.with_name(name).is_file()), last)
+    for key, state in load_content(last).get("callbacks", {}).items():
+        if key.startswith("ModelCheckpoint") and state["best_model_path"]:
+            best = last.with_name(Path(state["best_model_path"]).name)  # where the run lies now
+            if best.is_file():
+                return best
+    return last
 
 
 def load_content(path: Path) -> dict[str, Any]:
-    """Returns what a checkpoint holds, without running what it may carry.
+    """Returns the content of a checkpoint, without running code that it may carry.
 
     Raises:
-        UserError: the file is damaged, carries code (which is not run), or was not written by a training of ours.
+        UserError: the file is damaged, carries code, or was not written by a training of ours.
     """
     try:
         content = load_tensors(path)
@@ -56,18 +57,16 @@ def load_content(path: Path) -> dict[str, Any]:
         raise UserError(f"checkpoint={path}: {unloadable(path, error)}") from error
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= content.keys():
         raise UserError(
-            f"checkpoint={path}: it was not written by imgcls train; for a state dict use backbone.weights={path}"
+            f"checkpoint={path}: it was not written by imgcls train; "
+            f"for a state dict use backbone.weights={path}"
         )
     return content
-
-
-STATES = ("state_dict", "current_model_state")  # with EMA, the first has the means
 
 
 def newest(folder: Path) -> tuple[Path | None, dict[Path, str]]:
     """Returns the newest whole checkpoint to go on from, and what is wrong with those that are newer.
 
-    A `last.partial` that is whole is the newest: the process was killed before it had its name.
+    A `last.partial` that is whole is the newest: the process was killed before it could rename it.
     """
     wrong = dict[Path, str]()
     for path in (folder / name for name in ("last.partial", "last.ckpt", "previous.ckpt")):
@@ -79,8 +78,10 @@ def newest(folder: Path) -> tuple[Path | None, dict[Path, str]]:
 
 
 def damage(path: Path) -> str | None:
-    """Returns what is wrong with a checkpoint's file, or None: each of its records has a checksum (CRC-32), and its
-    weights and buffers are finite."""
+    """Returns what is wrong with a checkpoint's file, or None.
+
+    Each of its records has a checksum (CRC-32), and its weights and buffers are finite.
+    """
     try:
         with zipfile.ZipFile(path) as file:
             bad = file.testzip()
@@ -90,25 +91,24 @@ def damage(path: Path) -> str | None:
         return " ".join(str(error).split()) or type(error).__name__
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        states = [content.get(key, {}) for key in STATES]
-    except Exception:  # code, or no checkpoint at all: said where it is loaded
+        states, known = [content.get(key, {}) for key in STATES], content.get("infinite", ())
+    except Exception:  # it holds code, or is no checkpoint: whoever loads it says so
         return None
-    names = [
-        name for state in states for name in not_finite(state) if name not in content.get("infinite", ())
-    ]
+    names = [name for state in states for name in not_finite(state) if name not in known]
     return f"tensors with NaN or infinity: {len(names)}, such as {names[0]}" if names else None
 
 
 def not_finite(state: Mapping[str, Tensor]) -> list[str]:
-    """Returns the names of the tensors of a state dict that have NaN or infinity in them. Where there are none, it
-    reads from the device once."""
+    """Returns the names of the tensors that have NaN or infinity in them.
+
+    Where there are none, it reads from the device once.
+    """
     local = {name: value.to_local() if isinstance(value, DTensor) else value for name, value in state.items()}
     floats = {name: value.detach() for name, value in local.items() if value.is_floating_point()}
     if bool(get_total_norm(list(floats.values())).isfinite()):
         return []
-    return [
-        name for name, value in floats.items() if not bool(value.isfinite().all())
-    ]  # the norm may overflow
+    # The norm may overflow though all values are finite.
+    return [name for name, value in floats.items() if not bool(value.isfinite().all())]
 
 
 def load_tensors(path: Path) -> Any:

@@ -1,6 +1,7 @@
-"""What a run directory says of how it was made."""
+"""The record that a run writes into its directory: config, environment, git state and status."""
 
 import functools
+import itertools
 import json
 import logging
 import os
@@ -18,62 +19,55 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.dumper import SafeDumper
+
+from imgcls.errors import TrialPruned
 
 log = logging.getLogger(__name__)
 
-
-# Of files that git neither knows nor ignores, a record holds at most so many, of so many bytes each and in all.
+# A record holds at most this many files that git neither knows nor ignores, of so many bytes each and in all.
 NEW_FILES, NEW_FILE, ALL_NEW = 1000, 1_000_000, 10_000_000
 
 
 def git(folder: Path, *words: str, **variables: str) -> str | None:
-    """Returns what git says in a folder, or None where it fails or there is none."""
+    """Returns what git prints in a folder, or None where it fails or is not installed."""
     command, environment = ["git", "-C", str(folder), *words], os.environ | variables
     try:
-        done = subprocess.run(command, capture_output=True, timeout=30, env=environment)
-    except (OSError, subprocess.TimeoutExpired):
+        done = subprocess.run(command, capture_output=True, timeout=30, env=environment, check=True)
+    except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.decode(errors="surrogateescape").removesuffix("\n") if done.returncode == 0 else None
+    return done.stdout.decode(errors="surrogateescape").removesuffix("\n")
 
 
 def git_state(folder: Path, run_dir: Path | None = None) -> dict[str, Any]:
-    """Returns commit, branch, status (what is changed or not tracked) and diff, of the repository that `folder` is in,
-    if any. The diff holds the files that git does not know and does not ignore, too, but not those of `run_dir` or of
-    other run directories; `left_out` names those that are too large or too many."""
+    """Returns commit, branch, status (changed and new files) and diff of the repository of `folder`, if any.
+
+    The diff also holds files that git neither knows nor ignores, but not those of run directories; `left_out`
+    names those that are too large or too many.
+    """
     commit, top = git(folder, "rev-parse", "HEAD"), git(folder, "rev-parse", "--show-toplevel")
     if commit is None or top is None:
         return {}
     new, left_out = new_files(Path(top), run_dir)
     diff = git_diff(Path(top), new)
+    if diff is None:
+        left_out = ["all that is not committed (git failed, or took over 30 s)"]
     return {
         "commit": commit,
         "branch": git(folder, "rev-parse", "--abbrev-ref", "HEAD"),
         "status": git(folder, "status", "--porcelain"),
-        "left_out": left_out
-        if diff is not None
-        else ["all that is not committed (git failed, or took over 30 s)"],
+        "left_out": left_out,
         "diff": diff or "",
     }
 
 
 def new_files(top: Path, run_dir: Path | None) -> tuple[list[str], list[str]]:
-    """Returns the files of a repository that git neither knows nor ignores: those for the record, and, with their
-    size, those that are left out of it. Python and YAML come first: a run is made of them."""
-    names = (git(top, "ls-files", "--others", "--exclude-standard", "-z") or "").split("\0")
-    sizes, folders = dict[str, int](), {top: False}  # whether a folder is a run directory, or lies in one
+    """Returns the files that git neither knows nor ignores: those to record, and those left out, with sizes.
 
-    def of_a_run(folder: Path) -> bool:
-        if folder not in folders:
-            record = all((folder / name).is_file() for name in ("config.yaml", "environment.json"))
-            folders[folder] = record or folder == run_dir or of_a_run(folder.parent)
-        return folders[folder]
-
-    for name in (name for name in names if name and not of_a_run((top / name).parent)):
-        with suppress(OSError):  # it is gone by now
-            sizes[name] = (
-                NEW_FILE + 1 if name.endswith("/") else (top / name).lstat().st_size
-            )  # /: another repository
+    Python and YAML files come first, because a run is made of them.
+    """
     kept, left_out, total = list[str](), list[str](), 0
+    sizes = untracked(top, run_dir)
     for name in sorted(sizes, key=lambda name: (not name.endswith((".py", ".yaml")), sizes[name])):
         if sizes[name] > NEW_FILE or total + sizes[name] > ALL_NEW or len(kept) == NEW_FILES:
             left_out.append(name if name.endswith("/") else f"{name} ({sizes[name] / 1e6:.1f} MB)")
@@ -83,9 +77,28 @@ def new_files(top: Path, run_dir: Path | None) -> tuple[list[str], list[str]]:
     return kept, left_out
 
 
+def untracked(top: Path, run_dir: Path | None) -> dict[str, int]:
+    """Returns the size by name of each file that git neither knows nor ignores and that is not of a run."""
+
+    @functools.cache
+    def is_run(folder: Path) -> bool:
+        return folder == run_dir or all((folder / n).is_file() for n in ("config.yaml", "environment.json"))
+
+    sizes = {}
+    for name in (git(top, "ls-files", "--others", "--exclude-standard", "-z") or "").split("\0"):
+        folders = itertools.takewhile(lambda folder: folder != top, (top / name).parents)
+        if name and not any(map(is_run, folders)):
+            with suppress(OSError):  # it is gone by now
+                another_repository = name.endswith("/")
+                sizes[name] = NEW_FILE + 1 if another_repository else (top / name).lstat().st_size
+    return sizes
+
+
 def git_diff(top: Path, new: list[str]) -> str | None:
-    """Returns what differs from the last commit, with the files `new` as `git apply` makes them; None where git fails.
-    They are added to a copy of git's index: that of the user stays as it is."""
+    """Returns what differs from the last commit, the files `new` included; None where git fails.
+
+    The files are added to a copy of git's index, so that the user's index stays as it is.
+    """
     words = ("diff", "--no-ext-diff", "--binary", "HEAD")
     index = top / (git(top, "rev-parse", "--git-path", "index") or "")
     if not new or not index.is_file():
@@ -98,38 +111,38 @@ def git_diff(top: Path, new: list[str]) -> str | None:
         return None if added is None else git(top, *words, GIT_INDEX_FILE=copy)
 
 
-@functools.cache  # for each job of a sweep
+@functools.cache  # once for all jobs of a sweep
 def packages() -> dict[str, str]:
     """Returns the version of each package that is installed."""
-    all_metadata = (
-        d.metadata for d in metadata.distributions()
-    )  # d.name and d.version would each read it again
-    return {m["Name"]: m["Version"] for m in all_metadata if m["Name"]}
+    found = [distribution.metadata for distribution in metadata.distributions()]  # .name would read it again
+    return {facts["Name"]: facts["Version"] for facts in found if facts["Name"]}
 
 
 def environment() -> dict[str, Any]:
     """Returns the command, versions and hardware."""
     import torch
 
-    cpu: dict[str, Any] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # newer than the oldest torch that will do
-    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    # The oldest torch that will do has no such function.
+    capabilities: Callable[[], dict[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)
     return {
         "command": shlex.join(sys.orig_argv),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpu": cpu.get("cpu_name", platform.processor()),
+        "cpu": capabilities().get("cpu_name", platform.processor()),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "devices": devices,
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "packages": packages(),
     }
 
 
 def write_record(run_dir: Path, config: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-    """Writes `config.yaml` (resolved), `environment.json` (`data`: its fingerprint) and `git.diff`; returns the git
-    state without the diff."""
+    """Writes `config.yaml`, `environment.json` and `git.diff`; returns the git state without the diff.
+
+    Args:
+        config: the resolved config.
+        data: the fingerprint of the data.
+    """
     run_dir.mkdir(parents=True, exist_ok=True)
     write_config(run_dir, config)
     state = git_state(Path.cwd(), run_dir.resolve())
@@ -137,28 +150,28 @@ def write_record(run_dir: Path, config: dict[str, Any], data: dict[str, Any]) ->
     if diff:
         (run_dir / "git.diff").write_bytes(f"{diff}\n".encode(errors="surrogateescape"))
     if left_out:
+        more = f" and {len(left_out) - 3:,} more" if len(left_out) > 3 else ""
         words = "git.diff leaves out what git does not know: %s%s; commit it, or ignore it"
-        log.warning(
-            words, ", ".join(left_out[:3]), f" and {len(left_out) - 3:,} more" if len(left_out) > 3 else ""
-        )
+        log.warning(words, ", ".join(left_out[:3]), more)
     record = environment() | {"data": data, "git": state | {"left_out": left_out}}
     write_text(run_dir / "environment.json", json.dumps(record, indent=2) + "\n")
     return state
 
 
 def write_config(run_dir: Path, config: dict[str, Any]) -> None:
-    """Writes what a resume goes on with."""
+    """Writes the config with which a resume goes on."""
     write_text(run_dir / "config.yaml", yaml_text(config))
 
 
-class PlainDumper(yaml.SafeDumper):  # type: ignore[name-defined,misc]
-    """Writes what stands in several places at each of them, and no aliases, which `imgcls compare` does not read."""
+class PlainDumper(SafeDumper):
+    """YAML dumper that writes a value in full wherever it stands: `imgcls compare` reads no aliases."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
 
 
 def yaml_text(content: dict[str, Any]) -> str:
+    """Returns plain data as YAML, with its keys in their order."""
     return yaml.dump(content, Dumper=PlainDumper, sort_keys=False, allow_unicode=True)
 
 
@@ -173,31 +186,28 @@ def write_text(path: Path, text: str) -> None:
 def keeping_status(
     run_dir: Path, parameters: int, trained: Callable[[], bool] = lambda: True
 ) -> Iterator[None]:
-    """Around a training, on rank 0: keeps `status.json`, which tells a run that was killed from one that is done.
+    """Around a training, on rank 0: keeps `status.json`, which tells a killed run from a finished one.
 
-    The status is running, then finished, stopped (from outside), pruned or failed; the seconds are of all its starts.
-    A resume that ends before a step is `trained` leaves the status as it was.
+    The status is running, then finished, stopped (from outside), pruned or failed; the seconds are those of
+    all starts. A resume that fails before a step is `trained` leaves the status as it was.
     """
     path, start = run_dir / "status.json", time.monotonic()
-    found = path.read_text() if path.exists() else None  # it is resumed
+    found = path.read_text() if path.exists() else None  # the run is resumed
     before = json.loads(found)["seconds"] if found else 0.0
 
     def say(status: str, **more: str) -> None:
-        facts = {
-            "status": status,
-            "seconds": round(before + time.monotonic() - start, 3),
-            "parameters": parameters,
-            **more,
-        }
-        with suppress(OSError):  # on a full disk, what filled it is said elsewhere
+        seconds = round(before + time.monotonic() - start, 3)
+        facts = {"status": status, "seconds": seconds, "parameters": parameters, **more}
+        with suppress(OSError):  # where the disk is full, another message says so
             write_text(path, json.dumps(facts, indent=2) + "\n")
 
     say("running")
     try:
         yield
     except BaseException as error:
-        stopped = isinstance(error, SystemExit | KeyboardInterrupt)
-        status = "pruned" if type(error).__name__ == "TrialPruned" else "stopped" if stopped else "failed"
+        status = "stopped" if isinstance(error, SystemExit | KeyboardInterrupt) else "failed"
+        if isinstance(error, TrialPruned):
+            status = "pruned"
         say(status, error=f"{type(error).__name__}: {' '.join(str(error).split())}")
         if found and status == "failed" and not trained():
             write_text(path, found)
@@ -206,7 +216,7 @@ def keeping_status(
 
 
 def rerooted(value: Any, before: str, now: str) -> Any:
-    """Returns a value in which paths in the run directory follow it to where it was moved."""
+    """Returns plain data in which paths in a run directory follow it from where it was to where it is now."""
     if isinstance(value, dict):
         return {rerooted(key, before, now): rerooted(item, before, now) for key, item in value.items()}
     if isinstance(value, list):

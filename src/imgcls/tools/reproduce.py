@@ -40,18 +40,19 @@ def main(config: ReproduceConfig, run_dir: Path) -> None:
     from imgcls.engine.resume import claim
     from imgcls.engine.signals import SIGNALS
     from imgcls.processes import rank
-    from imgcls.runs import read as runs
+    from imgcls.runs.read import read_run
+    from imgcls.runs.run_files import read_config
 
     original = Path(given).expanduser().absolute()
     if not (original / "config.yaml").is_file():
         raise UserError(f"run={given}: there is no run in it (no config.yaml); expected a run directory")
     if rank() == 0 and (run_dir / "config.yaml").exists():
         raise UserError(f"out={shown(run_dir)} holds a run already; give another folder")
-    found = runs.read_run(original)
+    found = read_run(original)
     if found["status"] != "finished":
         raise UserError(f"run={given} is {found['status']} ({found['reason']}); expected one that finished")
     say_changes(original)
-    stored = runs.read_config(original)
+    stored = read_config(original)
     stored = rerooted(stored, stored["run_dir"], str(run_dir)) | {"resume": None, "overwrite": False}
     stored["logger"] = {}
     stored["callbacks"].pop("pruning", None)  # would report to the search once more
@@ -79,11 +80,9 @@ def say_changes(original: Path) -> None:
 
 def report(original: Path, again: Path) -> None:
     """Says whether the result is the same, and how the circumstances differ; writes `reproduction.json`."""
-    from imgcls.runs import read as runs
+    from imgcls.runs.run_files import differences
 
-    circumstances = {
-        title: rows for title, rows in runs.differences(original, again).items() if title != "config"
-    }
+    circumstances = {title: rows for title, rows in differences(original, again).items() if title != "config"}
     results = compared(original, again)
     record = {"original": str(original), "results": results, "circumstances": circumstances}
     (again / "reproduction.json").write_text(json.dumps(record, indent=2, default=str) + "\n")

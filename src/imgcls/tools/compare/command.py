@@ -1,21 +1,21 @@
-"""imgcls compare: runs side by side, from their directories alone: a table here, a CSV, and a page to click."""
+"""imgcls compare: shows runs side by side, from their directories alone: a table, a CSV file and a page."""
 
 import contextlib
-import operator
 import re
 from dataclasses import dataclass
+from operator import eq, ge, gt, le, lt, ne
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from imgcls.config.metrics import direction
 from imgcls.config.paths import shown
 from imgcls.errors import UserError, nearest
-from imgcls.runs.read import finished, written
+from imgcls.runs.read import COSTS, FACTS, METRICS, finished, read_runs, written
+from imgcls.runs.run_files import Damaged, differences
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-OPERATORS = {"!=": operator.ne, "<=": operator.le, ">=": operator.ge, "=": operator.eq, "<": operator.lt, ">": operator.gt}  # fmt: skip
+OPERATORS = {"!=": ne, "<=": le, ">=": ge, "=": eq, "<": lt, ">": gt}
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,9 @@ def main(config: CompareConfig, run_dir: Path) -> None:
         raise UserError(
             f"baseline={config.baseline} needs group=seed or group=fold, over which runs are paired"
         )
-    from imgcls.runs import read as runs
     from imgcls.tools.compare import page as compare_page
 
-    table = where(runs.read_runs(config.runs), config.where)
+    table = where(read_runs(config.runs), config.where)
     target = column(table, config.metric) if config.metric else optimised(table)
     if not table[target].dtype.kind == "f" or table[target].isna().all():
         raise UserError(f"metric={target}: none of the runs that are compared has such a measured value")
@@ -53,8 +52,8 @@ def main(config: CompareConfig, run_dir: Path) -> None:
         counted, notes = once_each(table, [*keys, over], target)
         groups = grouped(counted, over, keys, target, config.baseline)
     if len(table) == 2:
-        with contextlib.suppress(runs.Damaged):  # which is named
-            pair = runs.differences(*map(Path, table["path"]))
+        with contextlib.suppress(Damaged):  # which is named
+            pair = differences(*map(Path, table["path"]))
     table.to_csv(run_dir / "runs.csv", index=False, errors="backslashreplace")
     if groups is not None:
         groups.to_csv(run_dir / "groups.csv", index=False, errors="backslashreplace")
@@ -64,7 +63,7 @@ def main(config: CompareConfig, run_dir: Path) -> None:
     print(f"page: {shown(run_dir / 'index.html')}\ntable: {shown(run_dir / 'runs.csv')}")
 
 
-def column(table: "pd.DataFrame", name: str) -> str:
+def column(table: pd.DataFrame, name: str) -> str:
     """Returns the column that a name means: `lr` is `optimizer.lr`, `val/top1` is `best/val/top1`."""
     ends = [found for found in table.columns if found.endswith(f".{name}")]
     for found in (name, *(ends if len(ends) == 1 else ()), f"best/{name}", f"test/{name}"):
@@ -74,7 +73,7 @@ def column(table: "pd.DataFrame", name: str) -> str:
     raise UserError(f"{name}: no run has a value of this name; {advice}")
 
 
-def optimised(table: "pd.DataFrame") -> str:
+def optimised(table: pd.DataFrame) -> str:
     """Returns the column of the metric that most of the runs optimised."""
     found = [name for name in table.columns if name.startswith("best/")]
     if not found:
@@ -83,76 +82,75 @@ def optimised(table: "pd.DataFrame") -> str:
     return next((name for name in found if name in wanted), found[-1])
 
 
-def where(table: "pd.DataFrame", conditions: str | list[str] | None, key: str = "where") -> "pd.DataFrame":
+def where(table: pd.DataFrame, conditions: str | list[str] | None, key: str = "where") -> pd.DataFrame:
     """Returns the rows for which all conditions hold: `backbone=resnet20`, `lr<0.1`, `status!=finished`.
 
     Raises:
         UserError: no comparison, no such column, or no row is left.
     """
-    import pandas as pd
-
     for text in [conditions] if isinstance(conditions, str) else conditions or []:
         for condition in re.split(r"\s*,\s*|\s+and\s+", text.strip()):
-            parts = re.fullmatch(r"([^!<>=]+?)\s*(!=|<=|>=|=|<|>)\s*(.*)", condition)
-            if parts is None:
-                raise UserError(f"{key}={condition}: expected name=value, or with != < > <= >=")
-            values: Any = table[column(table, parts[1])]
-            given: Any = pd.to_numeric(parts[3], errors="coerce")
-            numbers = pd.to_numeric(values, errors="coerce")
-            if given == given and numbers.notna().any():
-                values = numbers
-            elif parts[2] in ("=", "!="):
-                values, given = values.map(written).str.lower(), parts[3].lower()
-            else:
-                raise UserError(f"{key}={condition}: {parts[2]} compares numbers")
-            table = table[OPERATORS[parts[2]](values, given)]
+            table = table[holds(table, condition, key)]
     if not len(table):
         raise UserError(f"{key}={conditions}: no run that is compared is like this; take a condition away")
     return table
 
 
-def ordered(table: "pd.DataFrame", by: str, reverse: bool = False) -> "pd.DataFrame":
+def holds(table: pd.DataFrame, condition: str, key: str) -> Any:
+    """Returns for each run whether one condition holds; numbers are compared as numbers, all else as text."""
+    parts = re.fullmatch(r"([^!<>=]+?)\s*(!=|<=|>=|=|<|>)\s*(.*)", condition)
+    if parts is None:
+        raise UserError(f"{key}={condition}: expected name=value, or with != < > <= >=")
+    name, sign, text = parts.groups()
+    values, compare = table[column(table, name)], OPERATORS[sign]
+    given, numbers = pd.to_numeric(text, errors="coerce"), pd.to_numeric(values, errors="coerce")
+    if given == given and numbers.notna().any():
+        return compare(numbers, given)
+    if sign not in ("=", "!="):
+        raise UserError(f"{key}={condition}: {sign} compares numbers")
+    return compare(values.map(written).str.lower(), text.lower())
+
+
+def ordered(table: pd.DataFrame, by: str, reverse: bool = False) -> pd.DataFrame:
     """Returns the runs by a column: metrics best first, other values from small to large, or the reverse."""
     upwards = "/" not in by or direction(by) == "min"
-
-    def comparable(values: "pd.Series[Any]") -> "pd.Series[Any]":
-        return (
-            values if values.dtype != object else values.astype(str).where(values.notna())
-        )  # numbers among words
-
-    return table.sort_values(
-        by, ascending=upwards != reverse, kind="stable", ignore_index=True, key=comparable
-    )
+    values = table[by]
+    if values.dtype == object:  # numbers among words
+        values = values.astype(str).where(values.notna())
+    order = values.sort_values(ascending=upwards != reverse, kind="stable").index
+    return table.loc[order].reset_index(drop=True)
 
 
-def differing_config(table: "pd.DataFrame") -> list[str]:
+def differing_config(table: pd.DataFrame) -> list[str]:
     """Returns the config's names of which runs have different values, those of the command line first.
 
-    A value that comes with another's choice (`backbone.depth` with `backbone`) is left out, unless a command line set it.
+    A value that comes with another's choice (`backbone.depth` with `backbone`) is left out, unless a command
+    line set it.
     """
-    from imgcls.runs.read import COSTS, FACTS, METRICS
-
     known = table[table["optimized_metric"].notna()]
-    names = [
-        n
-        for n in table.columns
-        if n not in (*FACTS, *COSTS, "optimized_metric")
-        and not n.startswith((*METRICS, "logger", "callbacks.pruning"))
-    ]
-    found = [n for n in names if known[n].nunique(dropna=False) > 1]
+    config = known.drop(columns=[*FACTS, *COSTS, "optimized_metric"])
+    no_config = (*METRICS, "logger", "callbacks.pruning")
+    found = [n for n in config.columns if not n.startswith(no_config) and config[n].nunique(dropna=False) > 1]
     words = " ".join(known["overrides"].dropna().astype(str).unique())
     given = [name for name in found if re.search(rf"(?:^|[ ,+]){re.escape(name)}=", words)]
-
-    def implied(name: str) -> bool:
-        ends = [place for place, letter in enumerate(name) if letter == "."]
-        return any(name[:end] in found and known.groupby(name[:end], dropna=False)[name].nunique(dropna=False).max() == 1 for end in ends)  # fmt: skip
-
-    return given + [name for name in found if name not in given and not implied(name)]
+    return given + [n for n in found if n not in given and not comes_with_choice(config, n, found)]
 
 
-def once_each(table: "pd.DataFrame", names: list[str], target: str) -> "tuple[pd.DataFrame, list[str]]":
-    """Returns the finished runs with the newest alone of those that are the same by these names, a seed among them:
-    a repeat is no new sample, and would make the spread smaller. Also returns a line that says so."""
+def comes_with_choice(config: pd.DataFrame, name: str, differing: list[str]) -> bool:
+    """Says whether each choice of a group above a name, such as `backbone`, has one value of it alone."""
+    for group in (name[: dot.start()] for dot in re.finditer(r"\.", name)):
+        if group in differing:
+            values = config.groupby(group, dropna=False)[name].nunique(dropna=False)
+            if values.max() == 1:
+                return True
+    return False
+
+
+def once_each(table: pd.DataFrame, names: list[str], target: str) -> tuple[pd.DataFrame, list[str]]:
+    """Returns the newest finished run of those with the same values of `names`, and a line on the others.
+
+    One of the names is the seed: a repeat is no new sample, and would make the spread smaller.
+    """
     done = finished(table, target)
     ages = done["path"].map(lambda path: Path(path, "config.yaml").stat().st_mtime)
     newest = done.loc[ages.sort_values(kind="stable").index].drop_duplicates(names, keep="last")
@@ -165,24 +163,21 @@ def once_each(table: "pd.DataFrame", names: list[str], target: str) -> "tuple[pd
 
 
 def grouped(
-    table: "pd.DataFrame", over: str, keys: list[str], target: str, baseline: str | None
-) -> "pd.DataFrame":
+    table: pd.DataFrame, over: str, keys: list[str], target: str, baseline: str | None
+) -> pd.DataFrame:
     """Returns mean and sample standard deviation over seeds or folds of the finished runs of each config.
 
     With a baseline also the mean difference from it over the seeds that both have, half of its 95% confidence
     interval, and p of the paired t-test and of Wilcoxon's signed-rank test (scipy.stats).
     """
-    import pandas as pd
-
     done = finished(table, target)
     if not len(done):
         raise UserError(f"group={over}: no run has finished, so there is no mean of {target}")
     keys = keys or ["data"]
     numbers = [n for n in (target, f"test/{target.rpartition('/')[2]}", "seconds") if n in table]
-    numbers = list(dict.fromkeys(numbers))
     done = done.assign(**{name: done[name].map(written) for name in keys})
     groups = done.groupby(keys, sort=False)
-    out = groups[numbers].agg(["mean", "std"])
+    out = groups[list(dict.fromkeys(numbers))].agg(["mean", "std"])
     out.columns = [" ".join(name) for name in out.columns]
     out.insert(0, "runs", groups.size())
     if baseline is not None:
@@ -190,7 +185,8 @@ def grouped(
         chosen = where(done, baseline, "baseline")[keys].drop_duplicates()
         if len(chosen) > 1:
             raise UserError(
-                f"baseline={baseline}: {len(chosen)} configs are like this; expected one, by {', '.join(keys)}"
+                f"baseline={baseline}: {len(chosen)} configs are like this; "
+                f"expected one, by {', '.join(keys)}"
             )
         place: Any = tuple(chosen.iloc[0]) if len(keys) > 1 else chosen.iloc[0, 0]
         tests = [{} if i == place else paired_test(row, values.loc[place]) for i, row in values.iterrows()]
@@ -199,7 +195,7 @@ def grouped(
 
 
 def paired_test(values: "pd.Series[float]", baseline: "pd.Series[float]") -> dict[str, float]:
-    """Compares two configs by their runs with the same seed or fold; with fewer than two such there is no test."""
+    """Compares two configs by their runs with the same seed or fold; of fewer than two pairs is no test."""
     import warnings
 
     from scipy import stats
@@ -208,12 +204,9 @@ def paired_test(values: "pd.Series[float]", baseline: "pd.Series[float]") -> dic
     out = {"pairs": len(differences), "difference": differences.mean()}
     if len(differences) > 1 and differences.std() > 0:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of few samples; their number stands beside it
+            warnings.simplefilter("ignore")  # they say that samples are few; the number stands beside
             test = stats.ttest_1samp(differences, 0)
             low, high = test.confidence_interval(0.95)
-            out |= {
-                "95%": (high - low) / 2,
-                "p (t)": test.pvalue,
-                "p (Wilcoxon)": stats.wilcoxon(differences).pvalue,
-            }
+            wilcoxon = stats.wilcoxon(differences).pvalue
+        out |= {"95%": (high - low) / 2, "p (t)": test.pvalue, "p (Wilcoxon)": wilcoxon}
     return out

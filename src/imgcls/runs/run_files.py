@@ -1,0 +1,178 @@
+"""The files of one run directory, read and checked, and what differs between two run directories."""
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import pandas as pd
+import yaml
+from pydantic import Field
+from yaml.events import AliasEvent
+from yaml.loader import SafeLoader
+
+from imgcls.config.check import typed
+
+Parsed = TypeVar("Parsed")
+OF_ONE_RUN = ("run_dir", "cwd", "names", "resume", "overwrite", "sweep", "job", "launcher")
+LOADER: Any = getattr(yaml, "CSafeLoader", SafeLoader)  # in C: six times as fast
+
+
+class Damaged(Exception):
+    """A run directory can't be read; the message says which file, and why."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """The types in a status.json."""
+
+    status: Literal["running", "finished", "stopped", "pruned", "failed"]
+    seconds: float | None = None
+    parameters: Annotated[int, Field(lt=1 << 63)] | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The types in a config.yaml, as far as they are relied on."""
+
+    names: dict[str, str | None] | None = None
+    optimized_metric: str | Annotated[list[str], Field(min_length=1)] | None = None
+    run_dir: str | None = None
+    logger: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The types in an environment.json, as far as they are relied on."""
+
+    packages: dict[str, Any] | None = None
+    git: dict[str, Any] | None = None
+    data: dict[str, Any] | None = None
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Returns the resolved config of a run directory. Raises Damaged."""
+
+    def parse(text: str) -> dict[str, Any]:
+        # A few lines of aliases can stand for more than fits into memory. No run writes any.
+        if "*" in text and any(isinstance(event, AliasEvent) for event in yaml.parse(text, LOADER)):
+            raise ValueError("it has aliases, which no run writes")
+        config: dict[str, Any] = yaml.load(text, LOADER)
+        typed(config, Config, "")
+        flat(config)  # fails where it is nested too deep
+        return config
+
+    return read_file(path / "config.yaml", parse)
+
+
+def flat(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns a config by dotted names, without the places and names in which any two runs differ."""
+    run_dir, chosen = config.get("run_dir"), config.get("names") or {}
+    out = {"overrides": chosen.get("run")}
+    out |= {name: chosen[name] for name in ("data", "backbone") if name in chosen}
+
+    def add(node: dict[str, Any], prefix: str) -> None:
+        for key, value in node.items():
+            name = f"{prefix}{key}"
+            if name == "callbacks.pruning":  # it says which trial of which search the run is
+                continue
+            if isinstance(value, dict):
+                if "_target_" in value:
+                    out.setdefault(name, str(value["_target_"]).rpartition(".")[2])
+                add({k: v for k, v in value.items() if k != "_target_"}, f"{name}.")
+            elif isinstance(value, str) and run_dir and value.startswith(run_dir):
+                out[name] = f".{value.removeprefix(run_dir)}"
+            else:
+                out[name] = _cell(value)
+
+    add({key: value for key, value in config.items() if key not in OF_ONE_RUN}, "")
+    return out
+
+
+def _cell(value: Any) -> Any:
+    """Returns a value of a config as a column can hold it: as text where it is no number of 64 bits."""
+    too_large = isinstance(value, int) and abs(value) >= 1 << 63
+    return value if value is None or (isinstance(value, str | int | float) and not too_large) else str(value)
+
+
+def curves(path: str | Path) -> pd.DataFrame:
+    """Returns what a run logged in each epoch: epoch, step, lr, train/…, val/…, speed. Raises Damaged."""
+
+    def parse(text: str) -> pd.DataFrame:
+        table = pd.read_csv(io.StringIO(text))
+        whole = text.endswith("\n") and "epoch" in table and isinstance(table.index, pd.RangeIndex)
+        if not whole or table.select_dtypes(exclude="number").shape[1]:
+            raise ValueError("it is cut short, or has other things than numbers in it")
+        return table
+
+    return read_file(Path(path) / "metrics.csv", parse)
+
+
+def read_file(path: Path, parse: Callable[[str], Parsed]) -> Parsed:
+    """Returns the file parsed. Raises Damaged for whatever fails, so that no run takes others down."""
+    try:
+        return parse(path.read_text())
+    except FileNotFoundError:
+        raise Damaged(f"{path.name} is not there") from None
+    except Exception as error:
+        reason = " ".join(str(error).split()).lstrip("=")[:120]
+        raise Damaged(f"{path.name} can't be read: {reason}") from error
+
+
+def text_of(path: Path) -> str:
+    """Returns the text of a file, empty where it can't be read."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """The values by name of which a run was made."""
+
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    git: dict[str, Any]
+    data: dict[str, Any]
+
+
+def circumstances(path: Path) -> Circumstances:
+    """Reads the circumstances of a run from its directory. Raises Damaged."""
+
+    def parse(text: str) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads(text)
+        typed(content, Environment, "")
+        return content
+
+    config = flat(read_config(path))
+    del config["overrides"]
+    environment = read_file(path / "environment.json", parse)
+    packages, git, data = (environment.pop(name, None) or {} for name in ("packages", "git", "data"))
+    environment |= {f"{name} (package)": version for name, version in packages.items()}
+    diff = text_of(path / "git.diff")
+    size = f"{diff.count(chr(10)):,} lines" if diff else "none"
+    git = {"commit": git.get("commit"), "diff": size}
+    return Circumstances(config, environment, git, {name: str(value) for name, value in data.items()})
+
+
+def differences(one: Path, other: Path) -> dict[str, list[tuple[str, Any, Any]]]:
+    """Returns by part of the circumstances what differs between two runs, as (name, of one, of the other).
+
+    Raises:
+        Damaged: a file of one of them can't be read.
+    """
+    ours, theirs = vars(circumstances(one)), vars(circumstances(other))
+    found = {part: _different(ours[part], theirs[part]) for part in ours}
+    if not found["git"] and text_of(one / "git.diff") != text_of(other / "git.diff"):  # of as many lines
+        found["git"] = [("diff", "differs", "differs")]
+    return found
+
+
+def _different(one: dict[str, Any], other: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    return [
+        (name, one.get(name), other.get(name)) for name in one | other if one.get(name) != other.get(name)
+    ]
