@@ -21,8 +21,6 @@ from imgcls.data.module import SPLITS, ImageDataModule
 from imgcls.data.packed import PackedData, PackedImages
 from imgcls.errors import UserError
 
-pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
-
 RESIZED = Augment(crop="resized")
 
 

@@ -27,8 +27,6 @@ from imgcls.data.module import SPLITS, ImageDataModule
 from imgcls.data.streaming import StreamingData
 from imgcls.errors import UserError
 
-pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
-
 
 @pytest.fixture(params=[5_000, "64MB"], ids=["shards", "one shard"])
 def out(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

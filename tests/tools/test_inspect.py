@@ -30,7 +30,6 @@ from imgcls.errors import UserError
 from imgcls.tools.inspect.command import Settings
 from imgcls.tools.inspect.scan import look, near_duplicates, near_pairs, to_compare
 
-pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
 Run = Callable[..., tuple[dict[str, Any], str, Path]]
 SMALL = ("data.image_size=32", "data.num_workers=0")
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional as F
 
 from imgcls.seeding import key_seed
 
@@ -75,3 +76,10 @@ class ImageDataset(Dataset[Batch]):
             torch.default_generator.manual_seed(self.sample_seed(key))  # torch.manual_seed takes 0.15 ms
             out.append(self.transform(image) if self.transform is not None else image)
         return torch.stack(out)
+
+
+def in_channels(images: Tensor, channels: int) -> Tensor:
+    """Returns uint8 images with so many channels: makes grey from colour, or colour from grey."""
+    if images.shape[-3] == channels:
+        return images
+    return F.rgb_to_grayscale(images) if channels == 1 else F.grayscale_to_rgb(images)

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from imgcls.augment.image import worker_transform
-from imgcls.data.batch import Batch, ImageDataset
-from imgcls.data.loading.decode import in_channels
+from imgcls.data.batch import Batch, ImageDataset, in_channels
 from imgcls.data.loading.sampler import EpochSampler
 from imgcls.data.module import ImageDataModule
 from imgcls.errors import UserError

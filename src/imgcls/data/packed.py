@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from imgcls.data.batch import in_channels
 from imgcls.data.imagefolder import FolderImages, PictureModule, evaluation_transform
-from imgcls.data.loading.decode import UnreadableImage, decode_jpeg, in_channels
+from imgcls.data.loading.decode import UnreadableImage, decode_jpeg
 from imgcls.data.loading.manifest import check_files, read_manifest
 from imgcls.data.loading.splits import Cut
 from imgcls.data.module import Place

@@ -20,8 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from imgcls.config.paths import cache_dir
-from imgcls.data.batch import Batch
-from imgcls.data.loading.decode import in_channels
+from imgcls.data.batch import Batch, in_channels
 from imgcls.data.loading.manifest import check_files, facts_of
 from imgcls.data.loading.shards import check_shards
 from imgcls.data.module import Place

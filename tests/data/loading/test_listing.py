@@ -16,8 +16,6 @@ from imgcls.data.imagefolder import FolderImages, ImageFolder
 from imgcls.data.loading import listing as module
 from imgcls.data.loading.listing import as_names, folder_index
 
-pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
-
 CLASSES = ["cat", "dog", "fox"]
 TICK = 0.02  # seconds; longer than a step of the clock that stamps files
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision.io import encode_jpeg
+from torchcodec.encoders import JpegEncoder
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
@@ -56,7 +56,7 @@ class Encoder:
             keep = is_jpeg(file) and not smaller
             stored = torch.from_numpy(file)
             if not keep:
-                stored = encode_jpeg(image.contiguous(), self.settings.quality)  # type: ignore[assignment]
+                stored = JpegEncoder(image.contiguous()).to_tensor(quality=self.settings.quality)
         return stored, image.shape[1], image.shape[2]
 
 
