@@ -346,7 +346,8 @@ POLICIES: dict[str, Callable[[], nn.Module]] = {
 def test_policies(name: str, channels: int, size: int) -> None:
     """One picture, 40 times: each gets a draw of its own, and the same one when it is asked for again."""
     pictures = noise(1, channels, size, size).expand(40, -1, -1, -1)
-    dataset = MemoryImages(pictures, torch.zeros(40, dtype=torch.int64), POLICIES[name]())
+    dataset = MemoryImages(pictures, torch.zeros(40, dtype=torch.int64))
+    dataset.transform = POLICIES[name]()
     keys = list(range(40))
     first = dataset.__getitems__(keys).images
     assert first.shape == pictures.shape and first.dtype == torch.uint8

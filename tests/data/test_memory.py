@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from lightning.pytorch import LightningModule, Trainer
-from support.command import ROOT
+from support.composed import CONF, files
 from torch import Tensor, nn
 
 from imgcls.augment.image import Augment
@@ -154,10 +155,12 @@ def test_data_and_training_on_different_devices(monkeypatch: pytest.MonkeyPatch)
 
 def test_every_set_in_memory_has_the_key() -> None:
     """And each set has `repeats`."""
-    for path in (ROOT / "conf" / "data").glob("*.yaml"):
-        text = path.read_text()
-        in_memory = "Digits" in text or "TorchvisionImages" in text
-        assert ("\ndevice: null" in text) == in_memory, path
+    for name in files("data"):
+        with initialize_config_dir(str(CONF)):
+            data = compose("train", [f"data={name}"]).data
+        in_memory = data._target_.rpartition(".")[2] in ("Digits", "TorchvisionImages")
+        assert ("device" in data) == in_memory, name
+        assert ("repeats" in data) == (name != "streaming"), name
 
 
 @CUDA

@@ -1,7 +1,7 @@
-"""Augmentation of training images: one image at a time in the workers, the rest on the batch, on the device.
+"""BatchAugment: flips, padded crops, mixing and erasing of a batch, on the device that trains.
 
-Every draw differs for each sample. torchvision's own transforms draw once for a whole batch, so they are
-used in the workers alone; flips, crops of small images, mixing and erasing are written for batches here.
+Each sample has draws of its own. torchvision's transforms draw once for a whole batch, so they work in the workers
+alone, on one image at a time (image.py).
 """
 
 import math

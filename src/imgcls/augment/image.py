@@ -1,4 +1,4 @@
-"""Augmentation settings, and their part for one image, which the workers apply."""
+"""Augment: the settings of augmentation, and the transform of one image, which the workers apply."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -20,19 +20,10 @@ def rising(pair: tuple[float, float]) -> tuple[float, float]:
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
-
-
 Positive = Annotated[float, Field(gt=0)]
-
-
-Shares = Annotated[
-    tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]], AfterValidator(rising)
-]
-
-
+Part = Annotated[float, Field(gt=0, le=1)]
+Parts = Annotated[tuple[Part, Part], AfterValidator(rising)]
 Ratios = Annotated[tuple[Positive, Positive], AfterValidator(rising)]
-
-
 SMALL = 64  # up to this image size, "auto" crops from a padded image instead of resizing
 
 
@@ -64,7 +55,7 @@ class Augment:
 
     crop: Literal["none", "padded", "resized", "auto"] = "none"
     padding: Share = 0.125
-    scale: Shares = (0.08, 1.0)
+    scale: Parts = (0.08, 1.0)
     ratio: Ratios = (3 / 4, 4 / 3)
     flip: Share | None = 0.0
     policy: dict[str, Any] | None = None
@@ -75,9 +66,8 @@ class Augment:
     def __post_init__(self) -> None:
         mixed = self.mixup.probability + self.cutmix.probability
         if mixed > 1:
-            raise UserError(
-                f"augment.mixup.probability + cutmix.probability={mixed}: expected a number from 0 to 1"
-            )
+            total = f"augment.mixup.probability + cutmix.probability={mixed}"
+            raise UserError(f"{total}: expected a number from 0 to 1")
 
     def crop_of(self, spec: DataSpec) -> str:
         """Returns the kind of crop for this data, "auto" decided."""
@@ -87,14 +77,14 @@ class Augment:
 def worker_transform(
     augment: Augment, spec: DataSpec, otherwise: nn.Module | None = None
 ) -> nn.Module | None:
-    """Returns what a worker does to one training image; `otherwise` where the crop is not "resized", which brings
-    images to their size, or nothing."""
+    """Returns the transform of one training image in a worker: a resized crop, or else `otherwise`, then the policy.
+
+    None where there is nothing to do.
+    """
     first = otherwise
     if augment.crop_of(spec) == "resized":
-        interpolation = InterpolationMode(spec.interpolation)
-        first = v2.RandomResizedCrop(
-            spec.image_size, augment.scale, augment.ratio, interpolation, antialias=True
-        )
+        size, mode = spec.image_size, InterpolationMode(spec.interpolation)
+        first = v2.RandomResizedCrop(size, augment.scale, augment.ratio, mode, antialias=True)
     policy = None if augment.policy is None else build(augment.policy, "augment.policy", nn.Module)
     if policy is None and first is otherwise:
         return otherwise
@@ -105,9 +95,5 @@ class ThreeAugment(v2.Compose):
     """3-Augment: grey, solarised or blurred, one of them, and a slight colour jitter (Touvron et al. 2022, DeiT III)."""
 
     def __init__(self, jitter: float = 0.3) -> None:
-        one = [
-            v2.RandomGrayscale(p=1.0),
-            v2.RandomSolarize(threshold=128, p=1.0),
-            v2.GaussianBlur(5, (0.1, 2.0)),
-        ]
+        one = [v2.RandomGrayscale(p=1.0), v2.RandomSolarize(128, p=1.0), v2.GaussianBlur(5, (0.1, 2.0))]
         super().__init__([v2.RandomChoice(one), v2.ColorJitter(jitter, jitter, jitter)])

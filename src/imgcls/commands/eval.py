@@ -128,4 +128,4 @@ def to_classes_of(classifier: Any, data: Any) -> None:
     order = torch.tensor([known.index(name) for name in found])
     for dataset in data.sets.values():
         dataset.targets = order[dataset.targets]
-    data.use_spec(classifier.spec)
+    data.spec = classifier.spec

@@ -253,7 +253,7 @@ def test_a_full_disk_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch: p
 @pytest.mark.slow
 def test_several_processes_at_once(folder: Path, tmp_path: Path) -> None:
     code = f"""
-import time; from pathlib import Path; from imgcls.data import index
+import time; from pathlib import Path; from imgcls.data.loading import listing as index
 index.SETTLED_NS = 0
 for i in range(100):
     index._place(Path({str(folder)!r}), {CLASSES}).unlink(missing_ok=True)

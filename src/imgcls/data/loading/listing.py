@@ -1,6 +1,6 @@
-"""The image files below a folder, listed once and kept in the user's cache, which may be deleted at any time.
+"""Listing of the image files below a folder, made once and kept in the user's cache, which may be deleted any time.
 
-What the cache says of a folder holds as long as no directory in it changed, which takes one `stat` each to find out.
+A kept list holds as long as no directory in the folder changed; one `stat` for each directory tells.
 """
 
 import hashlib
@@ -22,8 +22,8 @@ from imgcls.data.loading.decode import EXTENSIONS, is_image
 
 log = logging.getLogger(__name__)
 
-# Clocks of file systems are coarse (FAT: 2 s): a directory listed this soon after a change can change again
-# and keep its time stamp, so what was listed is not kept.
+# Clocks of file systems are coarse (FAT: 2 s): a directory listed this soon after a change can change again and keep
+# its time stamp, so the list is not kept.
 SETTLED_NS = 2_000_000_000
 
 
@@ -36,9 +36,8 @@ def folder_index(folder: Path, classes: list[str]) -> tuple[Tensor, Tensor]:
     try:
         kept = load_file(_place(folder, classes))  # mapped
         directories = [os.fsdecode(name) for name in as_names(kept["directories"]).tolist()]
-        if torch.equal(_checksum(kept), kept["crc32"]) and torch.equal(
-            _stamps(folder, directories), kept["stamps"]
-        ):
+        whole = torch.equal(_checksum(kept), kept["crc32"])
+        if whole and torch.equal(_stamps(folder, directories), kept["stamps"]):
             return kept["counts"], kept["paths"]
     except (OSError, RuntimeError, KeyError, SafetensorError):
         pass  # there is none, or it is damaged
@@ -86,9 +85,8 @@ def _stamps(folder: Path, directories: list[str]) -> Tensor:
 
 
 def _checksum(tensors: dict[str, Tensor]) -> Tensor:
-    return torch.tensor(
-        [zlib.crc32(tensors[name].numpy().data) for name in sorted(tensors) if name != "crc32"]
-    )
+    names = sorted(tensors.keys() - {"crc32"})
+    return torch.tensor([zlib.crc32(tensors[name].numpy().data) for name in names])
 
 
 def _place(folder: Path, classes: list[str]) -> Path:
