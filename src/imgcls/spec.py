@@ -16,9 +16,9 @@ LARGEST = 2**14  # pixels of the short side; more is a mistake, and would fill t
 class DataSpec:
     """The facts of a data set that networks, augmentation and evaluation depend on.
 
-    `mean` and `std` are for pixels in [0, 1], one number a channel: one for all is repeated, and those of colours are
-    averaged for grey. Evaluation resizes the short side to `resize` pixels and cuts the square of `image_size` out of
-    the centre.
+    `mean` and `std` are for pixels in [0, 1], one number a channel: one for all is repeated, and those of
+    colours are averaged for grey. Evaluation resizes the short side to `resize` pixels and cuts the square of
+    `image_size` out of the centre.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # where it is read from a file

@@ -85,7 +85,8 @@ def test_training_on_the_cpu_with_data_there() -> None:
 
 
 def test_nothing_is_read_from_the_device() -> None:
-    """Tensors on torch's meta device have no content: a batch can be made there only if nothing looks into it."""
+    """Tensors on torch's meta device have no content: a batch can be made there only if nothing looks into
+    it."""
     data = ready()
     images = images_of(data)
     images.to(torch.device("meta"))

@@ -1,4 +1,5 @@
-"""Streamed sets: each image once, the same number on each rank, an order that is a function of (seed, epoch)."""
+"""Streamed sets: each image once, the same number on each rank, an order that is a function of (seed,
+epoch)."""
 
 import json
 import multiprocessing

@@ -45,7 +45,7 @@ class Augment:
         crop: "padded": a random crop of the image padded by `padding` (a share of its side); "resized": a
             random area and ratio (Szegedy et al. 2014); "auto": the first for small images, else the second.
         scale, ratio: of the "resized" crop: share of the area, and width to height.
-        flip: probability of mirroring; null: a half where a mirrored picture keeps its class (`DataSpec.mirror`).
+        flip: probability of mirroring; null: a half where `DataSpec.mirror` says that classes stay.
         policy: a transform of one uint8 image `(C, H, W)`, by `_target_`, drawn in the workers.
         erase: probability of erasing a rectangle (Zhong et al. 2017).
         mixup, cutmix: Zhang et al. 2017, Yun et al. 2019; a sample gets one of them at the most.
@@ -77,10 +77,8 @@ class Augment:
 def worker_transform(
     augment: Augment, spec: DataSpec, otherwise: nn.Module | None = None
 ) -> nn.Module | None:
-    """Returns the transform of one training image in a worker: a resized crop, or else `otherwise`, then the policy.
-
-    None where there is nothing to do.
-    """
+    """Returns a worker's transform of one training image: a resized crop, else `otherwise`; then the
+    policy."""
     first = otherwise
     if augment.crop_of(spec) == "resized":
         size, mode = spec.image_size, InterpolationMode(spec.interpolation)
@@ -92,7 +90,7 @@ def worker_transform(
 
 
 class ThreeAugment(v2.Compose):
-    """3-Augment: grey, solarised or blurred, one of them, and a slight colour jitter (Touvron et al. 2022, DeiT III)."""
+    """3-Augment (DeiT III, Touvron et al. 2022): grey, solarised or blurred, then a slight colour jitter."""
 
     def __init__(self, jitter: float = 0.3) -> None:
         one = [v2.RandomGrayscale(p=1.0), v2.RandomSolarize(128, p=1.0), v2.GaussianBlur(5, (0.1, 2.0))]

@@ -26,8 +26,8 @@ class Batch(NamedTuple):
 
 
 class ImageDataset(Dataset[Batch]):
-    """A split. A key is `round * len(self) + index`, an ordinary int that tells a worker the round too: the epoch,
-    or where a sample comes several times in an epoch `epoch * repeats + repetition`.
+    """A split. A key is `round * len(self) + index`, an ordinary int that tells a worker the round too: the
+    epoch, or where a sample comes several times in an epoch `epoch * repeats + repetition`.
 
     So the draws for a sample are a function of (seed, round, index), whichever worker makes them.
     Negative keys are padding.

@@ -2,9 +2,9 @@
 
 They are the test part of UCI's "Optical Recognition of Handwritten Digits" (Alpaydin and Kaynak, 1998).
 
-This is also the shortest example of a source. `__init__` takes the common arguments and sets `spec`; the facts that
-a config gives (`self.facts`) replace the set's own. `arrays` returns the images and targets of a split, or None for
-a split that is to be cut from train.
+This is also the shortest example of a source. `__init__` takes the common arguments and sets `spec`; the
+facts that a config gives (`self.facts`) replace the set's own. `arrays` returns the images and targets of a
+split, or None for a split that is to be cut from train.
 """
 
 import importlib.util

@@ -79,8 +79,8 @@ def images_of(key: str, source: str, failures: list[Failure]) -> Iterator[str]:
 def find_images(source: str, failures: list[Failure]) -> Iterator[str]:
     """Yields the paths of a file, a folder, a glob, or for `-` those that standard input lists.
 
-    Of a folder first its files by name, then its folders by name: no more names are in memory than one folder has.
-    As in training, hidden files are left out and links to folders not followed.
+    Of a folder first its files by name, then its folders by name: no more names are in memory than one folder
+    has. As in training, hidden files are left out and links to folders not followed.
     """
     if source == "-":
         yield from filter(None, (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer))
@@ -94,6 +94,7 @@ def find_images(source: str, failures: list[Failure]) -> Iterator[str]:
         yield source
     else:
         head, tail = os.path.split(source)
-        for folder in sorted(glob.iglob(os.path.join(head, ""), recursive=True)) if head else [""]:  # noqa: PTH207
+        heads = sorted(glob.iglob(os.path.join(head, ""), recursive=True)) if head else [""]  # noqa: PTH207
+        for folder in heads:
             found = glob.iglob(os.path.join(glob.escape(folder), tail), recursive=True)  # noqa: PTH207
             yield from sorted(path for path in found if is_image(os.path.basename(path)))  # noqa: PTH119

@@ -1,4 +1,4 @@
-"""ImageFolder source: image files in one folder for each class, `root/<class>/…` or `root/<split>/<class>/…`."""
+"""ImageFolder source: image files in one folder for each class, with or without folders for the splits."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -43,8 +43,8 @@ class FolderImages(ImageDataset):
         self.evaluate = self.transform = evaluation_transform(spec)
 
     def __getitems__(self, keys: Sequence[int]) -> Batch:
-        """Returns a batch. An image that can't be read raises UnreadableImage, or with `on_error` "skip" another
-        stands for it (`with_stand_ins`)."""
+        """Returns a batch. An image that can't be read raises UnreadableImage, or with `on_error` "skip"
+        another stands for it (`with_stand_ins`)."""
         try:
             return super().__getitems__(keys)
         except UnreadableImage as error:
@@ -114,9 +114,9 @@ class ImageFolder(PictureModule):
 
     Args:
         root: the folder.
-        exclude: a file that lists images to leave out everywhere (`exclude_list`), such as `imgcls inspect` writes.
+        exclude: a file that lists images to leave out (`exclude_list`), such as `imgcls inspect` writes.
         max_pixels: an image of more is not decoded: it counts as one that can't be read.
-        bits: those that files of more than 8 bits use: 2**bits - 1 is white; null: the type decides (`decode`).
+        bits: those that files of more than 8 bits use: 2**bits - 1 is white; null: as `decode` says.
         Other arguments: `PictureModule`.
     """
 
@@ -184,11 +184,9 @@ class ImageFolder(PictureModule):
         return torch.from_numpy(~np.isin(as_names(paths), excluded))
 
     def no_such_entry(self, entry: Path) -> UserError:
-        name = os.path.relpath(entry, self.root)
+        named = f"data.exclude={self.exclude} names {os.path.relpath(entry, self.root)!r}"
         advice = "take the line out of it, or make the list anew with imgcls inspect"
-        return UserError(
-            f"data.exclude={self.exclude} names {name!r}, which is no image of a split of {self.root}; {advice}"
-        )
+        return UserError(f"{named}, which is no image of a split of {self.root}; {advice}")
 
 
 def evaluation_transform(spec: DataSpec) -> nn.Module:
@@ -198,8 +196,8 @@ def evaluation_transform(spec: DataSpec) -> nn.Module:
 
 
 def exclude_list(path: str | None) -> list[str]:
-    """Returns the files that a list names, one in a line, relative to the root. A comment is what follows a tab and
-    `#`, and a line that starts with `#`; a path that starts so is written `./#…`.
+    """Returns the files that a list names, one in a line, relative to the root. A comment is what follows a
+    tab and `#`, and a line that starts with `#`; a path that starts so is written `./#…`.
 
     Raises:
         UserError: there is no such file, or it can't be read.

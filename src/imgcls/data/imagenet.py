@@ -1,4 +1,4 @@
-"""ImageNet source: ImageNet-1k (Russakovsky et al. 2015) in folders by WordNet id, or from the official tar files.
+"""ImageNet source: ImageNet-1k (Russakovsky et al. 2015), in folders by WordNet id or in the two tar files.
 
 The labels of the official test images are not public. So the 50,000 official validation images are the
 test split here, and validation is a small stratified part of train: nothing is selected on the images
@@ -53,8 +53,8 @@ class ImageNet(ImageFolder):
         return tuple(_names()[wnid] for wnid in self.classes)
 
     def prepare_data(self) -> None:
-        """Unpacks the tar files by torchvision, which compares their checksums first; a folder gets its name when it
-        is whole."""
+        """Unpacks the tar files by torchvision, which compares their checksums first; a folder gets its name
+        when it is whole."""
         for split, tar in TARS.items():
             partial, done = self.root / f"{split}.partial", self.root / split
             if done.is_dir() or not (self.root / tar).is_file():

@@ -44,8 +44,8 @@ class MemoryDataModule(ImageDataModule):
     """A set that fits in memory. A subclass sets `spec` and gives `arrays`.
 
     Args:
-        device: where each process keeps its images and makes its batches, the kind of device that it trains on;
-            null: in the host's memory, and each batch is sent.
+        device: where each process keeps its images and makes its batches, the kind of device that it trains
+            on; null: in the host's memory, and each batch is sent.
         Other arguments: `ImageDataModule`.
     """
 
@@ -77,7 +77,8 @@ class MemoryDataModule(ImageDataModule):
 
     @abstractmethod
     def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """Returns images `(N, H, W) or (N, H, W, C) uint8` and targets `(N,)`, or None for a split to be cut."""
+        """Returns images `(N, H, W) or (N, H, W, C) uint8` and targets `(N,)`, or None for a split to be
+        cut."""
 
     def load(self, split: str) -> MemoryImages | None:
         if (arrays := self.arrays(split)) is None:

@@ -36,7 +36,8 @@ Natural = Annotated[int, Field(ge=0, strict=True)]
 class Loader(DataLoader[Batch]):
     """A DataLoader that can resume within an epoch.
 
-    It reads its sampler when the first batch is asked for. By then Lightning has set the epoch, also at a resume.
+    It reads its sampler when the first batch is asked for. By then Lightning has set the epoch, also at a
+    resume.
     """
 
     sampler: EpochSampler  # type: ignore[assignment]
@@ -67,14 +68,16 @@ class ImageDataModule(LightningDataModule):
         fraction: stratified share of the training images that is used.
         val_fraction: stratified share of train that becomes the validation split, where the set has none.
         test_fraction: likewise for test. The cuts are the same for every seed.
-        folds, fold: cross-validation: train is cut into so many stratified parts, and the part of that number, counted
-            from 0, is the validation split, in place of the set's own.
+        folds, fold: cross-validation: train is cut into so many stratified parts, and the part of that
+            number, counted from 0, is the validation split, in place of the set's own.
         shuffle: false: training has the same order in each epoch.
-        repeats: how often each sample comes in an epoch, augmented anew each time, on different ranks where there
-            are several (Hoffer et al. 2019). An epoch keeps its length: it has so many times fewer samples.
+        repeats: how often each sample comes in an epoch, augmented anew each time, on different ranks where
+            there are several (Hoffer et al. 2019). An epoch keeps its length: it has so many times fewer
+            samples.
         seed: of the order and of the draws in workers.
         augment: what is done to training images (conf/augment).
-        image_size, channels, mean, std, crop_ratio, interpolation, mirror: as in `DataSpec`; null: the source's own.
+        image_size, channels, mean, std, crop_ratio, interpolation, mirror: as in `DataSpec`; null: the
+            source's own.
     """
 
     spec: DataSpec  # the set's facts
@@ -152,7 +155,8 @@ class ImageDataModule(LightningDataModule):
         return stratified(targets, self.val_fraction if split == "val" else self.test_fraction)
 
     def setup_test(self, split: str) -> None:
-        """Makes the test set of another split, read as in evaluation, or of "all" images of a set without splits."""
+        """Makes the test set of another split, read as in evaluation, or of "all" images of a set without
+        splits."""
         if split == "all":
             if self.load("test") is not None or self.load("val") is not None:
                 raise UserError("split=all: this data has splits of its own; choose train, val or test")
@@ -171,8 +175,8 @@ class ImageDataModule(LightningDataModule):
         return counts
 
     def fingerprint(self) -> dict[str, Any]:
-        """Returns a hash of each split: of its targets and images in their order; of files the names, and the sizes
-        of a sample of them."""
+        """Returns a hash of each split: of its targets and images in their order; of files the names, and the
+        sizes of a sample of them."""
         out = {}
         for split, dataset in self.sets.items():
             digest = hashlib.blake2b(dataset.targets.cpu().numpy().data, digest_size=8)

@@ -35,7 +35,8 @@ RECORD = [("offset", "<i8"), ("bytes", "<i8"), ("height", "<i4"), ("width", "<i4
 
 @dataclass
 class Pack:
-    """The files of a split, mapped into memory: all workers read the same pages. A pickle holds no content."""
+    """The files of a split, mapped into memory: all workers read the same pages. A pickle holds no
+    content."""
 
     root: Path
     split: str
@@ -159,8 +160,8 @@ class PackedData(PictureModule):
         if "image_size" not in self.facts and size is not None and size < wanted:
             self.spec = replace(self.spec, image_size=size)
             if rank() == 0:
-                line = "data.root=%s was packed at %d pixels and is used so; data.image_size=%d enlarges the images"
-                log.warning(line, root, size, wanted)
+                used = f"data.root={root} was packed at {size} pixels and is used so"
+                log.warning("%s; data.image_size=%d enlarges the images", used, wanted)
 
     def place(self, root: str) -> Path:
         """Returns the local directory with the manifest."""

@@ -1,8 +1,9 @@
-"""StreamingData source: sets that `imgcls pack format=litdata` made, read from a directory or from object storage.
+"""StreamingData source: sets that `imgcls pack format=litdata` made, read from a directory or from object
+storage.
 
-Training reads one shard after another, in litdata's order for (seed, epoch, batch size, ranks, workers); the draws
-for a sample are a function of (seed, epoch, index) as everywhere. Evaluation reads by index, so that each image
-counts once on any number of ranks.
+Training reads one shard after another, in litdata's order for (seed, epoch, batch size, ranks, workers); the
+draws for a sample are a function of (seed, epoch, index) as everywhere. Evaluation reads by index, so that
+each image counts once on any number of ranks.
 """
 
 import hashlib
@@ -87,7 +88,8 @@ class Shards(Pack):
 
 
 class TrainingStream(StreamingDataset):
-    """The training samples of one rank, augmented in the workers: `(image (C, H, W) uint8, target, index)`."""
+    """The training samples of one rank, augmented in the workers: `(image (C, H, W) uint8, target,
+    index)`."""
 
     images: PackedImages
     shards: Shards
@@ -105,7 +107,8 @@ class StreamLoader(StreamingDataLoader):
     resumed = False
 
     def __iter__(self) -> Any:
-        # litdata's own sign stays where an epoch's last batch is not asked for twice: the next epoch would be empty
+        # litdata's own sign stays where an epoch's last batch is not asked for twice: the next epoch would be
+        # empty
         self.restore, self.resumed = self.resumed, False
         yield from super().__iter__()
 
@@ -164,7 +167,8 @@ class StreamingData(PackedData):
         return folder
 
     def fetch(self, folder: Path, name: str) -> None:
-        """Fetches a file, then replaces the one of that name: other processes see the one or the other whole."""
+        """Fetches a file, then replaces the one of that name: other processes see the one or the other
+        whole."""
         with tempfile.TemporaryDirectory(dir=folder) as own:
             try:
                 downloader = get_downloader(self.url, own, [], self.storage_options)

@@ -1,4 +1,5 @@
-"""TorchvisionImages source: Fashion-MNIST, CIFAR-10 and CIFAR-100, downloaded by torchvision, held in memory."""
+"""TorchvisionImages source: Fashion-MNIST, CIFAR-10 and CIFAR-100, downloaded by torchvision, held in
+memory."""
 
 import gzip
 import zlib
@@ -15,15 +16,8 @@ from imgcls.data.module import Place
 from imgcls.errors import UserError
 from imgcls.spec import DataSpec
 
-IDX = {  # the files of Fashion-MNIST: images and labels of each split
-    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
-    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
-}
-FILES = {
-    "FashionMNIST": (*IDX["train"], *IDX["test"]),
-    "CIFAR10": ("cifar-10-batches-py",),
-    "CIFAR100": ("cifar-100-python",),
-}
+IDX = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+FILES = {"FashionMNIST": IDX, "CIFAR10": ["cifar-10-batches-py"], "CIFAR100": ["cifar-100-python"]}
 Name = Literal["FashionMNIST", "CIFAR10", "CIFAR100"]
 T = TypeVar("T")
 
@@ -74,7 +68,9 @@ class TorchvisionImages(MemoryDataModule):
             return None
         self.prepare_data()
         if self.dataset == "FashionMNIST":
-            images, targets = (self.read(name, read_idx) for name in IDX[split])
+            images, targets = (
+                self.read(name, read_idx) for name in (IDX[:2] if split == "train" else IDX[2:])
+            )
             if len(images) != len(targets):
                 counts = f"{len(images)} {split} images and {len(targets)} labels"
                 raise UserError(f"{self.root} has {counts}; fetch them again")

@@ -40,7 +40,8 @@ def listings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def indexed(folder: Path, classes: list[str] = CLASSES, wait: bool = True) -> list[str]:
-    """Returns the paths of a folder that has not been touched for a while; fails where counts don't fit them."""
+    """Returns the paths of a folder that has not been touched for a while; fails where counts don't fit
+    them."""
     if wait:
         time.sleep(2 * TICK)
     counts, paths = folder_index(folder, classes)
@@ -293,7 +294,8 @@ def test_spawned_workers_take_shared_memory(folder: Path) -> None:
     assert name == dataset.name(3) and shared and dataset.paths.is_shared()
 
 
-# Two workers: what the main process wrote over since it forked stays with them, shared; one alone would own it.
+# Two workers: what the main process wrote over since it forked stays with them, shared; one alone would own
+# it.
 MEASURE = """
 import json, sys, time
 from pathlib import Path
@@ -316,12 +318,14 @@ own = []
 for worker in loader._iterator._workers:
     lines = Path(f"/proc/{worker.pid}/smaps_rollup").read_text().splitlines()
     own.append(sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024)
-print(json.dumps({"seconds": seconds, "own": max(own), "taken": taken, "span": max(seen) / len(data.sets["train"])}))
+print(json.dumps({"seconds": seconds, "own": max(own), "taken": taken, "span": max(seen) /
+len(data.sets["train"])}))
 """
 
 
 def write_many(root: Path, count: int, classes: int = 100) -> Path:
-    """Makes a folder of hard links to small pictures: a file takes some tens of thousands of links at the most."""
+    """Makes a folder of hard links to small pictures: a file takes some tens of thousands of links at the
+    most."""
     for label in range(classes):
         first = write_picture(root / f"class{label:04}" / "00000000.jpg", seed=label)
         for i in range(1, count // classes):

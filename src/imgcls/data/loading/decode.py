@@ -42,12 +42,12 @@ def decode(path: str, channels: int, max_pixels: int = MAX_PIXELS, bits: int | N
     TorchCodec decodes JPEG, Pillow decodes the other formats. Of an animation the first frame counts, and
     transparency is dropped.
 
-    In images of more than 8 bits, `2**bits - 1` is white. Without `bits` the type of the numbers decides: white is
-    65535 in 16-bit integers, 255 in 32-bit ones, 1 in floats. NaN is black, infinity white.
+    In images of more than 8 bits, `2**bits - 1` is white. Without `bits` the type of the numbers decides:
+    white is 65535 in 16-bit integers, 255 in 32-bit ones, 1 in floats. NaN is black, infinity white.
 
     Raises:
-        UnreadableImage: the file is missing, empty, truncated, no image, or has more than `max_pixels`; or its
-            numbers go below black, or without `bits` beyond white.
+        UnreadableImage: the file is missing, empty, truncated, no image, or has more than `max_pixels`; or
+            its numbers go below black, or without `bits` beyond white.
     """
     try:
         data = np.fromfile(path, np.uint8)
@@ -67,14 +67,14 @@ def is_jpeg(data: np.ndarray) -> bool:
 
 
 def decode_jpeg(data: Tensor, channels: int) -> Tensor:
-    """Returns the image in the bytes `(n,) uint8` of a JPEG as `(1 or 3, H, W) uint8`, turned as EXIF says."""
+    """Returns the image in the bytes `(n,) uint8` of a JPEG as `(1 or 3, H, W) uint8`, turned upright."""
     image = torchcodec.decoders.decode_jpeg(data, mode="GRAY" if channels == 1 else "RGB")
     assert isinstance(image, Tensor)
     return image
 
 
 def _opened(data: np.ndarray, max_pixels: int) -> ImageFile.ImageFile:
-    """Returns an image of which Pillow has read the header only: a small file can claim any number of pixels."""
+    """Returns an image of which Pillow has read the header only, because a small file can claim any size."""
     if not len(data):
         raise ValueError("the file is empty")
     image = Image.open(io.BytesIO(data.tobytes()))
@@ -84,7 +84,7 @@ def _opened(data: np.ndarray, max_pixels: int) -> ImageFile.ImageFile:
 
 def _jpeg_size(data: np.ndarray) -> tuple[int, int] | None:
     """Returns width and height from the frame header of a JPEG (ITU T.81, B.2.2); None where the file has an
-    unknown marker or no frame header. Pillow needs 30 µs longer, 6% of the time to read a JPEG of 224 pixels."""
+    unknown marker or no frame header. Pillow takes 30 µs longer, 6% of reading 224 pixels."""
     place = 2
     while place + 9 <= len(data) and data[place] == 0xFF and 0xC0 <= (marker := int(data[place + 1])) < 0xFF:
         if marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame, not tables
@@ -124,7 +124,8 @@ def header(path: str, max_pixels: int = MAX_PIXELS) -> Header:
 
 
 def _numbers(opened: ImageFile.ImageFile) -> tuple[str, float]:
-    """Returns the type of the numbers in an image that is not loaded yet, "" for 8 bits, and the white number."""
+    """Returns the type of the numbers in an image that is not loaded yet ("" for 8 bits), and the white
+    one."""
     if opened.mode == "F":
         return FLOATS, 1.0
     if opened.mode.startswith("I;16") or (opened.mode == "I" and opened.format in ("PNG", "PPM")):
@@ -162,7 +163,7 @@ def _from_pillow(opened: ImageFile.ImageFile, bits: int | None) -> Tensor:
 
 
 def _deep_grey(image: Image.Image, numbers: str, white: float, bits: int | None) -> np.ndarray:
-    """Returns a grey image of more than 8 bits as `(H, W) uint8`; raises ValueError for numbers out of range."""
+    """Returns a grey image of more than 8 bits as `(H, W) uint8`; ValueError: a number is out of range."""
     white = white if bits is None else 2.0**bits - 1
     values = _finite(image, numbers, white)
     slack = 0.5 * white if numbers == FLOATS else 0.0  # filters overshoot

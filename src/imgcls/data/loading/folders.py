@@ -1,7 +1,7 @@
 """Layout of a folder set: finds its splits and classes, `root/<class>/…` or `root/<split>/<class>/…`.
 
-A folder is a split by its name, in upper or lower case, and only where it holds class folders: a class may be called
-train or valid. Where other folders hold images beside such a folder, it may still be a class (see `is_flat`).
+A folder is a split by its name, in upper or lower case, and only where it holds class folders: a class may be
+called train or valid. Where other folders hold images beside it, it may still be a class (see `is_flat`).
 """
 
 import logging
@@ -33,7 +33,7 @@ def subfolders(folder: Path) -> list[str]:
 
 
 def named(root: Path, names: Iterable[str]) -> list[Path]:
-    """Returns the folders of `root` that have one of these names, in upper or lower case, in the order of the names."""
+    """Returns the folders of `root` with these names, in upper or lower case, in the order of the names."""
     found = subfolders(root)
     return [root / folder for name in names for folder in reversed(found) if folder.lower() == name]
 
@@ -53,8 +53,9 @@ def named_splits(root: Path) -> dict[str, Path]:
 def is_flat(root: Path, found: dict[str, Path]) -> bool:
     """Whether the folders with the names of splits are classes, as the folders beside them are.
 
-    They are splits where two of them have classes in common. Otherwise they are classes where no train folder has two
-    classes and any folder beside them holds images, or where two folders each hold a tenth of what train holds.
+    They are splits where two of them have classes in common. Otherwise they are classes where no train folder
+    has two classes and any folder beside them holds images, or where two folders each hold a tenth of what
+    train holds.
     """
     inside = [name for path in found.values() for name in subfolders(path)]
     if not found or len(inside) > len(set(inside)) > 1:
@@ -105,7 +106,7 @@ def left_out(root: Path, folders: Iterable[Path]) -> list[str]:
 
 
 def name_left_out(root: Path, folders: Iterable[Path]) -> None:
-    """Says in a line which folders beside the splits are not read, or that folders with their names are classes."""
+    """Warns of folders beside the splits that are not read, and of classes that are called like splits."""
     used = list(folders)
     if rank() == 0 and root in used and (names := [path.name for path in candidates(root).values()]):
         line = "%s is read as one set without splits: %s, too, are classes, as are the folders beside"

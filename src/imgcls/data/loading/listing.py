@@ -1,6 +1,7 @@
-"""Listing of the image files below a folder, made once and kept in the user's cache, which may be deleted any time.
+"""Listing of the image files below a folder: makes it once and keeps it in the user's cache.
 
-A kept list holds as long as no directory in the folder changed; one `stat` for each directory tells.
+The cache may be deleted at any time. A kept list holds as long as no directory in the folder changed; one
+`stat` for each directory tells.
 """
 
 import hashlib
@@ -22,14 +23,15 @@ from imgcls.data.loading.decode import EXTENSIONS, is_image
 
 log = logging.getLogger(__name__)
 
-# Clocks of file systems are coarse (FAT: 2 s): a directory listed this soon after a change can change again and keep
-# its time stamp, so the list is not kept.
+# Clocks of file systems are coarse (FAT: 2 s): a directory listed this soon after a change can change again
+# and keep its time stamp, so the list is not kept.
 SETTLED_NS = 2_000_000_000
 
 
 def folder_index(folder: Path, classes: list[str]) -> tuple[Tensor, Tensor]:
-    """Returns how many image files each of the folders `classes` of a folder has, `(K,) int64`, and the paths of
-    all, one class after another and sorted within it, relative to `folder`: bytes `(N, W) uint8`, filled with zeros.
+    """Returns how many image files each of the folders `classes` of a folder has, `(K,) int64`, and the paths
+    of all, one class after another and sorted within it, relative to `folder`: bytes `(N, W) uint8`, filled
+    with zeros.
 
     Workers share them, as any tensor.
     """
@@ -56,7 +58,7 @@ def folder_index(folder: Path, classes: list[str]) -> tuple[Tensor, Tensor]:
 
 
 def list_images(folder: Path, name: str, errors: list[OSError]) -> tuple[list[str], list[str]]:
-    """Returns the image files below `folder/name`, sorted, and all directories seen, as paths relative to `folder`.
+    """Returns the image files below `folder/name`, sorted, and all directories, as paths below `folder`.
 
     Hidden ones are left out; links to files are taken, links to directories below `folder/name` not followed.
     """
@@ -79,8 +81,8 @@ def as_names(paths: Tensor) -> np.ndarray:
 
 
 def _stamps(folder: Path, directories: list[str]) -> Tensor:
-    """Returns when each directory changed, `(D,) int64` ns. Unlike the time of the last change of its entries, which
-    unpackers and rsync restore, this one can't be set."""
+    """Returns when each directory changed, `(D,) int64` ns. Unlike the time of the last change of its
+    entries, which unpackers and rsync restore, this one can't be set."""
     return torch.tensor([(folder / name).stat().st_ctime_ns for name in directories])
 
 
@@ -95,7 +97,7 @@ def _place(folder: Path, classes: list[str]) -> Path:
 
 
 def _save(tensors: dict[str, Tensor], folder: Path, classes: list[str]) -> None:
-    """Writes the cache under a name of its own, then renames it: another process sees all of it or nothing."""
+    """Writes the cache under another name, then renames it: other processes see a whole file or none."""
     try:
         place = _place(folder, classes)
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Manifest: reads the manifest.json of a pack, the facts of the set and of its files, and checks the files."""
+"""Manifest: reads the facts of a pack and of its files from manifest.json, and checks the files."""
 
 import hashlib
 import json

@@ -1,6 +1,6 @@
 """Check of the index.json of a split's shards: lets through only what `imgcls pack` writes.
 
-litdata takes from this file how to read the shards, which may be by running code that they carry, and where to write.
+litdata takes from it where to write and how to read the shards, which may be by running code in them.
 """
 
 from pathlib import Path
@@ -32,7 +32,8 @@ class ShardConfig:
     data_format: tuple[Literal["bytes"], Literal["int"]]
     data_spec: Literal[
         r'[1, {"type": "builtins.dict", "context": "[\"image\", \"label\"]", "children_spec": '
-        '[{"type": null, "context": null, "children_spec": []}, {"type": null, "context": null, "children_spec": []}]}]'
+        '[{"type": null, "context": null, "children_spec": []}, '
+        '{"type": null, "context": null, "children_spec": []}]}]'
     ]
     item_loader: Literal["PyTreeLoader"]
     types: dict[str, str] | None = None  # nothing reads them

@@ -34,7 +34,7 @@ def stratified(targets: np.ndarray, fraction: float, seed: int = 0) -> np.ndarra
 
 
 def stratified_fold(targets: np.ndarray, folds: int, fold: int, seed: int = 0) -> np.ndarray:
-    """Returns the sorted indices of one of `folds` parts of `targets`, which share nothing and hold all of it.
+    """Returns the sorted indices of one of `folds` disjoint parts that `targets` is divided into.
 
     Of each class, and of all, each part has the same number of samples, or one more.
     """
@@ -44,7 +44,7 @@ def stratified_fold(targets: np.ndarray, folds: int, fold: int, seed: int = 0) -
 
 
 def check_targets(targets: Tensor, class_names: Sequence[str], split: str) -> None:
-    """Raises UserError where a split is empty, a label is out of range, or a class has no image to train on."""
+    """Raises UserError for an empty split, a label out of range, or a class without a training image."""
     if not len(targets):
         raise UserError(f"the {split} split is empty; give it images, or a larger share of them")
     low, high = int(targets.min()), int(targets.max())

@@ -1,4 +1,4 @@
-"""Unreadable images in training: lists them, counts them, puts others in their place, ends the run for too many."""
+"""Unreadable images: lists and counts them, puts others in their place, ends a run that has too many."""
 
 import csv
 import logging
@@ -21,8 +21,8 @@ def with_stand_ins(
 ) -> Batch:
     """Returns a batch in which copies of its readable images, with their targets, stand for the others.
 
-    Runs in the workers: an index `~i` tells the host that the image `i` can't be read. Where none can, images are
-    `black (C, H, W)` and targets -1. The draws for an image depend on its key alone, so the others are as ever.
+    Runs in the workers: an index `~i` tells the host that the image `i` can't be read. Where none can, images
+    are `black (C, H, W)` and targets -1. The draws for an image depend on its key alone, so the others stay.
     """
     found: list[Batch | None] = []
     for key in keys:
@@ -71,7 +71,8 @@ class Unreadable:
         return batch._replace(indices=indices)
 
     def add(self, index: int) -> None:
-        """Lists an image that is not listed yet: by this process, by another of the run, or before a resume."""
+        """Lists an image that is not listed yet: by this process, by another of the run, or before a
+        resume."""
         name = self.images.name(index)
         if name in self.names:
             return
