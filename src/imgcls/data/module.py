@@ -81,6 +81,7 @@ class ImageDataModule(LightningDataModule):
     """
 
     spec: DataSpec  # the set's facts
+    max_errors = 1.0  # the share of unreadable images above which a run ends
     on_error = "raise"  # with "skip", targets may be -1 also where one process evaluates
 
     def __init__(
