@@ -307,7 +307,8 @@ RAND = {"_target_": "torchvision.transforms.v2.RandAugment", "num_ops": 1}
 )
 def test_worker_transform(settings: dict[str, Any], image_size: int, expected: list[type]) -> None:
     transform = worker_transform(Augment(**settings), spec(image_size))
-    steps = [] if transform is None else [type(step) for step in transform.transforms]  # type: ignore[union-attr]
+    assert transform is None or isinstance(transform, v2.Compose)
+    steps = [] if transform is None else [type(step) for step in transform.transforms]
     assert steps == expected
     resize = v2.Resize(8)
     transform = worker_transform(Augment(**settings), spec(image_size), resize)

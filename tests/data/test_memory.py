@@ -64,8 +64,9 @@ class Probe(LightningModule):
 def fitted(data: Digits, **settings: Any) -> Probe:
     probe = Probe()
     trainer = Trainer(
-        max_epochs=1, limit_train_batches=3, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0, **settings,
+        max_epochs=1, limit_train_batches=3, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        num_sanity_val_steps=0, **settings,
     )  # fmt: skip
     trainer.fit(probe, datamodule=data)
     return probe
@@ -105,7 +106,8 @@ def test_each_rank_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     data = ready(device="cuda")
     assert not moved  # a process that is to be forked must not touch the device
     data.train_dataloader()
-    data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 3)))  # type: ignore[assignment]
+    strategy = SimpleNamespace(root_device=torch.device("cuda", 3))
+    data.trainer = SimpleNamespace(strategy=strategy)  # type: ignore[assignment]
     data.val_dataloader()
     assert moved == [torch.device("cuda"), torch.device("cuda", 3)]
 
@@ -147,7 +149,8 @@ def test_what_is_refused_before_anything_is_loaded(monkeypatch: pytest.MonkeyPat
 def test_data_and_training_on_different_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     data = ready(device="cuda")
-    data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))  # type: ignore[assignment]
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    data.trainer = SimpleNamespace(strategy=strategy)  # type: ignore[assignment]
     with pytest.raises(
         UserError, match=re.escape("data.device=cuda: training is on cpu; expected the same, or")
     ):
