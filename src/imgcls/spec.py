@@ -1,9 +1,9 @@
-"""What the rest of the template asks the data."""
+"""DataSpec: the facts of a data set that the rest of the template depends on."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, FiniteFloat
 
@@ -16,9 +16,9 @@ LARGEST = 2**14  # pixels of the short side; more is a mistake, and would fill t
 class DataSpec:
     """The facts of a data set that networks, augmentation and evaluation depend on.
 
-    `mean` and `std` are for pixels in [0, 1], one number a channel: one for all is repeated, and those of colours are
-    averaged for grey. Evaluation resizes the short side to `resize` pixels and cuts the square of `image_size` from the
-    centre.
+    `mean` and `std` are for pixels in [0, 1], one number a channel: one for all is repeated, and those of
+    colours are averaged for grey. Evaluation resizes the short side to `resize` pixels and cuts the square of
+    `image_size` out of the centre.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # where it is read from a file
@@ -34,22 +34,18 @@ class DataSpec:
     bits: int | None = None  # of files of more than 8 bits, those that are used (see `decode`)
 
     def __post_init__(self) -> None:
-        facts: dict[str, tuple[Any, ...]] = {
-            "class_names": tuple(self.class_names)
-        }  # also where lists of a config are given
-        facts |= {name: per_channel(getattr(self, name), self.channels) for name in ("mean", "std")}
-        for name, values in facts.items():
-            object.__setattr__(self, name, values)
+        object.__setattr__(self, "class_names", tuple(self.class_names))  # a config gives lists
+        object.__setattr__(self, "mean", per_channel(self.mean, self.channels))
+        object.__setattr__(self, "std", per_channel(self.std, self.channels))
         if len(self.class_names) < 2:
             raise UserError(f"the data has {len(self.class_names)} class; expected two or more")
         if repeated := [name for name in self.class_names if self.class_names.count(name) > 1]:
             raise UserError(f"the data has two classes called {repeated[0]!r}; expected different names")
         if not 0 < self.crop_ratio <= 1 or not 1 <= self.resize <= LARGEST or min(self.std) <= 0:
             given = f"crop_ratio={self.crop_ratio}, image_size={self.image_size}, std={list(self.std)}"
-            raise UserError(
-                f"data: {given}: expected a ratio above 0 and at most 1, std above 0, and a size of 1 or more that gives "
-                f"at most {LARGEST} pixels when divided by the ratio"
-            )
+            ratio = "expected a ratio above 0 and at most 1, std above 0"
+            size = f"a size of 1 or more that gives at most {LARGEST} pixels when divided by the ratio"
+            raise UserError(f"data: {given}: {ratio}, and {size}")
 
     @property
     def resize(self) -> int:
@@ -64,8 +60,7 @@ class DataSpec:
 def per_channel(numbers: Sequence[float], channels: int) -> tuple[float, ...]:
     """Returns one number a channel: repeated for grey statistics on colour, averaged for colour on grey."""
     if len(numbers) not in (1, channels) and (channels != 1 or not numbers):
-        raise UserError(
-            f"data.mean and data.std have {len(numbers)} numbers for {channels} channels; give one for each"
-        )
+        counts = f"{len(numbers)} numbers for {channels} channels"
+        raise UserError(f"data.mean and data.std have {counts}; give one for each")
     mean = sum(numbers) / len(numbers)
     return tuple(numbers) if len(numbers) == channels else (mean,) * channels

@@ -307,7 +307,8 @@ RAND = {"_target_": "torchvision.transforms.v2.RandAugment", "num_ops": 1}
 )
 def test_worker_transform(settings: dict[str, Any], image_size: int, expected: list[type]) -> None:
     transform = worker_transform(Augment(**settings), spec(image_size))
-    steps = [] if transform is None else [type(step) for step in transform.transforms]  # type: ignore[union-attr]
+    assert transform is None or isinstance(transform, v2.Compose)
+    steps = [] if transform is None else [type(step) for step in transform.transforms]
     assert steps == expected
     resize = v2.Resize(8)
     transform = worker_transform(Augment(**settings), spec(image_size), resize)
@@ -346,7 +347,8 @@ POLICIES: dict[str, Callable[[], nn.Module]] = {
 def test_policies(name: str, channels: int, size: int) -> None:
     """One picture, 40 times: each gets a draw of its own, and the same one when it is asked for again."""
     pictures = noise(1, channels, size, size).expand(40, -1, -1, -1)
-    dataset = MemoryImages(pictures, torch.zeros(40, dtype=torch.int64), POLICIES[name]())
+    dataset = MemoryImages(pictures, torch.zeros(40, dtype=torch.int64))
+    dataset.transform = POLICIES[name]()
     keys = list(range(40))
     first = dataset.__getitems__(keys).images
     assert first.shape == pictures.shape and first.dtype == torch.uint8

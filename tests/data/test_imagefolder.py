@@ -24,8 +24,6 @@ from imgcls.data.module import SPLITS
 from imgcls.errors import UserError, one_line
 from imgcls.spec import DataSpec
 
-pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
-
 CLASSES = ("cat", "dog", "fox")
 
 

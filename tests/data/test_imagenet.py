@@ -15,8 +15,6 @@ from imgcls.data.imagenet import TARS, ImageNet
 from imgcls.data.module import SPLITS
 from imgcls.errors import UserError
 
-pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
-
 VAL_LABELS = [
     "n01751748",
     "n09193705",

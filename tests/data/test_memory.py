@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from lightning.pytorch import LightningModule, Trainer
-from support.command import ROOT
+from support.composed import CONF, files
 from torch import Tensor, nn
 
 from imgcls.augment.image import Augment
@@ -63,8 +64,9 @@ class Probe(LightningModule):
 def fitted(data: Digits, **settings: Any) -> Probe:
     probe = Probe()
     trainer = Trainer(
-        max_epochs=1, limit_train_batches=3, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0, **settings,
+        max_epochs=1, limit_train_batches=3, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        num_sanity_val_steps=0, **settings,
     )  # fmt: skip
     trainer.fit(probe, datamodule=data)
     return probe
@@ -84,7 +86,8 @@ def test_training_on_the_cpu_with_data_there() -> None:
 
 
 def test_nothing_is_read_from_the_device() -> None:
-    """Tensors on torch's meta device have no content: a batch can be made there only if nothing looks into it."""
+    """Tensors on torch's meta device have no content: a batch can be made there only if nothing looks into
+    it."""
     data = ready()
     images = images_of(data)
     images.to(torch.device("meta"))
@@ -103,7 +106,8 @@ def test_each_rank_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     data = ready(device="cuda")
     assert not moved  # a process that is to be forked must not touch the device
     data.train_dataloader()
-    data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cuda", 3)))  # type: ignore[assignment]
+    strategy = SimpleNamespace(root_device=torch.device("cuda", 3))
+    data.trainer = SimpleNamespace(strategy=strategy)  # type: ignore[assignment]
     data.val_dataloader()
     assert moved == [torch.device("cuda"), torch.device("cuda", 3)]
 
@@ -145,7 +149,8 @@ def test_what_is_refused_before_anything_is_loaded(monkeypatch: pytest.MonkeyPat
 def test_data_and_training_on_different_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     data = ready(device="cuda")
-    data.trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))  # type: ignore[assignment]
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    data.trainer = SimpleNamespace(strategy=strategy)  # type: ignore[assignment]
     with pytest.raises(
         UserError, match=re.escape("data.device=cuda: training is on cpu; expected the same, or")
     ):
@@ -154,10 +159,12 @@ def test_data_and_training_on_different_devices(monkeypatch: pytest.MonkeyPatch)
 
 def test_every_set_in_memory_has_the_key() -> None:
     """And each set has `repeats`."""
-    for path in (ROOT / "conf" / "data").glob("*.yaml"):
-        text = path.read_text()
-        in_memory = "Digits" in text or "TorchvisionImages" in text
-        assert ("\ndevice: null" in text) == in_memory, path
+    for name in files("data"):
+        with initialize_config_dir(str(CONF)):
+            data = compose("train", [f"data={name}"]).data
+        in_memory = data._target_.rpartition(".")[2] in ("Digits", "TorchvisionImages")
+        assert ("device" in data) == in_memory, name
+        assert ("repeats" in data) == (name != "streaming"), name
 
 
 @CUDA

@@ -21,8 +21,6 @@ from imgcls.data.memory import MemoryImages
 from imgcls.data.module import SPLITS, ImageDataModule, check_targets, name_absent, stratified
 from imgcls.errors import UserError
 
-pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
-
 
 def ready(**arguments: Any) -> Digits:
     data = Digits(**arguments)

@@ -31,7 +31,6 @@ from imgcls.tools.inspect.command import InspectConfig
 from imgcls.tools.inspect.copies import near_duplicates, near_pairs, to_compare
 from imgcls.tools.inspect.scan import look
 
-pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
 Run = Callable[..., tuple[dict[str, Any], str, Path]]
 SMALL = ("data.image_size=32", "data.num_workers=0")
 

@@ -13,19 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hydra.core.global_hydra import GlobalHydra
 from support.packs import packed
 from support.pictures import write_picture
-from torchvision.io import decode_image
+from torchcodec.decoders import decode_image
 
 from imgcls.__main__ import main
 from imgcls.data.loading.decode import decode
 from imgcls.data.packed import PackedData
 from imgcls.errors import UserError
 from imgcls.tools.pack import packing
-
-pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
 
 
 def manifest_of(out: Path) -> dict[str, Any]:
@@ -110,7 +107,7 @@ def test_a_jpeg_that_needs_no_resizing_keeps_its_bytes(folder: Path) -> None:
     for offset, count, _, _, _, name in table.tolist():
         stored, source = content[offset : offset + count], folder / name.decode()
         assert source.suffix == ".png" or stored == source.read_bytes()
-        image = decode_image(torch.frombuffer(bytearray(stored), dtype=torch.uint8))
+        image = decode_image(stored, mode="UNCHANGED")
         assert (image.float() - decode(str(source), 3).float()).abs().mean() < 20
 
 

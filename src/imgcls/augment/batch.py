@@ -1,7 +1,7 @@
-"""Augmentation of training images: one image at a time in the workers, the rest on the batch, on the device.
+"""BatchAugment: flips, padded crops, mixing and erasing of a batch, on the device that trains.
 
-Every draw differs for each sample. torchvision's own transforms draw once for a whole batch, so they are
-used in the workers alone; flips, crops of small images, mixing and erasing are written for batches here.
+Each sample has draws of its own. torchvision's transforms draw once for a whole batch, so they work in the
+workers alone, on one image at a time (image.py).
 """
 
 import math
@@ -69,13 +69,14 @@ def chosen(images: Tensor, probability: float) -> Tensor:
 
 
 def drawn(images: Tensor, *shape: int) -> Tensor:
-    """Returns numbers from 0 to 1 in float32 also where the network is in half precision, in which they would be few."""
+    """Returns random numbers from 0 to 1, in float32 also for images in half precision, which has few of
+    them."""
     return torch.rand(shape, device=images.device, dtype=torch.float32)
 
 
 def patches(images: Tensor) -> Tensor:
-    """Returns a mask `(N, 1, H, W)` with a rectangle inside each image, as torchvision's RandomErasing draws that of
-    Zhong et al. 2017: 0.02 to 0.33 of the area, and height to width from 0.3 to 3.3, uniform in its logarithm."""
+    """Returns a mask `(N, 1, H, W)` with a rectangle inside each image, as torchvision's RandomErasing draws
+    that of Zhong et al. 2017: 0.02 to 0.33 of the area, and height to width from 0.3 to 3.3, log-uniform."""
     n, _, height, width = images.shape
     area = height * width * (0.02 + 0.31 * drawn(images, n, 1))
     ratio = torch.exp(math.log(0.3) + math.log(3.3 / 0.3) * drawn(images, n, 1))

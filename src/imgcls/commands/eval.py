@@ -135,4 +135,4 @@ def to_classes_of(classifier: ImageClassifier, data: ImageDataModule) -> None:
     order = torch.tensor([known.index(name) for name in found])
     for dataset in data.sets.values():
         dataset.targets = order[dataset.targets]
-    data.use_spec(classifier.spec)
+    data.spec = classifier.spec

@@ -1,1 +1,1 @@
-"""Sources of images. Each file holds one datamodule; base.py is what they share."""
+"""Data sources: one file for each, on the base class in module.py; loading/ reads files and draws samples."""

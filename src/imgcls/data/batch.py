@@ -1,14 +1,17 @@
-"""Batch: what a loader yields. ImageDataset: a split, from which it is drawn."""
+"""Batch: what a loader yields. ImageDataset: base class of a split, which makes whole batches."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
+from torchvision.transforms.v2 import functional as F
 
 from imgcls.seeding import key_seed
+
+T = TypeVar("T")
 
 
 class Batch(NamedTuple):
@@ -23,10 +26,10 @@ class Batch(NamedTuple):
 
 
 class ImageDataset(Dataset[Batch]):
-    """A split. A key is `round * len(self) + index`, an ordinary int from which a worker learns the round too: the
+    """A split. A key is `round * len(self) + index`, an ordinary int that tells a worker the round too: the
     epoch, or where a sample comes several times in an epoch `epoch * repeats + repetition`.
 
-    So what is drawn for a sample is a function of (seed, round, index), whichever worker draws it.
+    So the draws for a sample are a function of (seed, round, index), whichever worker makes them.
     Negative keys are padding.
     """
 
@@ -57,15 +60,20 @@ class ImageDataset(Dataset[Batch]):
     def picture(self, index: int) -> Tensor:
         """Returns one image `(C, H, W) uint8` as evaluation sees it."""
 
+    def part(self, indices: Tensor) -> Self:
+        """Returns the samples at `indices (M,) int64`, to be read as in evaluation."""
+        raise NotImplementedError
+
     def name(self, index: int) -> str:
-        """Returns what a person finds the sample by: its path, or its place in the set."""
+        """Returns the name by which a person finds the sample: its path, or its place in the set."""
         return str(index)
 
-    def contents(self) -> Iterator[Any]:
-        """Yields bytes that, with the targets, tell this split from another, and that take no time to read."""
+    def contents(self) -> Iterator[bytes | memoryview]:
+        """Yields bytes that, with the targets, tell this split from another and are read at once."""
         yield b""
 
     def sample_seed(self, key: int) -> int:
+        """Returns the seed of all draws for a key."""
         return key_seed(self.seed, *divmod(key, len(self)))
 
     def transformed(self, keys: Tensor, images: Iterable[Tensor]) -> Tensor:
@@ -75,3 +83,15 @@ class ImageDataset(Dataset[Batch]):
             torch.default_generator.manual_seed(self.sample_seed(key))  # torch.manual_seed takes 0.15 ms
             out.append(self.transform(image) if self.transform is not None else image)
         return torch.stack(out)
+
+
+def keep_batch(batch: T) -> T:
+    """Collates what is a batch already, because `__getitems__` made it whole."""
+    return batch
+
+
+def in_channels(images: Tensor, channels: int) -> Tensor:
+    """Returns uint8 images with so many channels: makes grey from colour, or colour from grey."""
+    if images.shape[-3] == channels:
+        return images
+    return F.rgb_to_grayscale(images) if channels == 1 else F.grayscale_to_rgb(images)

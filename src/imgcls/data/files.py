@@ -1,4 +1,4 @@
-"""Image files by their paths, found as they are asked for and prepared as in evaluation."""
+"""Files source: image files by their paths, found while they are read and prepared as in evaluation."""
 
 import glob
 import itertools
@@ -6,12 +6,12 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from imgcls.data.batch import keep_batch
 from imgcls.data.imagefolder import evaluation_transform
 from imgcls.data.loading.decode import EXTENSIONS, MAX_PIXELS, UnreadableImage, decode, is_image
 from imgcls.errors import UserError
@@ -27,9 +27,8 @@ class Files:
 
     def __init__(self, spec: DataSpec, max_pixels: int = MAX_PIXELS) -> None:
         if spec.channels not in (1, 3):
-            raise UserError(
-                f"the checkpoint takes images of {spec.channels} channels; image files have 1 or 3"
-            )
+            taken = f"the checkpoint takes images of {spec.channels} channels"
+            raise UserError(f"{taken}; image files have 1 or 3")
         self.spec, self.max_pixels, self.transform = spec, max_pixels, evaluation_transform(spec)
 
     def __getitems__(self, paths: list[str]) -> FileBatch:
@@ -48,19 +47,15 @@ class Files:
 def file_loader(
     paths: Iterator[str], spec: DataSpec, batch_size: int, num_workers: int | None, max_pixels: int
 ) -> "DataLoader[FileBatch]":
-    """Returns batches in the order of the paths. These are drawn in this process, as workers are free."""
+    """Returns batches in the order of the paths. This process asks for a path when a worker is free."""
     return DataLoader(
         Files(spec, max_pixels),  # type: ignore[arg-type]  # torch's type for keys is int
         sampler=paths,  # type: ignore[arg-type]
         batch_size=batch_size,
-        collate_fn=_as_it_is,
+        collate_fn=keep_batch,
         num_workers=min(cores(), 16) if num_workers is None else num_workers,
         pin_memory=torch.cuda.is_available(),
     )
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
 
 
 def images_of(key: str, source: str, failures: list[Failure]) -> Iterator[str]:
@@ -84,10 +79,9 @@ def images_of(key: str, source: str, failures: list[Failure]) -> Iterator[str]:
 def find_images(source: str, failures: list[Failure]) -> Iterator[str]:
     """Yields the paths of a file, a folder, a glob, or for `-` those that standard input lists.
 
-    Of a folder first its files by name, then its folders by name: no more names are in memory than one folder has.
-    As in training, hidden files are left out and links to folders not followed.
+    Of a folder first its files by name, then its folders by name: no more names are in memory than one folder
+    has. As in training, hidden files are left out and links to folders not followed.
     """
-
     if source == "-":
         yield from filter(None, (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer))
     elif Path(source).is_dir():
@@ -100,6 +94,7 @@ def find_images(source: str, failures: list[Failure]) -> Iterator[str]:
         yield source
     else:
         head, tail = os.path.split(source)
-        for folder in sorted(glob.iglob(os.path.join(head, ""), recursive=True)) if head else [""]:  # noqa: PTH207
+        heads = sorted(glob.iglob(os.path.join(head, ""), recursive=True)) if head else [""]  # noqa: PTH207
+        for folder in heads:
             found = glob.iglob(os.path.join(glob.escape(folder), tail), recursive=True)  # noqa: PTH207
             yield from sorted(path for path in found if is_image(os.path.basename(path)))  # noqa: PTH119

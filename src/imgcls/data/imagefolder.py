@@ -1,4 +1,4 @@
-"""Folders of image files: `root/<class>/…` or `root/{train,val,test}/<class>/…`."""
+"""ImageFolder source: image files in one folder for each class, with or without folders for the splits."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 
-from imgcls.augment.image import worker_transform
 from imgcls.data.batch import Batch, ImageDataset
 from imgcls.data.loading.decode import EXTENSIONS, MAX_PIXELS, UnreadableImage, decode
 from imgcls.data.loading.folders import class_folders, name_left_out, split_folders
@@ -38,21 +37,14 @@ class FolderImages(ImageDataset):
     def __init__(
         self, root: Path, paths: Tensor, targets: Tensor, spec: DataSpec, max_pixels: int = MAX_PIXELS
     ) -> None:
-        self.root, self.paths, self.targets, self.spec, self.max_pixels = (
-            root,
-            paths,
-            targets,
-            spec,
-            max_pixels,
-        )
-        self.prefix = str(root / "_")[
-            :-1
-        ]  # joined anew for each image, paths would take 3% of the loader's time
+        self.root, self.paths, self.targets = root, paths, targets
+        self.spec, self.max_pixels = spec, max_pixels
+        self.prefix = os.path.join(root, "")  # Path would take 3% of the loader's time to join each path
         self.evaluate = self.transform = evaluation_transform(spec)
 
     def __getitems__(self, keys: Sequence[int]) -> Batch:
-        """Returns a batch. An image that can't be read raises UnreadableImage, or with `on_error` "skip" another
-        stands for it (`with_stand_ins`)."""
+        """Returns a batch. An image that can't be read raises UnreadableImage, or with `on_error` "skip"
+        another stands for it (`with_stand_ins`)."""
         try:
             return super().__getitems__(keys)
         except UnreadableImage as error:
@@ -65,18 +57,17 @@ class FolderImages(ImageDataset):
         return self.transformed(keys, (self.read(key % len(self)) for key in keys.tolist()))
 
     def picture(self, index: int) -> Tensor:
-        return self.evaluate(self.read(index))  # type: ignore[no-any-return]
+        image: Tensor = self.evaluate(self.read(index))
+        return image
 
     def read(self, index: int) -> Tensor:
         """Returns one image `(C, H, W) uint8` as it is stored, of any height and width."""
         return decode(self.name(index), self.spec.channels, self.max_pixels, self.spec.bits)
 
-    def contents(self) -> Iterator[Any]:
-        yield self.paths.numpy()
-        sample = range(
-            0, len(self), len(self) // 1000 + 1
-        )  # a file system in a network may take a millisecond each
-        files = (Path(self.name(i)) for i in sample)
+    def contents(self) -> Iterator[bytes | memoryview]:
+        yield self.paths.numpy().data
+        step = len(self) // 1000 + 1  # a file system in a network may take a millisecond for each file
+        files = [Path(self.name(index)) for index in range(0, len(self), step)]
         yield repr([file.stat().st_size if file.exists() else None for file in files]).encode()
 
     def name(self, index: int) -> str:
@@ -87,7 +78,7 @@ class FolderImages(ImageDataset):
 
 
 class PictureModule(ImageDataModule):
-    """A source of pictures of any size, which workers bring to one.
+    """A source of pictures of any size, which workers bring to one size.
 
     Args:
         on_error: what an image does that can't be read: "raise" ends the run; "skip" lists it in the run's
@@ -114,13 +105,6 @@ class PictureModule(ImageDataModule):
             loader.note = Unreadable(split, images, sampler.training, self.max_errors, folder).note
         return loader
 
-    def part(self, dataset: ImageDataset, indices: np.ndarray, training: bool) -> FolderImages:
-        assert isinstance(dataset, FolderImages)
-        out = dataset.part(torch.from_numpy(indices))
-        if training:
-            out.transform = worker_transform(self.augment, self.spec, out.evaluate)
-        return out
-
     def default_workers(self) -> int:
         return min(cores(), 16)
 
@@ -130,9 +114,9 @@ class ImageFolder(PictureModule):
 
     Args:
         root: the folder.
-        exclude: a file that lists images to leave out everywhere (see `exclude_list`), such as `imgcls inspect` writes.
+        exclude: a file that lists images to leave out (`exclude_list`), such as `imgcls inspect` writes.
         max_pixels: an image of more is not decoded: it counts as one that can't be read.
-        bits: of files of more than 8 bits, those that are used: 2**bits - 1 is white; null: by their type (`decode`).
+        bits: those that files of more than 8 bits use: 2**bits - 1 is white; null: as `decode` says.
         Other arguments: `PictureModule`.
     """
 
@@ -158,7 +142,7 @@ class ImageFolder(PictureModule):
             if not any(entry.is_relative_to(folder) for folder in self.folders.values()):
                 raise self.no_such_entry(entry)
         defaults = {"image_size": 224, "channels": 3, "crop_ratio": 0.875, "bits": bits}
-        self._spec = DataSpec(self.class_names(), **defaults | self.facts)
+        self.spec = DataSpec(self.class_names(), **defaults | self.facts)
 
     def find(self) -> tuple[dict[str, Path], list[str]]:
         """Returns the folder of each split that there is, and the names of the class folders, sorted."""
@@ -177,47 +161,43 @@ class ImageFolder(PictureModule):
         if unknown := sorted(set(names) - set(self.classes)):
             others = f"which {self.folders['train']} does not; expected the same classes"
             raise UserError(f"{folder} has the class {unknown[0]!r}, {others}")
-        (counts, paths), present = folder_index(folder, names), set(names)
-        labels = [
-            label for label, name in enumerate(self.classes) if name in present
-        ]  # val and test may lack some
-        targets = torch.tensor(labels).repeat_interleave(counts)
-        if entries := [
-            os.path.relpath(entry, folder) for entry in self.excluded if entry.is_relative_to(folder)
-        ]:
-            encoded, stored = np.array([os.fsencode(entry) for entry in entries]), as_names(paths)
-            if not (known := np.isin(encoded, stored)).all():
-                raise self.no_such_entry(folder / entries[known.argmin()])
-            kept = torch.from_numpy(~np.isin(stored, encoded))
+        counts, paths = folder_index(folder, names)
+        labels = {name: label for label, name in enumerate(self.classes)}  # val and test may lack some
+        targets = torch.tensor([labels[name] for name in names]).repeat_interleave(counts)
+        if self.excluded:
+            kept = self.kept(folder, paths)
             paths, targets = paths[kept], targets[kept]
         filled = {self.classes[label] for label in targets.unique().tolist()}
         if split == "train" and (empty := [name for name in self.classes if name not in filled]):
-            kind, endings = " that is not excluded" * bool(self.excluded), " ".join(sorted(EXTENSIONS))
-            raise UserError(
-                f"{folder / empty[0]} holds no image{kind}; expected files that end in one of {endings}"
-            )
+            kind = " that is not excluded" if self.excluded else ""
+            expected = f"expected files that end in one of {' '.join(sorted(EXTENSIONS))}"
+            raise UserError(f"{folder / empty[0]} holds no image{kind}; {expected}")
         return FolderImages(folder, paths, targets, self.spec, self.max_pixels)
 
+    def kept(self, folder: Path, paths: Tensor) -> Tensor:
+        """Returns a mask `(N,) bool` of the paths of a split that `data.exclude` does not name."""
+        inside = [entry for entry in self.excluded if entry.is_relative_to(folder)]
+        excluded = np.array([os.fsencode(os.path.relpath(entry, folder)) for entry in inside], np.bytes_)
+        known = np.isin(excluded, as_names(paths))
+        if not known.all():
+            raise self.no_such_entry(inside[known.argmin()])
+        return torch.from_numpy(~np.isin(as_names(paths), excluded))
+
     def no_such_entry(self, entry: Path) -> UserError:
-        name = os.path.relpath(entry, self.root)
-        return UserError(
-            f"data.exclude={self.exclude} names {name!r}, which is no image of a split of {self.root}; take the line "
-            "out of it, or make the list anew with imgcls inspect"
-        )
+        named = f"data.exclude={self.exclude} names {os.path.relpath(entry, self.root)!r}"
+        advice = "take the line out of it, or make the list anew with imgcls inspect"
+        return UserError(f"{named}, which is no image of a split of {self.root}; {advice}")
 
 
 def evaluation_transform(spec: DataSpec) -> nn.Module:
     """Returns what evaluation does to a decoded image: resize of the short side, and the centre square."""
-    interpolation = InterpolationMode(spec.interpolation)
-    return v2.Compose([
-        v2.Resize(spec.resize, interpolation=interpolation, antialias=True),
-        v2.CenterCrop(spec.image_size),
-    ])  # fmt: skip
+    resize = v2.Resize(spec.resize, interpolation=InterpolationMode(spec.interpolation), antialias=True)
+    return v2.Compose([resize, v2.CenterCrop(spec.image_size)])
 
 
 def exclude_list(path: str | None) -> list[str]:
-    """Returns the files that a list names: a path relative to the root a line. What follows a tab and `#`, and a line
-    that starts with `#`, is a comment; a path that starts so is written `./#…`.
+    """Returns the files that a list names, one in a line, relative to the root. A comment is what follows a
+    tab and `#`, and a line that starts with `#`; a path that starts so is written `./#…`.
 
     Raises:
         UserError: there is no such file, or it can't be read.

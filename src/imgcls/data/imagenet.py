@@ -1,4 +1,4 @@
-"""ImageNet-1k (Russakovsky et al. 2015) in folders by WordNet id, or from the two official tar files.
+"""ImageNet source: ImageNet-1k (Russakovsky et al. 2015), in folders by WordNet id or in the two tar files.
 
 The labels of the official test images are not public. So the 50,000 official validation images are the
 test split here, and validation is a small stratified part of train: nothing is selected on the images
@@ -36,9 +36,9 @@ class ImageNet(ImageFolder):
 
     def find(self) -> tuple[dict[str, Path], list[str]]:
         train, val = (next(iter(named(self.root, [split])), self.root / split) for split in TARS)
-        folders = {"train": train} | (
-            {"test": val} if val.is_dir() or (self.root / TARS["val"]).is_file() else {}
-        )
+        folders = {"train": train}
+        if val.is_dir() or (self.root / TARS["val"]).is_file():
+            folders["test"] = val
         if not train.is_dir():
             if not (self.root / TARS["train"]).is_file():
                 raise UserError(f"data.root={self.root} holds no ImageNet; expected {self.layout}")
@@ -53,8 +53,8 @@ class ImageNet(ImageFolder):
         return tuple(_names()[wnid] for wnid in self.classes)
 
     def prepare_data(self) -> None:
-        """Unpacks the tar files by torchvision, which compares their checksums first; a folder gets its name when all
-        of it is there."""
+        """Unpacks the tar files by torchvision, which compares their checksums first; a folder gets its name
+        when it is whole."""
         for split, tar in TARS.items():
             partial, done = self.root / f"{split}.partial", self.root / split
             if done.is_dir() or not (self.root / tar).is_file():
@@ -70,9 +70,8 @@ class ImageNet(ImageFolder):
                         imagenet.parse_val_archive(self.root, wnids=_val_labels(), folder=partial.name)
                 except (tarfile.TarError, OSError, EOFError, ValueError, RuntimeError) as error:
                     reason = " ".join(str(error).split()).rstrip(".")
-                    raise UserError(
-                        f"{self.root / tar}: {reason}; fetch it again or free some disk"
-                    ) from error
+                    advice = "fetch it again or free some disk"
+                    raise UserError(f"{self.root / tar}: {reason}; {advice}") from error
                 partial.rename(done)
 
 
@@ -92,8 +91,6 @@ def _names() -> dict[str, str]:
 
 def _val_labels() -> list[str]:
     """Returns the WordNet id of each validation image, in the order of the files."""
-    text = gzip.decompress(
-        importlib.resources.files("imgcls.data").joinpath("imagenet_val_labels.txt.gz").read_bytes()
-    )
+    packed = importlib.resources.files("imgcls.data").joinpath("imagenet_val_labels.txt.gz").read_bytes()
     wnids = sorted(_names())
-    return [wnids[int(line)] for line in text.split()]
+    return [wnids[int(line)] for line in gzip.decompress(packed).split()]

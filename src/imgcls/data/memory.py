@@ -1,27 +1,26 @@
-"""Small sets: all images in one uint8 tensor, a batch fetched in one gather."""
+"""Base class of sources that fit in memory: all images in one uint8 tensor, a batch fetched in one gather."""
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from imgcls.augment.image import worker_transform
-from imgcls.data.batch import Batch, ImageDataset
-from imgcls.data.loading.decode import in_channels
+from imgcls.data.batch import Batch, ImageDataset, in_channels
 from imgcls.data.loading.sampler import EpochSampler
 from imgcls.data.module import ImageDataModule
 from imgcls.errors import UserError
 
 
 class MemoryImages(ImageDataset):
-    """`images (N, C, H, W) uint8` and `targets (N,) int64`, with an optional transform of each training image."""
+    """`images (N, C, H, W) uint8` and `targets (N,) int64` in memory."""
 
-    def __init__(self, images: Tensor, targets: Tensor, transform: nn.Module | None = None) -> None:
-        self.stored, self.targets, self.transform = images, targets, transform
+    def __init__(self, images: Tensor, targets: Tensor) -> None:
+        self.stored, self.targets = images, targets
 
     def images(self, keys: Tensor) -> Tensor:
         images = self.stored[keys % len(self)]
@@ -30,8 +29,11 @@ class MemoryImages(ImageDataset):
     def picture(self, index: int) -> Tensor:
         return self.stored[index].cpu()
 
-    def contents(self) -> Iterator[Any]:
-        yield np.ascontiguousarray(self.stored.cpu().numpy())
+    def part(self, indices: Tensor) -> Self:
+        return type(self)(self.stored[indices], self.targets[indices])
+
+    def contents(self) -> Iterator[memoryview]:
+        yield np.ascontiguousarray(self.stored.cpu().numpy()).data
 
     def to(self, device: torch.device) -> None:
         """Moves images and targets to a device; from then on batches are made there."""
@@ -39,11 +41,11 @@ class MemoryImages(ImageDataset):
 
 
 class MemoryDataModule(ImageDataModule):
-    """A set that fits in memory. A subclass gives `spec` and `arrays`.
+    """A set that fits in memory. A subclass sets `spec` and gives `arrays`.
 
     Args:
-        device: where each process keeps its images and makes its batches, the kind of device that it trains on;
-            null: in the host's memory, and each batch is sent.
+        device: where each process keeps its images and makes its batches, the kind of device that it trains
+            on; null: in the host's memory, and each batch is sent.
         Other arguments: `ImageDataModule`.
     """
 
@@ -75,7 +77,8 @@ class MemoryDataModule(ImageDataModule):
 
     @abstractmethod
     def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """Returns images `(N, H, W) or (N, H, W, C) uint8` and targets `(N,)`, or None for a split to be cut."""
+        """Returns images `(N, H, W) or (N, H, W, C) uint8` and targets `(N,)`, or None for a split to be
+        cut."""
 
     def load(self, split: str) -> MemoryImages | None:
         if (arrays := self.arrays(split)) is None:
@@ -83,9 +86,3 @@ class MemoryDataModule(ImageDataModule):
         images, targets = (torch.from_numpy(np.array(array)) for array in arrays)
         images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
         return MemoryImages(in_channels(images, self.spec.channels), targets.long())
-
-    def part(self, dataset: ImageDataset, indices: np.ndarray, training: bool) -> MemoryImages:
-        assert isinstance(dataset, MemoryImages)
-        index = torch.from_numpy(indices)
-        transform = worker_transform(self.augment, self.spec) if training else None
-        return MemoryImages(dataset.stored[index], dataset.targets[index], transform)

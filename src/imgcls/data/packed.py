@@ -1,8 +1,8 @@
-"""Sets that `imgcls pack` made: all pixels or JPEGs of a split in one file, mapped into memory, and a table.
+"""PackedData source: sets that `imgcls pack` made, as pixels or JPEG.
 
-manifest.json   what the set is, and the size and checksum of each other file (manifest.py)
-train.npy       the table: a `RECORD` and a name for each image
-train.bin       the images, one after another; pixels as (H, W, C)
+manifest.json   the facts of the set, and the size and checksum of each other file (loading/manifest.py)
+train.npy       the table of a split: a `RECORD` and a name for each image
+train.bin       the images of a split, one after another; pixels as (H, W, C)
 """
 
 import logging
@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from imgcls.data.batch import in_channels
 from imgcls.data.imagefolder import FolderImages, PictureModule, evaluation_transform
-from imgcls.data.loading.decode import UnreadableImage, decode_jpeg, in_channels
+from imgcls.data.loading.decode import UnreadableImage, decode_jpeg
 from imgcls.data.loading.manifest import check_files, read_manifest
 from imgcls.data.loading.splits import Cut
 from imgcls.data.module import Place
@@ -34,7 +35,8 @@ RECORD = [("offset", "<i8"), ("bytes", "<i8"), ("height", "<i4"), ("width", "<i4
 
 @dataclass
 class Pack:
-    """The mapped files of a split: all workers read the same pages. One that is not forked maps them again."""
+    """The files of a split, mapped into memory: all workers read the same pages. A pickle holds no
+    content."""
 
     root: Path
     split: str
@@ -45,6 +47,7 @@ class Pack:
 
     @cached_property
     def records(self) -> np.ndarray:
+        """The table."""
         path = self.root / f"{self.split}.npy"
         try:
             table = np.lib.format.open_memmap(path, mode="r").view(np.ndarray)  # it reads no Python objects
@@ -57,11 +60,11 @@ class Pack:
 
     @cached_property
     def content(self) -> Tensor:
+        """All bytes `(n,) uint8` of the images."""
+        content = np.memmap(self.root / f"{self.split}.bin", np.uint8, mode="r").view(np.ndarray)
         with warnings.catch_warnings():  # torch warns of memory that can't be written to
             warnings.filterwarnings("ignore", message=".*not writable")
-            return torch.from_numpy(
-                np.memmap(self.root / f"{self.split}.bin", np.uint8, mode="r").view(np.ndarray)
-            )
+            return torch.from_numpy(content)
 
     @property
     def alike(self) -> Tensor | None:
@@ -77,14 +80,13 @@ class Pack:
         return self.decoded(content, index, channels)
 
     def decoded(self, content: Tensor, index: int, channels: int) -> Tensor:
-        """Returns the image of a JPEG's bytes, as data/decode.py reads the file."""
+        """Returns the image in the bytes of a JPEG, as `decode` reads it from a file."""
         try:
             return decode_jpeg(content, channels)
         except RuntimeError as error:
             what = f"{self.root / self.split}.bin: the image {os.fsdecode(self.records['name'][index])}"
-            raise UnreadableImage(
-                f"{what} is damaged; data.verify=true finds damaged files; pack again"
-            ) from error
+            advice = "data.verify=true finds damaged files; pack again"
+            raise UnreadableImage(f"{what} is damaged; {advice}") from error
 
 
 class PackedImages(FolderImages):
@@ -97,7 +99,7 @@ class PackedImages(FolderImages):
 
     @property
     def as_stored(self) -> bool:
-        """Whether no image needs anything done to it."""
+        """Whether no image needs a transform."""
         size, alike = self.spec.image_size, self.pack.alike
         fits = alike is not None and alike.shape[1:3] == (size, size) and self.spec.resize == size
         return fits and self.transform is self.evaluate
@@ -106,18 +108,18 @@ class PackedImages(FolderImages):
         if not self.as_stored:
             return super().images(keys)
         assert self.pack.alike is not None
-        return in_channels(
-            self.pack.alike[self.order[keys % len(self)]].permute(0, 3, 1, 2), self.spec.channels
-        )
+        stored = self.pack.alike[self.order[keys % len(self)]]
+        return in_channels(stored.permute(0, 3, 1, 2), self.spec.channels)
 
     def read(self, index: int) -> Tensor:
-        return in_channels(self.pack.image(int(self.order[index]), self.spec.channels), self.spec.channels)
+        channels = self.spec.channels
+        return in_channels(self.pack.image(int(self.order[index]), channels), channels)
 
     def name(self, index: int) -> str:
         return os.fsdecode(self.pack.records["name"][int(self.order[index])])
 
-    def contents(self) -> Iterator[Any]:
-        yield self.pack.records[self.order.numpy()]
+    def contents(self) -> Iterator[memoryview]:
+        yield self.pack.records[self.order.numpy()].data
 
     def part(self, indices: Tensor) -> Self:
         return type(self)(self.pack, self.order[indices], self.spec)
@@ -129,7 +131,7 @@ class PackedData(PictureModule):
     Args:
         root: the directory of the pack.
         verify: compare the checksum of each file before anything is read.
-        Other arguments: `ImageDataModule`; null: as packed.
+        Other arguments: `PictureModule`; null: as packed.
 
     Raises:
         UserError: no pack there, one of another version or format, a file missing, cut or changed.
@@ -148,22 +150,18 @@ class PackedData(PictureModule):
     ) -> None:
         self.root, self.verify = self.place(root), verify
         self.manifest = read_manifest(self.root, self.formats)
-        cuts = {"val_fraction": val_fraction, "test_fraction": test_fraction}
-        common |= {
-            name: getattr(self.manifest, name) if share is None else share for name, share in cuts.items()
-        }
-        super().__init__(**common)
-        self._spec = replace(self.manifest.spec, **self.facts)
-        size, wanted = self.manifest.size, self._spec.image_size
+        super().__init__(
+            val_fraction=self.manifest.val_fraction if val_fraction is None else val_fraction,
+            test_fraction=self.manifest.test_fraction if test_fraction is None else test_fraction,
+            **common,
+        )
+        self.spec = replace(self.manifest.spec, **self.facts)
+        size, wanted = self.manifest.size, self.spec.image_size
         if "image_size" not in self.facts and size is not None and size < wanted:
-            self._spec = replace(self._spec, image_size=size)
+            self.spec = replace(self.spec, image_size=size)
             if rank() == 0:
-                log.warning(
-                    "data.root=%s was packed at %d pixels and is used so; data.image_size=%d enlarges the images",
-                    root,
-                    size,
-                    wanted,
-                )
+                used = f"data.root={root} was packed at {size} pixels and is used so"
+                log.warning("%s; data.image_size=%d enlarges the images", used, wanted)
 
     def place(self, root: str) -> Path:
         """Returns the local directory with the manifest."""
@@ -181,8 +179,8 @@ class PackedData(PictureModule):
 
     def fingerprint(self) -> dict[str, Any]:
         checksums = {name: asdict(facts) for name, facts in self.manifest.files.items()}
-        return super().fingerprint() | {"files": checksums}  # of pixels the table says nothing
+        return super().fingerprint() | {"files": checksums}  # the table says nothing of pixels
 
     def default_workers(self) -> int:
-        gathered = all(isinstance(images, PackedImages) and images.as_stored for images in self.sets.values())
-        return 0 if gathered else super().default_workers()
+        as_stored = all(isinstance(part, PackedImages) and part.as_stored for part in self.sets.values())
+        return 0 if as_stored else super().default_workers()

@@ -1,8 +1,9 @@
-"""Sets that `imgcls pack format=litdata` made, streamed from a directory or from object storage.
+"""StreamingData source: sets that `imgcls pack format=litdata` made, read from a directory or from object
+storage.
 
-Training reads a shard after another, in litdata's order for (seed, epoch, batch size, ranks, workers); what is
-drawn for a sample is a function of (seed, epoch, index) as everywhere. Evaluation reads by index, so that each
-image counts once on whatever number of ranks.
+Training reads one shard after another, in litdata's order for (seed, epoch, batch size, ranks, workers); the
+draws for a sample are a function of (seed, epoch, index) as everywhere. Evaluation reads by index, so that
+each image counts once on any number of ranks.
 """
 
 import hashlib
@@ -10,7 +11,6 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,8 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from imgcls.config.paths import cache_dir
-from imgcls.data.batch import Batch
-from imgcls.data.loading.decode import in_channels
+from imgcls.data.batch import Batch, in_channels
 from imgcls.data.loading.manifest import check_files, facts_of
 from imgcls.data.loading.shards import check_shards
 from imgcls.data.module import Place
@@ -36,21 +35,19 @@ try:
     from litdata.streaming import Cache
     from litdata.streaming.downloader import get_downloader
 except ModuleNotFoundError as error:
-    raise UserError(
-        "streams need litdata, which is not installed; in the clone: pip install -e '.[streaming]'"
-    ) from error
+    install = "pip install -e '.[streaming]'"
+    raise UserError(f"streams need litdata, which is not installed; in the clone: {install}") from error
 for name in ("litdata", "botocore"):
     logging.getLogger(name).setLevel(logging.WARNING)
-warnings.filterwarnings(
-    "ignore", message="Your `IterableDataset` has `__len__` defined"
-)  # Lightning; it is right here
+# Lightning warns of a stream that has a length; ours is right.
+warnings.filterwarnings("ignore", message="Your `IterableDataset` has `__len__` defined")
 
 SHARD = "64MB"  # large enough for object storage, small enough to shuffle and to fetch ahead
 Stream = TypeVar("Stream", bound=StreamingDataset)
 
 
 def shard_writer(folder: Path) -> Cache:
-    """Returns what shards are written with: `writer[place] = sample`, and at the end `done` and `merge`."""
+    """Returns the writer of shards: `writer[place] = sample`, and at the end `done` and `merge`."""
     return Cache(str(folder), chunk_bytes=SHARD)
 
 
@@ -61,18 +58,18 @@ class Shards(Pack):
     url: str = ""
     options: dict[str, Any] | None = None
     alike = None
-    stream: Any = field(init=False, default=None)
+    stream: StreamingDataset | None = field(init=False, default=None)
 
-    def open(self, kind: Callable[..., Stream], **settings: Any) -> Stream:
+    def open(self, kind: type[Stream], **settings: Any) -> Stream:
+        """Returns litdata's data set of the shards, after a look at the index that says how they are read."""
         index = self.root / self.split / "index.json"
         check_shards(index, len(self.records))
         if self.url != str(self.root):
             settings["cache_dir"] = str(self.root / "shards")
         where = f"{self.url}/{self.split}"
         stream = kind(where, storage_options=self.options, index_path=str(index), **settings)
-        check_shards(
-            Path(stream.input_dir.path or "", index.name), len(self.records)
-        )  # its copy, which may be an older one
+        copy = Path(stream.input_dir.path or "", index.name)  # litdata's, which may be an older one
+        check_shards(copy, len(self.records))
         # Its way for local files gives whole shards to ranks: not the same number to each, and to some none.
         stream.posix_fast = None
         return stream
@@ -82,36 +79,36 @@ class Shards(Pack):
             self.stream = self.open(StreamingDataset)
             self.stream[
                 :1
-            ]  # from a slice on it keeps whole shards; else it would ask for each image by itself
+            ]  # after a slice litdata keeps whole shards; else it would ask for each image by itself
         return self.read(self.stream[index], index, channels)
 
     def read(self, item: dict[str, Any], index: int, channels: int) -> Tensor:
+        """Returns the image `(C, H, W) uint8` in a sample that litdata read."""
         return self.decoded(torch.frombuffer(bytearray(item["image"]), dtype=torch.uint8), index, channels)
 
 
 class TrainingStream(StreamingDataset):
-    """The training samples of one rank, augmented in the workers: `(image (C, H, W) uint8, target, index)`."""
+    """The training samples of one rank, augmented in the workers: `(image (C, H, W) uint8, target,
+    index)`."""
 
     images: PackedImages
     shards: Shards
 
     def __getitem__(self, index: Any) -> tuple[Tensor, Tensor, int]:
-        images, place = self.images, index.index
-        channels, key = (
-            images.spec.channels,
-            (self.current_epoch - 1) * len(images) + place,
-        )  # it counts from 1
+        images, place, epoch = self.images, index.index, self.current_epoch - 1  # litdata counts from 1
+        channels, key = images.spec.channels, epoch * len(images) + place
         stored = in_channels(self.shards.read(super().__getitem__(index), place, channels), channels)
         return images.transformed(torch.tensor([key]), [stored])[0], images.targets[place], place
 
 
 class StreamLoader(StreamingDataLoader):
-    """litdata's loader; goes on within an epoch with the same batches, or says what keeps it from that."""
+    """litdata's loader; resumes within an epoch with the same batches, or raises UserError where it can't."""
 
     resumed = False
 
     def __iter__(self) -> Any:
-        # litdata's own sign stays where an epoch's last batch is not asked for twice, and the next epoch would be empty
+        # litdata's own sign stays where an epoch's last batch is not asked for twice: the next epoch would be
+        # empty
         self.restore, self.resumed = self.resumed, False
         yield from super().__iter__()
 
@@ -123,9 +120,8 @@ class StreamLoader(StreamingDataLoader):
         before = obj["dataset"]
         for key, now in (("num_workers", self.num_workers or 1), ("batch_size", self.batch_size)):
             if before[key] != now:
-                raise UserError(
-                    f"data.{key}={now}: this epoch of the stream began with {before[key]}; go on with that"
-                )
+                began = f"this epoch of the stream began with {before[key]}; go on with that"
+                raise UserError(f"data.{key}={now}: {began}")
         super().load_state_dict(obj)
         self.resumed = True
 
@@ -134,9 +130,9 @@ class StreamingData(PackedData):
     """A set that `imgcls pack format=litdata` made, with the splits that it was cut into then.
 
     Args:
-        root: the directory, or its address in object storage: s3://bucket/… and what else litdata reads.
-        cache: where what is fetched is kept; null: a folder of the user's cache.
-        storage_options: what litdata is to know of the storage; null: what the environment says (AWS_…).
+        root: the directory, or its address in object storage: s3://bucket/… or another that litdata reads.
+        cache: the folder that keeps what was fetched; null: a folder of the user's cache.
+        storage_options: litdata's settings of the storage; null: those of the environment (AWS_…).
         Other arguments: `PackedData`; `fraction` and `repeats` can be 1 only, `on_error` "raise".
     """
 
@@ -153,14 +149,12 @@ class StreamingData(PackedData):
         self.url, self.cache, self.storage_options = root.rstrip("/"), cache, storage_options
         super().__init__(root=root, **packed)
         if self.fraction < 1 or self.repeats > 1 or self.folds is not None or self.on_error != "raise":
-            raise UserError(
-                "data.fraction, data.repeats, data.folds, data.on_error: a stream is read whole, once an epoch; leave them out"
-            )
+            keys = "data.fraction, data.repeats, data.folds, data.on_error"
+            raise UserError(f"{keys}: a stream is read whole, once an epoch; leave them out")
         for split in ("val", "test"):
             if split not in self.manifest.splits:
-                raise UserError(
-                    f"data.root={root} has no {split} split, and a stream can't be cut; pack it again"
-                )
+                lacking = f"has no {split} split, and a stream can't be cut"
+                raise UserError(f"data.root={root} {lacking}; pack it again")
 
     def place(self, root: str) -> Path:
         if "://" not in root and not root.startswith("local:"):
@@ -173,7 +167,8 @@ class StreamingData(PackedData):
         return folder
 
     def fetch(self, folder: Path, name: str) -> None:
-        """Fetches a file; one of that name is replaced at once, so that other processes see one or the other."""
+        """Fetches a file, then replaces the one of that name: other processes see the one or the other
+        whole."""
         with tempfile.TemporaryDirectory(dir=folder) as own:
             try:
                 downloader = get_downloader(self.url, own, [], self.storage_options)
@@ -186,7 +181,7 @@ class StreamingData(PackedData):
                 raise UserError(f"{self.url}/{name} can't be fetched ({reason}); {advice}") from error
 
     def prepare_data(self) -> None:
-        """Fetches the tables and what says how shards are read; the shards come while they are read."""
+        """Fetches the tables and the indices of the shards; the shards come while they are read."""
         files = self.manifest.files
         if self.url != str(self.root):
             files = {name: facts for name, facts in files.items() if name.endswith((".npy", "/index.json"))}
@@ -202,19 +197,19 @@ class StreamingData(PackedData):
     def train_dataloader(self) -> DataLoader[Batch]:
         images, seed = self.sets["train"], key_seed(self.seed) % 2**32
         assert isinstance(images, PackedImages) and isinstance(images.pack, Shards)
-        stream = images.pack.open(
-            TrainingStream, shuffle=self.shuffle, drop_last=True, seed=seed, item_shuffle_window=0
-        )
+        settings = {"shuffle": self.shuffle, "drop_last": True, "seed": seed, "item_shuffle_window": 0}
+        stream = images.pack.open(TrainingStream, **settings)
         stream.images, stream.shards = images, images.pack
         return StreamLoader(
             stream,
             batch_size=min(self.batch_size, max(len(images) // world_size(), 1)),
             num_workers=self.default_workers() if self.num_workers is None else self.num_workers,
-            collate_fn=_batch,
+            collate_fn=collate,
             pin_memory=torch.cuda.is_available(),
         )
 
 
-def _batch(samples: list[tuple[Tensor, Tensor, int]]) -> Batch:
+def collate(samples: list[tuple[Tensor, Tensor, int]]) -> Batch:
+    """Returns the batch of the samples of a `TrainingStream`."""
     images, targets, indices = zip(*samples, strict=True)
     return Batch(torch.stack(images), torch.stack(targets), torch.tensor(indices))

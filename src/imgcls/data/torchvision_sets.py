@@ -1,10 +1,11 @@
-"""Fashion-MNIST, CIFAR-10 and CIFAR-100 through torchvision's classes, held in memory."""
+"""TorchvisionImages source: Fashion-MNIST, CIFAR-10 and CIFAR-100, downloaded by torchvision, held in
+memory."""
 
 import gzip
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from filelock import FileLock
@@ -15,14 +16,10 @@ from imgcls.data.module import Place
 from imgcls.errors import UserError
 from imgcls.spec import DataSpec
 
-IDX = [
-    "train-images-idx3-ubyte",
-    "train-labels-idx1-ubyte",
-    "t10k-images-idx3-ubyte",
-    "t10k-labels-idx1-ubyte",
-]
+IDX = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
 FILES = {"FashionMNIST": IDX, "CIFAR10": ["cifar-10-batches-py"], "CIFAR100": ["cifar-100-python"]}
 Name = Literal["FashionMNIST", "CIFAR10", "CIFAR100"]
+T = TypeVar("T")
 
 
 class TorchvisionImages(MemoryDataModule):
@@ -41,10 +38,10 @@ class TorchvisionImages(MemoryDataModule):
     ) -> None:
         super().__init__(**common)
         self.dataset, self.root, self.download = dataset, Path(root).expanduser(), download
-        self._spec = DataSpec(class_names, **self.facts)
+        self.spec = DataSpec(class_names, **self.facts)
 
     def find(self, name: str) -> Path | None:
-        """Returns where a file lies: in any of the places where people keep it."""
+        """Returns the path of a file: in any of the places where people keep it."""
         folders = (self.root, self.root / "raw", self.root / self.dataset / "raw")
         paths = (folder / f"{name}{ending}" for folder in folders for ending in (".gz", ""))
         return next((path for path in paths if path.exists()), None)
@@ -52,12 +49,12 @@ class TorchvisionImages(MemoryDataModule):
     def prepare_data(self) -> None:
         if all(self.find(name) for name in FILES[self.dataset]):
             return
-        names = ", ".join(f"{name}.gz" if name in IDX else name for name in FILES[self.dataset])
+        ending = ".gz" if self.dataset == "FashionMNIST" else ""
+        names = ", ".join(f"{name}{ending}" for name in FILES[self.dataset])
         advice = f"put {names} into {self.root}, or point data.root to where they are"
         if not self.download:
-            raise UserError(
-                f"data.root={self.root}: {self.dataset} is not there and data.download=false; {advice}"
-            )
+            absent = f"{self.dataset} is not there and data.download=false"
+            raise UserError(f"data.root={self.root}: {absent}; {advice}")
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with FileLock(self.root / f".{self.dataset}.lock"):  # several processes may start at once
@@ -71,29 +68,30 @@ class TorchvisionImages(MemoryDataModule):
             return None
         self.prepare_data()
         if self.dataset == "FashionMNIST":
-            images, targets = (self.read(name, _idx) for name in (IDX[:2] if split == "train" else IDX[2:]))
+            images, targets = (
+                self.read(name, read_idx) for name in (IDX[:2] if split == "train" else IDX[2:])
+            )
             if len(images) != len(targets):
-                raise UserError(
-                    f"{self.root} has {len(images)} {split} images and {len(targets)} labels; fetch them again"
-                )
+                counts = f"{len(images)} {split} images and {len(targets)} labels"
+                raise UserError(f"{self.root} has {counts}; fetch them again")
             return images, targets
         kind = getattr(datasets, self.dataset)
         loaded = self.read(FILES[self.dataset][0], lambda path: kind(path.parent, train=split == "train"))
         return loaded.data, np.asarray(loaded.targets)
 
-    def read(self, name: str, how: Callable[[Path], Any]) -> Any:
+    def read(self, name: str, how: Callable[[Path], T]) -> T:
+        """Reads a file; an error of its content becomes a UserError."""
         path = self.find(name)
         assert path is not None
         try:
             return how(path)
         except (OSError, EOFError, ValueError, RuntimeError, KeyError, zlib.error) as error:
-            raise UserError(
-                f"{path} is damaged ({' '.join(str(error).split())}); delete it and run again"
-            ) from error
+            reason = " ".join(str(error).split())
+            raise UserError(f"{path} is damaged ({reason}); delete it and run again") from error
 
 
-def _idx(path: Path) -> np.ndarray:
-    """Reads an IDX file of unsigned bytes, gzipped or not (format: LeCun's MNIST page)."""
+def read_idx(path: Path) -> np.ndarray:
+    """Returns the array in an IDX file of unsigned bytes, gzipped or not (format: LeCun's MNIST page)."""
     content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     if len(content) < 4 or content[:3] != b"\0\0\x08":
         raise ValueError("no IDX file of bytes")

@@ -20,8 +20,6 @@ from imgcls.data.loading.decode import UnreadableImage, decode, header
 from imgcls.errors import UserError
 from imgcls.spec import DataSpec
 
-pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
-
 HEIGHT, WIDTH = 16, 24
 RED, BLUE, GREEN = (255, 0, 0), (0, 0, 255), (0, 255, 0)
 LUMA = (0.299, 0.587, 0.114)

@@ -16,8 +16,6 @@ from imgcls.data.imagefolder import FolderImages, ImageFolder
 from imgcls.data.loading import listing as module
 from imgcls.data.loading.listing import as_names, folder_index
 
-pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
-
 CLASSES = ["cat", "dog", "fox"]
 TICK = 0.02  # seconds; longer than a step of the clock that stamps files
 
@@ -42,7 +40,8 @@ def listings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def indexed(folder: Path, classes: list[str] = CLASSES, wait: bool = True) -> list[str]:
-    """Returns the paths of a folder that has not been touched for a while; fails where counts don't fit them."""
+    """Returns the paths of a folder that has not been touched for a while; fails where counts don't fit
+    them."""
     if wait:
         time.sleep(2 * TICK)
     counts, paths = folder_index(folder, classes)
@@ -255,7 +254,7 @@ def test_a_full_disk_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch: p
 @pytest.mark.slow
 def test_several_processes_at_once(folder: Path, tmp_path: Path) -> None:
     code = f"""
-import time; from pathlib import Path; from imgcls.data import index
+import time; from pathlib import Path; from imgcls.data.loading import listing as index
 index.SETTLED_NS = 0
 for i in range(100):
     index._place(Path({str(folder)!r}), {CLASSES}).unlink(missing_ok=True)
@@ -295,7 +294,8 @@ def test_spawned_workers_take_shared_memory(folder: Path) -> None:
     assert name == dataset.name(3) and shared and dataset.paths.is_shared()
 
 
-# Two workers: what the main process wrote over since it forked stays with them, shared; one alone would own it.
+# Two workers: what the main process wrote over since it forked stays with them, shared; one alone would own
+# it.
 MEASURE = """
 import json, sys, time
 from pathlib import Path
@@ -318,12 +318,14 @@ own = []
 for worker in loader._iterator._workers:
     lines = Path(f"/proc/{worker.pid}/smaps_rollup").read_text().splitlines()
     own.append(sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) / 1024)
-print(json.dumps({"seconds": seconds, "own": max(own), "taken": taken, "span": max(seen) / len(data.sets["train"])}))
+print(json.dumps({"seconds": seconds, "own": max(own), "taken": taken, "span": max(seen) /
+len(data.sets["train"])}))
 """
 
 
 def write_many(root: Path, count: int, classes: int = 100) -> Path:
-    """Makes a folder of hard links to small pictures: a file takes some tens of thousands of links at the most."""
+    """Makes a folder of hard links to small pictures: a file takes some tens of thousands of links at the
+    most."""
     for label in range(classes):
         first = write_picture(root / f"class{label:04}" / "00000000.jpg", seed=label)
         for i in range(1, count // classes):

@@ -1,13 +1,13 @@
-"""Where the splits and the classes of a folder set lie: `root/<class>/…` or `root/<split>/<class>/…`.
+"""Layout of a folder set: finds its splits and classes, `root/<class>/…` or `root/<split>/<class>/…`.
 
-A folder is a split by its name, in upper or lower case, and only where it holds class folders: a class may be called
-train or valid. Where other folders hold images beside such a folder, it may still be a class (see `is_flat`).
+A folder is a split by its name, in upper or lower case, and only where it holds class folders: a class may be
+called train or valid. Where other folders hold images beside it, it may still be a class (see `is_flat`).
 """
 
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from imgcls.data.loading.decode import is_image
@@ -17,7 +17,7 @@ from imgcls.processes import rank
 
 log = logging.getLogger(__name__)
 
-NAMES = {  # of two folders of one split, that whose name comes first is taken
+NAMES = {  # where a split has two folders, the first of these names counts
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing", "eval", "evaluation"),
@@ -28,13 +28,12 @@ LIKE_A_SPLIT = re.compile(rf"({WORDS})(?:[-_ ]?(?:images?|sets?|data|[0-9]+))?",
 
 def subfolders(folder: Path) -> list[str]:
     """Returns the names of the folders in a folder, sorted; hidden ones are left out."""
-    return sorted(
-        entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")
-    )
+    entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    return sorted(entry.name for entry in entries if entry.is_dir())
 
 
 def named(root: Path, names: Iterable[str]) -> list[Path]:
-    """Returns the folders of `root` that have one of these names, in upper or lower case, in the order of the names."""
+    """Returns the folders of `root` with these names, in upper or lower case, in the order of the names."""
     found = subfolders(root)
     return [root / folder for name in names for folder in reversed(found) if folder.lower() == name]
 
@@ -54,29 +53,32 @@ def named_splits(root: Path) -> dict[str, Path]:
 def is_flat(root: Path, found: dict[str, Path]) -> bool:
     """Whether the folders with the names of splits are classes, as the folders beside them are.
 
-    They are splits where two of them have classes in common. Otherwise they are classes where no train folder has two
-    classes and any folder beside them holds images, or where two folders each hold a tenth of what train holds.
+    They are splits where two of them have classes in common. Otherwise they are classes where no train folder
+    has two classes and any folder beside them holds images, or where two folders each hold a tenth of what
+    train holds.
     """
     inside = [name for path in found.values() for name in subfolders(path)]
     if not found or len(inside) > len(set(inside)) > 1:
         return False
     beside = [root / name for name in subfolders(root) if not LIKE_A_SPLIT.fullmatch(name)]
-    counts = [number for folder in beside if (number := image_count([folder]))]
+    counts = [number for folder in beside if (number := len([*images_below(folder)]))]
     classes = [found["train"] / name for name in subfolders(found["train"])] if "train" in found else []
     if len(classes) < 2 or len(counts) < 2:
         return len(classes) < 2 and bool(counts)
-    tenth = image_count(classes) / 10
+    tenth = len([*images_below(*classes)]) / 10
     return sum(number >= tenth for number in counts) > 1
 
 
-def image_count(folders: Iterable[Path]) -> int:
-    return sum(is_image(file) for folder in folders for _, _, files in os.walk(folder) for file in files)
+def images_below(*folders: Path) -> Iterator[str]:
+    """Yields the names of the image files in the folders and below."""
+    for folder in folders:
+        for _, _, files in os.walk(folder):
+            yield from filter(is_image, files)
 
 
 def holds_classes(folder: Path) -> bool:
     """Whether there is a folder with an image in it or below."""
-    walks = (os.walk(folder / name) for name in subfolders(folder))
-    return any(is_image(file) for walk in walks for _, _, files in walk for file in files)
+    return any(images_below(*[folder / name for name in subfolders(folder)]))
 
 
 def split_folders(root: Path) -> dict[str, Path]:
@@ -92,10 +94,8 @@ def split_folders(root: Path) -> dict[str, Path]:
     classes = subfolders(found["train"])
     matches = [LIKE_A_SPLIT.fullmatch(name) for name in classes]
     if all(matches) and len({match[1].lower() for match in matches if match}) > 1:
-        listed = ", ".join(classes[:5])
-        raise UserError(
-            f"{found['train']} has the folders {listed}: splits, no classes; expected root/train/<class>/…"
-        )
+        fault = f"has the folders {', '.join(classes[:5])}: splits, no classes"
+        raise UserError(f"{found['train']} {fault}; expected root/train/<class>/…")
     return found
 
 
@@ -106,7 +106,7 @@ def left_out(root: Path, folders: Iterable[Path]) -> list[str]:
 
 
 def name_left_out(root: Path, folders: Iterable[Path]) -> None:
-    """Says in a line which folders beside the splits are not read, or that folders with their names are classes."""
+    """Warns of folders beside the splits that are not read, and of classes that are called like splits."""
     used = list(folders)
     if rank() == 0 and root in used and (names := [path.name for path in candidates(root).values()]):
         line = "%s is read as one set without splits: %s, too, are classes, as are the folders beside"

@@ -1,6 +1,7 @@
-"""The image files below a folder, listed once and kept in the user's cache, which may be deleted at any time.
+"""Listing of the image files below a folder: makes it once and keeps it in the user's cache.
 
-What the cache says of a folder holds as long as no directory in it changed, which takes one `stat` each to find out.
+The cache may be deleted at any time. A kept list holds as long as no directory in the folder changed; one
+`stat` for each directory tells.
 """
 
 import hashlib
@@ -23,22 +24,22 @@ from imgcls.data.loading.decode import EXTENSIONS, is_image
 log = logging.getLogger(__name__)
 
 # Clocks of file systems are coarse (FAT: 2 s): a directory listed this soon after a change can change again
-# and keep its time stamp, so what was listed is not kept.
+# and keep its time stamp, so the list is not kept.
 SETTLED_NS = 2_000_000_000
 
 
 def folder_index(folder: Path, classes: list[str]) -> tuple[Tensor, Tensor]:
-    """Returns how many image files each of the folders `classes` of a folder has, `(K,) int64`, and the paths of
-    all, one class after another and sorted within it, relative to `folder`: bytes `(N, W) uint8`, filled with zeros.
+    """Returns how many image files each of the folders `classes` of a folder has, `(K,) int64`, and the paths
+    of all, one class after another and sorted within it, relative to `folder`: bytes `(N, W) uint8`, filled
+    with zeros.
 
     Workers share them, as any tensor.
     """
     try:
         kept = load_file(_place(folder, classes))  # mapped
         directories = [os.fsdecode(name) for name in as_names(kept["directories"]).tolist()]
-        if torch.equal(_checksum(kept), kept["crc32"]) and torch.equal(
-            _stamps(folder, directories), kept["stamps"]
-        ):
+        whole = torch.equal(_checksum(kept), kept["crc32"])
+        if whole and torch.equal(_stamps(folder, directories), kept["stamps"]):
             return kept["counts"], kept["paths"]
     except (OSError, RuntimeError, KeyError, SafetensorError):
         pass  # there is none, or it is damaged
@@ -57,7 +58,7 @@ def folder_index(folder: Path, classes: list[str]) -> tuple[Tensor, Tensor]:
 
 
 def list_images(folder: Path, name: str, errors: list[OSError]) -> tuple[list[str], list[str]]:
-    """Returns the image files below `folder/name`, sorted, and all directories seen, as paths relative to `folder`.
+    """Returns the image files below `folder/name`, sorted, and all directories, as paths below `folder`.
 
     Hidden ones are left out; links to files are taken, links to directories below `folder/name` not followed.
     """
@@ -80,15 +81,14 @@ def as_names(paths: Tensor) -> np.ndarray:
 
 
 def _stamps(folder: Path, directories: list[str]) -> Tensor:
-    """Returns when each directory changed, `(D,) int64` ns. Unlike the time of the last change of its entries, which
-    unpackers and rsync restore, this one can't be set."""
+    """Returns when each directory changed, `(D,) int64` ns. Unlike the time of the last change of its
+    entries, which unpackers and rsync restore, this one can't be set."""
     return torch.tensor([(folder / name).stat().st_ctime_ns for name in directories])
 
 
 def _checksum(tensors: dict[str, Tensor]) -> Tensor:
-    return torch.tensor(
-        [zlib.crc32(tensors[name].numpy().data) for name in sorted(tensors) if name != "crc32"]
-    )
+    names = sorted(tensors.keys() - {"crc32"})
+    return torch.tensor([zlib.crc32(tensors[name].numpy().data) for name in names])
 
 
 def _place(folder: Path, classes: list[str]) -> Path:
@@ -97,7 +97,7 @@ def _place(folder: Path, classes: list[str]) -> Path:
 
 
 def _save(tensors: dict[str, Tensor], folder: Path, classes: list[str]) -> None:
-    """Writes the cache under a name of its own, then renames it: another process sees all of it or nothing."""
+    """Writes the cache under another name, then renames it: other processes see a whole file or none."""
     try:
         place = _place(folder, classes)
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What the manifest.json of a pack says of the set and of its files."""
+"""Manifest: reads the facts of a pack and of its files from manifest.json, and checks the files."""
 
 import hashlib
 import json
@@ -13,13 +13,13 @@ from imgcls.errors import UserError
 from imgcls.spec import DataSpec
 
 VERSION = 1
-# Of the files that `imgcls pack` writes: each lies in the pack, wherever that is fetched from.
+# A file that `imgcls pack` writes. No name leads out of the folder of the pack.
 Name = Annotated[str, Field(pattern=r"^(train|val|test)(\.npy|\.bin|/[a-z0-9][a-z0-9._-]*)$")]
 
 
 @dataclass
 class SplitFacts:
-    """What a manifest says of a split."""
+    """The facts of a split."""
 
     images: int
     shape: list[int]  # (H, W, C) of the images, 0 for what differs
@@ -28,7 +28,7 @@ class SplitFacts:
 
 @dataclass
 class FileFacts:
-    """What a manifest says of a file."""
+    """The facts of a file."""
 
     bytes: int
     sha256: str
@@ -36,7 +36,7 @@ class FileFacts:
 
 @dataclass
 class Manifest:
-    """What `imgcls pack` says of a set; other keys, or none of one of these, are refused."""
+    """The facts of a set; a key more or a key less is refused."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -63,33 +63,28 @@ def read_manifest(root: Path, formats: tuple[str, ...]) -> Manifest:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} can't be read ({type(error).__name__}); {advice}") from error
     if version != VERSION:
-        raise UserError(
-            f"data.root={root} is a pack of version {version}; this is version {VERSION}: pack it again"
-        )
+        this = f"this is version {VERSION}"
+        raise UserError(f"data.root={root} is a pack of version {version}; {this}: pack it again")
     if found not in formats:
         other = "streaming" if found == "litdata" else "packed"
-        raise UserError(
-            f"data.root={root} is packed as {found}; expected {' or '.join(formats)}; set data={other}"
-        )
+        expected = f"expected {' or '.join(formats)}; set data={other}"
+        raise UserError(f"data.root={root} is packed as {found}; {expected}")
     try:
         manifest = TypeAdapter(Manifest).validate_python(stored)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(
-            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].lower()}; {advice}"
-        ) from error
-    except UserError as error:  # what the facts themselves say
+        fault = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
+        raise UserError(f"{path}: {fault}; {advice}") from error
+    except UserError as error:  # of the spec
         raise UserError(f"{path}: {error}; {advice}") from error
-    splits, files = manifest.splits, manifest.files
-    if absent := [
-        split for split in ("train", *splits) if split not in splits or f"{split}.npy" not in files
-    ]:
-        raise UserError(f"{path} has no split {absent[0]}, or no file {absent[0]}.npy; {advice}")
+    for split in ("train", *manifest.splits):
+        if split not in manifest.splits or f"{split}.npy" not in manifest.files:
+            raise UserError(f"{path} has no split {split}, or no file {split}.npy; {advice}")
     return manifest
 
 
 def facts_of(path: Path) -> FileFacts:
-    """Returns what a manifest says of a file."""
+    """Returns the facts of a file."""
     with path.open("rb") as file:
         return FileFacts(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 

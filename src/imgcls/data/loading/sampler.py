@@ -1,4 +1,4 @@
-"""Which samples a process reads in an epoch, in which order."""
+"""EpochSampler: chooses the samples that a process reads in an epoch, and their order."""
 
 from collections.abc import Iterator
 
@@ -13,11 +13,11 @@ from imgcls.seeding import key_seed
 class EpochSampler(Sampler[int]):
     """Keys of one rank for one epoch: a function of (seed, epoch), the same whatever ran before.
 
-    Each rank gets as many as the others. In training what doesn't divide is left out (another part each
-    epoch); in evaluation the last places are filled with padding, so that nothing counts twice.
+    Each rank gets as many as the others. In training the samples that don't divide are left out (others in
+    each epoch); in evaluation padding fills the last places, so that nothing counts twice.
 
-    With `repeats` (Hoffer et al. 2019), an epoch has `length / repeats` samples, each so many times in a row, which
-    brings its copies to different ranks; the next epochs take the samples that follow, until all have come.
+    With `repeats` (Hoffer et al. 2019), an epoch has `length / repeats` samples, each so many times in a row,
+    so that its copies come to different ranks; the next epochs take the samples that follow, until all came.
     """
 
     def __init__(self, length: int, seed: int, shuffle: bool, training: bool, repeats: int = 1) -> None:

@@ -1,22 +1,22 @@
-"""What the index.json of a split's shards says. litdata takes from it how to read them, which may be by running code
-that they carry, and where to write: so nothing else is let through than what `imgcls pack` writes."""
+"""Check of the index.json of a split's shards: lets through only what `imgcls pack` writes.
 
-from dataclasses import dataclass
+litdata takes from it where to write and how to read the shards, which may be by running code in them.
+"""
+
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from imgcls.errors import UserError
 
 FORBID = ConfigDict(extra="forbid")
 
 
-@dataclass
+@dataclass(config=FORBID)
 class ShardFacts:
     """What an index says of a shard."""
-
-    __pydantic_config__ = FORBID
 
     chunk_bytes: PositiveInt
     chunk_size: PositiveInt  # images
@@ -24,17 +24,16 @@ class ShardFacts:
     dim: None = None
 
 
-@dataclass
+@dataclass(config=FORBID)
 class ShardConfig:
     """How shards are read: bytes of an image and an integer, neither packed nor encrypted."""
-
-    __pydantic_config__ = FORBID
 
     chunk_bytes: PositiveInt
     data_format: tuple[Literal["bytes"], Literal["int"]]
     data_spec: Literal[
         r'[1, {"type": "builtins.dict", "context": "[\"image\", \"label\"]", "children_spec": '
-        '[{"type": null, "context": null, "children_spec": []}, {"type": null, "context": null, "children_spec": []}]}]'
+        '[{"type": null, "context": null, "children_spec": []}, '
+        '{"type": null, "context": null, "children_spec": []}]}]'
     ]
     item_loader: Literal["PyTreeLoader"]
     types: dict[str, str] | None = None  # nothing reads them
@@ -46,11 +45,9 @@ class ShardConfig:
     ipc_compression: None = None
 
 
-@dataclass
+@dataclass(config=FORBID)
 class ShardIndex:
     """What an index holds; other keys, or none of one of these, are refused."""
-
-    __pydantic_config__ = FORBID
 
     chunks: list[ShardFacts]
     config: ShardConfig
@@ -71,6 +68,5 @@ def check_shards(path: Path, images: int) -> None:
         first = error.errors(include_input=False)[0]
         fault = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
     if fault:
-        raise UserError(
-            f"{path}: {' '.join(fault.split())}; expected shards that `imgcls pack` made: pack again"
-        )
+        expected = "expected shards that `imgcls pack` made: pack again"
+        raise UserError(f"{path}: {' '.join(fault.split())}; {expected}")

@@ -1,4 +1,4 @@
-"""Images that can't be read while a network is trained: left out, listed, counted, and too many of them end the run."""
+"""Unreadable images: lists and counts them, puts others in their place, ends a run that has too many."""
 
 import csv
 import logging
@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from imgcls.config.paths import shown
 from imgcls.data.batch import Batch, ImageDataset
@@ -16,12 +17,12 @@ log = logging.getLogger(__name__)
 
 
 def with_stand_ins(
-    read: Callable[[list[int]], Batch], keys: Sequence[int], length: int, black: torch.Tensor
+    read: Callable[[list[int]], Batch], keys: Sequence[int], length: int, black: Tensor
 ) -> Batch:
     """Returns a batch in which copies of its readable images, with their targets, stand for the others.
 
-    Runs in the workers: an index `~i` tells the host that the image `i` can't be read. Where none can, images are
-    `black (C, H, W)` and targets -1. What is drawn for an image depends on its key alone, so the others are as ever.
+    Runs in the workers: an index `~i` tells the host that the image `i` can't be read. Where none can, images
+    are `black (C, H, W)` and targets -1. The draws for an image depend on its key alone, so the others stay.
     """
     found: list[Batch | None] = []
     for key in keys:
@@ -29,9 +30,9 @@ def with_stand_ins(
             found.append(read([key]))
         except UnreadableImage:
             found.append(None)
-    whole = [batch for batch in found if batch is not None] or [
-        Batch(black[None], torch.tensor([-1]), torch.tensor(0))
-    ]
+    whole = [batch for batch in found if batch is not None]
+    if not whole:
+        whole = [Batch(black[None], torch.tensor([-1]), torch.tensor(0))]
     chosen = [batch or whole[place % len(whole)] for place, batch in enumerate(found)]
     index = torch.as_tensor(keys).clamp_min(0) % length
     bad = torch.tensor([batch is None for batch in found])
@@ -52,7 +53,7 @@ class Unreadable:
         self.path, self.names = folder / "unreadable.csv", set[str]()
 
     def note(self, batch: Batch) -> Batch:
-        """Lists what the workers could not read; in evaluation it becomes padding.
+        """Lists the images that the workers could not read; in evaluation they become padding.
 
         Raises:
             UserError: there are too many, or in training none of a batch can be read.
@@ -63,14 +64,15 @@ class Unreadable:
         indices = torch.where(bad, ~batch.indices, batch.indices)
         for index in indices[bad].unique().tolist():
             self.add(index)
-        if self.training and (batch.targets < 0).any():
+        if not self.training:
+            return Batch(batch.images, batch.targets.masked_fill(bad, -1), indices)
+        if (batch.targets < 0).any():
             raise UserError(f"no image of a batch can be read; see {shown(self.path)}")
-        return Batch(
-            batch.images, batch.targets if self.training else batch.targets.masked_fill(bad, -1), indices
-        )
+        return batch._replace(indices=indices)
 
     def add(self, index: int) -> None:
-        """Lists an image that is not listed yet: by this process, by another of the run, or before a resume."""
+        """Lists an image that is not listed yet: by this process, by another of the run, or before a
+        resume."""
         name = self.images.name(index)
         if name in self.names:
             return
@@ -83,10 +85,9 @@ class Unreadable:
                 csv.writer(file).writerows([("split", "path", "reason"), row] if new else [row])
             self.names.add(name)
         if len(self.names) > self.most * len(self.images):
-            raise UserError(
-                f"{len(self.names)} of {len(self.images):,} {self.split} images can't be read, a larger share than "
-                f"data.max_errors={self.most:g}; see {shown(self.path)}: mend them, or allow more"
-            )
+            count = f"{len(self.names)} of {len(self.images):,} {self.split} images can't be read"
+            most = f"a larger share than data.max_errors={self.most:g}"
+            raise UserError(f"{count}, {most}; see {shown(self.path)}: mend them, or allow more")
 
     def reason(self, index: int) -> str:
         """Returns why an image can't be read."""

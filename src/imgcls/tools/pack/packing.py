@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.io import encode_jpeg
+from torchcodec.encoders import JpegEncoder
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
@@ -65,7 +65,7 @@ class Encoder(Dataset[tuple[Tensor, int, int] | str]):
             return image.permute(1, 2, 0).contiguous().view(-1)
         if path and is_jpeg(file := np.fromfile(path, np.uint8)):
             return torch.from_numpy(file)  # a JPEG stays as it is, and loses nothing
-        return encode_jpeg(image.contiguous(), self.form.quality)  # type: ignore[return-value]
+        return JpegEncoder(image.contiguous()).to_tensor(quality=self.form.quality)
 
 
 def write_pack(data: ImageFolder, folder: Path, form: Form, skip: bool) -> Manifest:
