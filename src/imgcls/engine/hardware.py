@@ -14,7 +14,7 @@ def best_precision(accelerator: str) -> str:
     """
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.get_device_capability() >= (8, 0) else "32-true"
-    if accelerator in ("auto", "cpu") and torch.cpu._is_amx_tile_supported():
+    if accelerator in ("auto", "cpu") and torch.cpu.get_capabilities().get("amx_tile"):
         return "bf16-mixed"
     return "32-true"
 

@@ -13,6 +13,7 @@ from torch import Tensor, distributed
 
 from imgcls.config.paths import shown
 from imgcls.engine.lightning_state import count_batches, follow_schedules, scale_rates, start_of_epoch
+from imgcls.engine.private import count_by_epochs, restore_metric, skip_sigterm_broadcast
 from imgcls.engine.save_config import SaveConfig
 from imgcls.engine.signals import SIGNALS
 from imgcls.errors import UserError
@@ -54,10 +55,8 @@ class Safeguard(Checkpoint):
             self.infinite = not_finite(dict(pl_module.named_buffers()))
 
     def on_fit_start(self, trainer: Trainer, pl_module: ImageClassifier) -> None:  # type: ignore[override]
-        # Lightning's agreement on SIGTERM waits for the device in each step; ours is in `agreed`.
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-        # With max_steps it would take the end of an epoch for the middle of one.
-        trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
+        skip_sigterm_broadcast(trainer)  # ours is in `agreed`
+        count_by_epochs(trainer)
         other = world_size() > 1 and distributed.get_backend() != "gloo"
         self.group: Any = distributed.new_group(backend="gloo") if other else None
         self.bad = torch.full(
@@ -82,13 +81,12 @@ class Safeguard(Checkpoint):
         ):  # Lightning leaves these out, and what they set is in no checkpoint
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
                 callback.on_train_epoch_start(trainer, pl_module)
-            trainer.fit_loop._restarting = False  # or a plateau's schedule would miss this epoch's end
+            trainer.fit_loop.restarting = False  # or a plateau's schedule would miss this epoch's end
+            trainer.fit_loop.epoch_loop.restarting = True  # the batches go on from where they were
             pl_module.first_rate = self.within["first_rate"]
             for name, state in self.within["metrics"][trainer.global_rank].items():
-                metric = getattr(pl_module, name)
-                metric._update_count = 1
-                for key, value in state.items():
-                    setattr(metric, key, value.to(pl_module.device))
+                states = {key: value.to(pl_module.device) for key, value in state.items()}
+                restore_metric(getattr(pl_module, name), states)
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: ImageClassifier, outputs: Any, batch: Any, batch_idx: int
@@ -158,10 +156,7 @@ class Safeguard(Checkpoint):
             raise self.failure(trainer, spoilt)
 
     def on_save_checkpoint(  # type: ignore[override]
-        self,
-        trainer: Trainer,
-        pl_module: ImageClassifier,
-        checkpoint: dict[str, Any],
+        self, trainer: Trainer, pl_module: ImageClassifier, checkpoint: dict[str, Any]
     ) -> None:
         self.check(trainer, *(checkpoint[key] for key in STATES if key in checkpoint))
         checkpoint["infinite"] = self.infinite
@@ -181,10 +176,7 @@ class Safeguard(Checkpoint):
             checkpoint["within_epoch"] = within
 
     def on_load_checkpoint(  # type: ignore[override]
-        self,
-        trainer: Trainer,
-        pl_module: ImageClassifier,
-        checkpoint: dict[str, Any],
+        self, trainer: Trainer, pl_module: ImageClassifier, checkpoint: dict[str, Any]
     ) -> None:
         self.metrics, self.within = checkpoint.get("metrics", {}), checkpoint.get("within_epoch", {})
         if trainer.state.fn == TrainerFn.FITTING:

@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from torch.optim.lr_scheduler import LambdaLR
 
+from imgcls.engine.private import set_last_rates
 from imgcls.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -21,9 +22,7 @@ def follow_schedules(trainer: Trainer) -> None:
         now = [float(base * rate(schedule.last_epoch)) for base, rate in pairs]
         before = [float(rate) for rate in schedule.get_last_lr()]
         if not all(math.isclose(*pair, rel_tol=1e-6) for pair in zip(now, before, strict=True)):
-            for group, rate in zip(schedule.optimizer.param_groups, now, strict=True):
-                group["lr"] = rate
-            schedule._last_lr = [*now]
+            set_last_rates(schedule, now)
             if trainer.is_global_zero:
                 log.info(
                     "the schedule has another end than before: learning rate %g, was %g", now[0], before[0]

@@ -7,15 +7,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.strategies.launchers import subprocess_script
 
 from imgcls.config.paths import hydra_quoted
+from imgcls.engine.private import shard_over_all_devices, start_ranks_with
 from imgcls.errors import UserError
 
 HELD: list[FileLock] = []  # of the GPU that this process has
@@ -59,8 +60,7 @@ def single_job() -> Iterator[None]:
     if HydraConfig.get().runtime.choices.get("hydra/launcher") == "joblib" and first:
         take_gpu(Path(HydraConfig.get().sweep.dir))
     ranks: Ranks = []
-    subprocess_script._hydra_subprocess_cmd = rank_command  # type: ignore[assignment]
-    subprocess_script._launch_process_observer = lambda child_processes: watch(ranks, child_processes)
+    start_ranks_with(rank_command, partial(watch, ranks))
     try:
         yield
         for process in ranks:
@@ -139,5 +139,5 @@ class FullyShardStrategy(ModelParallelStrategy):
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
 
     def setup_environment(self) -> None:
-        self._data_parallel_size = self.num_nodes * self.num_processes
+        shard_over_all_devices(self)
         super().setup_environment()
