@@ -29,8 +29,8 @@ def functions(path: Path) -> set[str]:
 
 
 def touched(path: Path) -> Iterator[str]:
-    """Yields the attributes that a module reads or sets on what may not be its own: not on self, cls or of its own
-    functions; of `super()`, those that no other module of ours defines."""
+    """Yields the attributes that a module reads or sets and that may be a library's: neither the module nor
+    its `self` has them; of `super()`, those that no other module of ours defines."""
     nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)]
     owners = [(ast.unparse(node.value), node.attr) for node in nodes]
     own = functions(path) | {name for owner, name in owners if owner in ("self", "cls")}
@@ -44,7 +44,7 @@ def touched(path: Path) -> Iterator[str]:
 
 
 def imported(path: Path) -> Iterator[str]:
-    """Yields each part of the names of modules, and each name of theirs, that a module imports from other packages."""
+    """Yields the names that a module imports from other packages, and each part of these packages' names."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (part for alias in node.names for part in alias.name.split("."))

@@ -1,4 +1,4 @@
-"""The private names of Lightning, torch and torchmetrics that the engine touches are there and do what they did."""
+"""The private names of libraries that the engine touches are there and do what they did."""
 
 import inspect
 import subprocess
@@ -24,6 +24,10 @@ def trainer() -> Trainer:
         accelerator="cpu", max_steps=5, logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
+
+
+def test_amx_as_the_public_name_says() -> None:
+    assert private.has_amx() == torch.cpu.get_capabilities().get("amx_tile", False)
 
 
 def test_each_step_would_share_sigterm(trainer: Trainer) -> None:

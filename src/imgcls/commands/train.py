@@ -15,7 +15,8 @@ from pydantic import Field
 from imgcls.commands.verb import verb
 from imgcls.config import check as configs
 from imgcls.config.paths import shown
-from imgcls.engine.resume import check_data, check_progress, claim, finished, newest_whole, resumed
+from imgcls.engine.resume import check_data, check_progress, resumed
+from imgcls.engine.run_directory import claim, finished, newest_whole
 from imgcls.engine.signals import SIGNALS, Stopped
 from imgcls.errors import TrialPruned, UserError
 from imgcls.runs.best_epoch import Metrics, best_epoch, check_monitored, optimised

@@ -31,7 +31,7 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
     given = configs.typed(config, Settings, "").run
     from imgcls.commands import train
     from imgcls.engine.ranks import single_job
-    from imgcls.engine.resume import claim
+    from imgcls.engine.run_directory import claim
     from imgcls.engine.signals import SIGNALS
     from imgcls.processes import rank
     from imgcls.runs import read as runs
