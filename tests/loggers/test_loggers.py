@@ -19,7 +19,6 @@ import pytest
 import torch
 from support.command import imgcls
 
-from imgcls.loggers import wandb as loggers
 from imgcls.tasks.classification import ImageClassifier
 
 OPTIONS = ["data.batch_size=64", "trainer.max_epochs=3", "test=false", "hydra.run.dir=run"]
@@ -234,7 +233,7 @@ def test_another_logger_that_gets_no_answer(
     answers: str,
 ) -> None:
     """MLflow at an address where nobody is: it is left alone after a while, with one line."""
-    monkeypatch.setattr(loggers, "PATIENCE", 1.0)
+    monkeypatch.setattr("imgcls.loggers.unharmed.PATIENCE", 1.0)
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         if answers == "hang":
