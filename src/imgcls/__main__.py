@@ -1,4 +1,4 @@
-"""The command `imgcls VERB key=value …`. Nothing heavy is imported here: help and completion answer at once."""
+"""The command `imgcls VERB key=value …`. It imports nothing heavy: help and completion answer at once."""
 
 import errno
 import gc
@@ -7,32 +7,35 @@ import logging
 import os
 import select
 import sys
-import types
-from typing import Any
 
 from imgcls.engine.signals import SIGNALS, WARNINGS
 from imgcls.errors import UserError, nearest, one_line
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-VERBS = {
-    "train": "train a network, test the best checkpoint, keep all of it in a run directory",
-    "eval": "test a checkpoint, on its own data or on other data with the same classes",
-    "predict": "label image files, with probabilities and embeddings",
-    "export": "write the network for use without this package: ONNX or torch.export",
-    "inspect": "say what is in the data and what is wrong with it, before training",
-    "pack": "put a folder of images into a few files, in a form that is fast to train from",
-    "compare": "runs side by side: a table, a CSV, and a page to click",
-    "reproduce": "run a run again, and say whether the result is the same",
-    "bench": "measure what a training costs beyond the network's own arithmetic",
-}
-
-MODULES = {verb: f"tools.{verb}.command" for verb in ("inspect", "pack", "compare", "bench")} | {
-    "reproduce": "tools.reproduce"
+VERBS = {  # the module that runs each, and what the help says of it
+    "train": (
+        "commands.train",
+        "train a network, test the best checkpoint, keep all of it in a run directory",
+    ),
+    "eval": ("commands.eval", "test a checkpoint, on its own data or on other data with the same classes"),
+    "predict": ("commands.predict", "label image files, with probabilities and embeddings"),
+    "export": ("commands.export", "write the network for use without this package: ONNX or torch.export"),
+    "inspect": (
+        "tools.inspect.command",
+        "say what is in the data and what is wrong with it, before training",
+    ),
+    "pack": (
+        "tools.pack.command",
+        "put a folder of images into a few files, in a form that is fast to train from",
+    ),
+    "compare": ("tools.compare.command", "runs side by side: a table, a CSV, and a page to click"),
+    "reproduce": ("tools.reproduce", "run a run again, and say whether the result is the same"),
+    "bench": ("tools.bench.command", "measure what a training costs beyond the network's own arithmetic"),
 }
 
 
 def usage() -> str:
-    verbs = "\n".join(f"  {name:<10}{phrase}" for name, phrase in VERBS.items())
+    verbs = "\n".join(f"  {name:<10}{phrase}" for name, (_, phrase) in VERBS.items())
     return f"""imgcls VERB key=value …
 
 {verbs}
@@ -45,7 +48,7 @@ def usage() -> str:
 
 
 def main() -> None:
-    """Runs the verb named on the command line. Exit status: 0 done, 1 a mistake of the user's or a failure."""
+    """Runs the verb named on the command line. Exit status: 0 done, 1 a user's mistake or a failure."""
     try:
         try:
             _main()
@@ -79,48 +82,10 @@ def _main() -> None:
     _run(verb, arguments[1:])
 
 
-class Later(types.ModuleType):
-    """A module that is imported when something of it is used.
-
-    torchmetrics imports scipy.signal only to add the name `hamming` where that is missing, and matplotlib for the plot
-    that each metric can draw of itself. Together that is a quarter of the start.
-
-    Args:
-        functions: what is not in `given` are functions, and to name one is not to use it.
-        given: what can be had of the module without an import.
-    """
-
-    def __init__(self, name: str, functions: bool = False, **given: Any) -> None:
-        super().__init__(name)
-        self.__dict__.update(given, functions=functions)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # what the import system asks of any module
-            raise AttributeError(name)
-        return (
-            (lambda *inputs, **options: self.real(name)(*inputs, **options))
-            if self.functions
-            else self.real(name)
-        )
-
-    def real(self, name: str) -> Any:
-        if sys.modules.get(self.__name__) is self:
-            del sys.modules[self.__name__]
-        return getattr(importlib.import_module(self.__name__), name)
-
-
-def postpone() -> None:
-    """Leaves out what torchmetrics imports and no run needs, until it is needed."""
-    types_of_plots = dict.fromkeys(("_AX_TYPE", "_PLOT_OUT_TYPE", "_CMAP_TYPE"), object)
-    plots = Later("torchmetrics.utilities.plot", functions=True, **types_of_plots)
-    for later in (Later("scipy.signal", hamming=None), plots):
-        sys.modules.setdefault(later.__name__, later)
-
-
 def _run(verb: str, arguments: list[str]) -> None:
+    """Runs a verb. A mistake of the user's ends the process with one line and status 1."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here as they are; this file says them
     gc.set_threshold(50_000, 20, 100)  # looking for garbage in what is imported takes a tenth of the start
-    postpone()
     logging.raiseExceptions = False  # a log file on a full disk: what can't do without room says so
     if verb == "train":
         SIGNALS.install(*WARNINGS)  # which would end the process while all is imported
@@ -128,12 +93,13 @@ def _run(verb: str, arguments: list[str]) -> None:
 
     from imgcls.commands.verb import run_verb
     from imgcls.config import messages, paths
+    from imgcls.engine.command_line import hydra_arguments
 
     try:
         sys.argv = [sys.argv[0], *paths.quoted(messages.check_groups(verb, arguments))]
         if verb == "train":
-            sys.argv = importlib.import_module("imgcls.engine.resume").hydra_arguments(sys.argv)
-        run_verb(verb, f"imgcls.{MODULES.get(verb, f'commands.{verb}')}")
+            sys.argv = hydra_arguments(sys.argv)
+        run_verb(verb, f"imgcls.{VERBS[verb][0]}")
     except UserError as error:
         sys.exit(f"imgcls {verb}: {one_line(error)}")
     except (ConfigCompositionException, OverrideParseException) as error:
@@ -141,9 +107,8 @@ def _run(verb: str, arguments: list[str]) -> None:
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
-        sys.exit(
-            f"imgcls {verb}: {error.filename or 'a file'}: {error.strerror}; make room, allow it, or use another folder"
-        )
+        file = error.filename or "a file"
+        sys.exit(f"imgcls {verb}: {file}: {error.strerror}; make room, allow it, or use another folder")
 
 
 def _complete(arguments: list[str]) -> None:

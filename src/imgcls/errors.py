@@ -1,4 +1,4 @@
-"""The one exception that stands for a user's mistake, and the words that help to mend it."""
+"""UserError: the exception for a user's mistake, and the words that help to mend it."""
 
 import difflib
 from collections.abc import Iterable
@@ -13,11 +13,11 @@ class UserError(Exception):
 
 
 class InUse(UserError):
-    """A run directory in which another process trains."""
+    """Another process trains in the run directory."""
 
 
 class TrialPruned(Exception):
-    """The search that a training is a trial of has ended it early."""
+    """A search has ended this training, one of its trials, early."""
 
 
 def nearest(word: str, choices: Iterable[str], most: int = 8) -> str:
@@ -32,8 +32,6 @@ def nearest(word: str, choices: Iterable[str], most: int = 8) -> str:
 def one_line(error: UserError) -> str:
     """Returns the message; of one that a loader's worker raised, what follows the worker's traceback."""
     text = str(error).strip()
-    return (
-        text.splitlines()[-1].rpartition("UnreadableImage: ")[2]
-        if "UnreadableImage: " in text
-        else " ".join(text.split())
-    )
+    if "UnreadableImage: " in text:
+        return text.splitlines()[-1].rpartition("UnreadableImage: ")[2]
+    return " ".join(text.split())

@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
-from imgcls import processes
 from imgcls.augment.image import Augment
 from imgcls.config.check import build
 from imgcls.data.batch import Batch
@@ -111,9 +110,9 @@ def ranks(monkeypatch: pytest.MonkeyPatch, count: int, sampler: EpochSampler) ->
     out = []
     for rank in range(count):
         with monkeypatch.context() as patched:
-            patched.setattr(processes.distributed, "is_initialized", lambda: True)
-            patched.setattr(processes.distributed, "get_world_size", lambda: count)
-            patched.setattr(processes.distributed, "get_rank", lambda rank=rank: rank)
+            patched.setattr(distributed, "is_initialized", lambda: True)
+            patched.setattr(distributed, "get_world_size", lambda: count)
+            patched.setattr(distributed, "get_rank", lambda rank=rank: rank)
             out.append(list(sampler))
             assert len(out[-1]) == len(sampler)
     return out

@@ -1,4 +1,4 @@
-"""The files of a run's checkpoints: what is looked at before one is written, and which is taken to go on from."""
+"""Checkpoint files: what is looked at before one is written, and which is taken to go on from."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ import torch
 from support.runs import SHORT
 
 from imgcls.engine.checkpoint import write_whole
-from imgcls.engine.resume import newest_whole
+from imgcls.engine.run_directory import newest_whole
 from imgcls.errors import UserError
 from imgcls.runs.checkpoints import damage, newest, not_finite
 from imgcls.tasks.classification import ImageClassifier
@@ -129,10 +129,8 @@ def test_a_step_that_spoils_the_network(
     last = torch.load("run/checkpoints/last.ckpt", weights_only=True)
     if on_nonfinite == "stop":
         assert "the network is not finite after batch 39 (epoch 2, batch 20 of it, learning rate" in ended
-        assert (
-            ": 1, such as network.features.1.running_var. The weights before are in run/checkpoints/last.ckpt: try"
-            in ended
-        )
+        assert ": 1, such as network.features.1.running_var. The weights before are in " in ended
+        assert "The weights before are in run/checkpoints/last.ckpt: try" in ended
         assert status == "failed" and last["global_step"] == 20
     else:
         assert ended is None and status == "finished"

@@ -14,7 +14,7 @@ import torch
 from support.command import imgcls
 from support.runs import SHORT
 
-from imgcls.engine import resume
+from imgcls.engine import resume, run_directory
 from imgcls.engine.signals import STOPPED
 from imgcls.errors import UserError
 from imgcls.tasks.classification import ImageClassifier
@@ -55,7 +55,7 @@ def test_a_folder_with_an_odd_name(train: Train, capsys: pytest.CaptureFixture[s
 
 def test_killed_while_it_starts_over(said: Said, train: Train, cut: Path) -> None:
     """The config went first, so that nothing looks like the run before; `resume=auto` begins anew."""
-    assert resume.OWN[0] == "config.yaml"
+    assert run_directory.OWN[0] == "config.yaml"
     (cut / "config.yaml").unlink()
     assert "there is no run in it" in said("train", "resume=cut")
     again = [*SHORT, "test=false", "hydra.run.dir=cut", "trainer.max_epochs=1", "seed=1"]
@@ -188,7 +188,7 @@ def test_a_resume_that_fails_changes_nothing(said: Said, train: Train, cut: Path
 def test_a_longer_training_follows_its_schedule_at_once(
     train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No step is made at the rate that the shorter one ended with, and the jump is said. What was changed is kept."""
+    """No step is made at the rate that the shorter one ended with; the jump is said, the change kept."""
     options = ["trainer.max_epochs=1", "callbacks=[default,early_stopping]", "scheduler.warmup_epochs=0"]
     assert train(*SHORT, *options, "test=false", "hydra.run.dir=run") is None
     capsys.readouterr()

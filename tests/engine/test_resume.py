@@ -39,11 +39,13 @@ def test_more_than_one_best(said: Callable[..., str], train: Callable[..., Any])
 
 
 CASES = {
-    "accumulated": ([25, 38], ["trainer.accumulate_grad_batches=3", "callbacks=[default,ema,early_stopping]", "augment=mix"]),
+    "accumulated": ([25, 38], ["trainer.accumulate_grad_batches=3", "callbacks=[default,ema,early_stopping]",
+                               "augment=mix"]),
     "max_steps": ([25, 39], ["trainer.max_epochs=-1", "trainer.max_steps=50", "scheduler=one_cycle"]),
     "plateau": ([10, 45], ["scheduler=plateau", "scheduler.patience=0"]),
     "twice in an epoch": ([23, 31], ["data.num_workers=1", "augment=randaugment", "data.repeats=2"]),
-    "gradual": ([25, 45], ["finetune=gradual", "callbacks=[default,ema,progressive_resizing]", "data.image_size=16"]),
+    "gradual": ([25, 45], ["finetune=gradual", "callbacks=[default,ema,progressive_resizing]",
+                           "data.image_size=16"]),
     "linear probe": ([25], ["finetune=linear_probe", "augment=none"]),
     "every second epoch": ([25, 45], ["trainer.check_val_every_n_epoch=2", "trainer.max_epochs=4"]),
     "dropout": ([25], ["backbone=timm", "backbone.name=vit_tiny_patch16_224", "+backbone.drop_path_rate=0.2",
@@ -117,7 +119,10 @@ def test_a_run_directory_is_one_runs_own(
     said: Callable[..., str], train: Callable[..., Any], cut: Path
 ) -> None:
     assert "holds a run already; go on with it by resume=cut" in said("train", *SHORT, "hydra.run.dir=cut")
-    code = "import sys, filelock, time; lock = filelock.FileLock('cut/.lock'); lock.acquire(); print('held', flush=True); time.sleep(60)"
+    code = (
+        "import filelock, time; lock = filelock.FileLock('cut/.lock'); lock.acquire(); "
+        "print('held', flush=True); time.sleep(60)"
+    )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
         assert "is in use by another process" in said("train", "resume=cut")

@@ -1,4 +1,4 @@
-"""A run on a streamed set goes on within an epoch, and its epochs are whole. (Not to the bit: see docs/reliability.md.)"""
+"""A run on a streamed set goes on within an epoch, and its epochs are whole (docs/reliability.md)."""
 
 import csv
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from imgcls.engine.signals import STOPPED
 
 pytestmark = pytest.mark.filterwarnings("ignore:Your `IterableDataset` has `__len__` defined")
 OPTIONS = [
-    "data=streaming", "data.root=out", "data.batch_size=4", "augment.crop=resized", "logger=csv", "test=false",
-    "trainer.max_epochs=3", "backbone=simple_cnn", "trainer.log_every_n_steps=3",
+    "data=streaming", "data.root=out", "data.batch_size=4", "augment.crop=resized", "logger=csv",
+    "test=false", "trainer.max_epochs=3", "backbone=simple_cnn", "trainer.log_every_n_steps=3",
 ]  # fmt: skip
 
 

@@ -1,7 +1,6 @@
 """imgcls bench, and that a step of a training waits for nothing."""
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -127,35 +126,6 @@ def test_cuda_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     monkeypatch.setattr(sys, "argv", ["imgcls", *arguments])
     main()
-
-
-@pytest.mark.parametrize("first", ["", pytest.param("torchmetrics", marks=pytest.mark.slow)])
-def test_scipy_signal_is_there_when_it_is_used(first: str) -> None:
-    """Also where torchmetrics, which leaves it alone, was imported first."""
-    check(
-        f"import sys {first and ', ' + first}; assert isinstance(sys.modules['scipy.signal'], Later);"
-        "import scipy, scipy.signal; from scipy.signal import convolve;"
-        "assert convolve([1, 2], [3]).tolist() == [3, 6];"
-        "import scipy.signal.windows; assert len(scipy.signal.windows.hann(4)) == 4;"
-        "assert not isinstance(sys.modules['scipy.signal'], Later)"
-    )
-
-
-@pytest.mark.slow
-def test_metrics_can_be_plotted() -> None:
-    check(
-        "import sys, torch; from torchmetrics.classification import BinaryAccuracy;"
-        "metric = BinaryAccuracy();"
-        "assert 'matplotlib' not in sys.modules; metric.update(torch.ones(2), torch.ones(2));"
-        "figure, axes = metric.plot(); from matplotlib.figure import Figure;"
-        "assert isinstance(figure, Figure)"
-    )
-
-
-def check(code: str) -> None:
-    code = f"from imgcls.__main__ import Later, postpone; postpone(); {code}"
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow

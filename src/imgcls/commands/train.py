@@ -20,7 +20,8 @@ from imgcls.data.loading.unreadable import listed
 from imgcls.engine.build import build_data, build_trainer, prepare
 from imgcls.engine.ranks import single_job
 from imgcls.engine.recovery import Training, fit
-from imgcls.engine.resume import check_data, check_progress, claim, finished, newest_whole, resumed
+from imgcls.engine.resume import check_data, check_progress, resumed
+from imgcls.engine.run_directory import claim, finished, newest_whole
 from imgcls.engine.save_config import SaveConfig
 from imgcls.engine.signals import SIGNALS, Stopped
 from imgcls.errors import TrialPruned

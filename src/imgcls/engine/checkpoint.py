@@ -1,4 +1,4 @@
-"""Checkpoints: enough by themselves, and never trusted with code."""
+"""Checkpoint files: written so that each is whole, also where the process is killed or the disk is full."""
 
 import os
 import shlex
@@ -15,20 +15,19 @@ from imgcls.runs.checkpoints import load_tensors, newest
 
 
 def add_to_checkpoint(path: Path, **entries: Any) -> None:
-    """Adds plain entries to a checkpoint's file, which is whole at any time."""
+    """Adds plain entries to a checkpoint's file."""
     write_whole(load_tensors(path) | entries, path)
 
 
 class WholeFiles(TorchCheckpointIO):
-    """Writes checkpoints so that a file of that name is always whole. What replaces `last.ckpt` keeps it as
-    `previous.ckpt`."""
+    """Writes Lightning's checkpoints by `write_whole`."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         write_whole(checkpoint, Path(path))
 
 
 def write_whole(content: dict[str, Any], path: Path) -> None:
-    """Writes to another name, waits until the disk has it, and renames.
+    """Writes to another name, waits until the disk has the file, and renames it.
 
     Raises:
         UserError: the disk takes no more; it says how much is free, and from what the run can go on.
@@ -59,15 +58,13 @@ def put_in_place(partial: Path, path: Path) -> None:
 
 
 def no_room(checkpoints: Path, error: Exception) -> str:
-    """Returns how full the disk is of a run's checkpoints, and what is left to go on from."""
+    """Says how full the disk of a run's checkpoints is, and from which of them the run can go on."""
     folder = next(place for place in (checkpoints, *checkpoints.absolute().parents) if place.is_dir())
     disk = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.is_mount())
     reason = error.strerror if isinstance(error, OSError) and error.strerror else "the write came short"
     said = f"the disk at {disk} has {shutil.disk_usage(folder).free:,} bytes free ({reason}); make room: "
     kept, resume = newest(checkpoints)[0], shlex.quote(f"resume={shown(checkpoints.parent)}")
-    left = (
-        f"the run goes on from {shown(kept)}"
-        if kept
-        else "no checkpoint to go on from is left, the run begins anew"
-    )
+    left = "no checkpoint to go on from is left, the run begins anew"
+    if kept:
+        left = f"the run goes on from {shown(kept)}"
     return f"{said}{left} with imgcls train {resume}"

@@ -1,29 +1,38 @@
-"""Hardware: the fastest precision of this machine, and memory that is kept for the next tensors."""
+"""Hardware: the precision that a device is fast in, and the memory that the C library keeps for tensors."""
 
 import ctypes
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from imgcls.engine.private import has_amx
+
 
 def best_precision(accelerator: str) -> str:
     """Returns Lightning's name of the fastest precision that trains as well as float32 here.
 
-    bfloat16 where the device multiplies it in hardware: GPUs from capability 8.0, CPUs with AMX. (With
-    AVX512-BF16 alone a step is slower than in float32; docs/performance.md has the figures.)
+    This is bfloat16 where the device multiplies it in hardware: GPUs from compute capability 8.0, CPUs with
+    AMX. (With AVX512-BF16 alone a step is slower than in float32; docs/performance.md has the figures.)
     """
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.get_device_capability() >= (8, 0) else "32-true"
-    if accelerator in ("auto", "cpu") and torch.cpu.get_capabilities().get("amx_tile", False):
+    if accelerator in ("auto", "cpu") and has_amx():
         return "bf16-mixed"
     return "32-true"
 
 
-def keep_freed_memory(keep: bool = True) -> None:
-    """Lets the C library keep what tensors free, for the next ones; it does nothing where that is not glibc.
+class Heap(ctypes.Structure):
+    """The struct that `mallinfo2` of the C library returns (malloc.h): bytes and numbers of blocks."""
 
-    By default each large tensor is mapped from the system and given back, and its pages are cleared: a
-    tenth to a fifth of a training step on a CPU. `GiveBack` bounds what is kept so.
+    NAMES = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in NAMES.split()]
+
+
+def keep_freed_memory(keep: bool = True) -> None:
+    """Lets the C library, if it is glibc, keep the memory that tensors free, for the next tensors.
+
+    By default it maps each large tensor from the system and gives it back, and the system clears the pages
+    each time: a tenth to a fifth of a training step on a CPU. `GiveBack` bounds what is kept so.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -33,28 +42,19 @@ def keep_freed_memory(keep: bool = True) -> None:
 
 
 class GiveBack(Callback):
-    """Gives freed memory back to the system: more than `above` bytes after an epoch, all at the end."""
-
-    def __init__(self, above: int = 2**30) -> None:
-        self.above = above
+    """Gives freed memory back to the system: after an epoch, if more than 1 GiB is kept, and at the end."""
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        give_back(self.above)
+        give_back(above=2**30)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        give_back(0)
-
-
-class Heap(ctypes.Structure):
-    """The answer of the C library's `mallinfo2` (malloc.h): ten numbers; the ninth is the bytes kept."""
-
-    _fields_ = [("numbers", ctypes.c_size_t * 10)]
+        give_back(above=0)
 
 
 def give_back(above: int) -> None:
-    """Gives freed memory back where glibc keeps more than `above` bytes; other C libraries are left alone."""
+    """Gives freed memory back where the C library keeps more than `above` bytes, and is glibc."""
     library = ctypes.CDLL(None)
     if hasattr(library, "mallinfo2"):
         library.mallinfo2.restype = Heap
-        if library.mallinfo2().numbers[8] > above:
+        if library.mallinfo2().fordblks > above:
             library.malloc_trim(0)

@@ -1,4 +1,4 @@
-"""Several processes: ranks started for one job of a sweep, and sharding over all devices."""
+"""Ranks: the processes of one training are started, watched and ended; FSDP2 shards over their devices."""
 
 import os
 import subprocess
@@ -7,60 +7,49 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.strategies import ModelParallelStrategy
-from lightning.pytorch.strategies.launchers import subprocess_script
 
 from imgcls.config.paths import hydra_quoted
+from imgcls.engine.private import shard_over_all_devices, start_ranks_with
 from imgcls.errors import UserError
 
 HELD: list[FileLock] = []  # of the GPU that this process has
-PATIENCE = 30  # seconds after which a rank that has failed is no more waited for
+PATIENCE = 30  # seconds to wait for the other ranks
 Ranks = list[subprocess.Popen[bytes]]
 RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def rank_command(local_rank: int) -> tuple[list[str], str]:
-    """Returns the command and folder that start a rank beside rank 0: this one job, in the same run directory.
-
-    Lightning would replay the command line, and with `-m` in it the whole sweep.
-    """
+    """Returns the command and folder that start one more rank of this job, in the same run directory."""
     hydra = HydraConfig.get()
     name = str(hydra.job.config_name)
     verb = name if name in ("bench", "reproduce") else "train"  # a config of another name is train's
     sources = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
-    command = [
-        sys.executable,
-        "-m",
-        "imgcls",
-        verb,
-        f"--config-name={name}",
-        *(f"--config-dir={path}" for path in sources),
-        *hydra.overrides.task,
-    ]
+    command = [sys.executable, "-m", "imgcls", verb, f"--config-name={name}"]
+    command += [f"--config-dir={path}" for path in sources]
+    command += [*hydra.overrides.task, "hydra.mode=RUN", "hydra.output_subdir=null"]
     command += [
-        "hydra.mode=RUN",
         f"hydra.run.dir={hydra_quoted(hydra.runtime.output_dir)}",
-        "hydra.output_subdir=null",
+        f"hydra.job.name={verb}_rank{local_rank}",
     ]
-    command += [f"hydra.job.name={verb}_rank{local_rank}"]
     return command, hydra.runtime.cwd
 
 
 @contextmanager
 def single_job() -> Iterator[None]:
-    """Around one training: its ranks are started by `rank_command`, and nothing of them stays for the next job."""
-    before = {name: os.environ.get(name) for name in RANK_VARIABLES}
-    first = before["LOCAL_RANK"] is None  # not itself a rank that another process started
+    """Starts the ranks of the training within by `rank_command`; the next job finds nothing of them."""
+    before = {name: os.environ[name] for name in RANK_VARIABLES if name in os.environ}
+    first = "LOCAL_RANK" not in before  # not itself a rank that another process started
     if HydraConfig.get().runtime.choices.get("hydra/launcher") == "joblib" and first:
         take_gpu(Path(HydraConfig.get().sweep.dir))
     ranks: Ranks = []
-    subprocess_script._hydra_subprocess_cmd = rank_command  # type: ignore[assignment]
-    subprocess_script._launch_process_observer = lambda child_processes: watch(ranks, child_processes)
+    start_ranks_with(rank_command, partial(watch, ranks))
     try:
         yield
         for process in ranks:
@@ -77,17 +66,13 @@ def single_job() -> Iterator[None]:
         if first:
             if torch.distributed.is_available() and torch.distributed.is_initialized():
                 torch.distributed.destroy_process_group()
-            for name, value in before.items():
+            for name in RANK_VARIABLES:
                 os.environ.pop(name, None)
-                if value is not None:
-                    os.environ[name] = value
+            os.environ.update(before)
 
 
 def watch(ranks: Ranks, started: Ranks) -> None:
-    """Ends this process where one of the ranks that it started fails and it waits for that on the device.
-
-    In place of Lightning's, which kills it after a few seconds with no word, and with it the sweep.
-    """
+    """Ends this process, where it waits on the device for a rank that it started and that has failed."""
 
     def look() -> None:
         while ranks and not failure(ranks):
@@ -108,15 +93,18 @@ def failure(ranks: Ranks, seconds: float = 0) -> str | None:
     for number, process in enumerate(ranks, 1):
         with suppress(subprocess.TimeoutExpired):
             if status := process.wait(seconds):
-                why = (
-                    "killed, as the system does where memory is short" if status == -9 else f"status {status}"
-                )
+                killed = "killed, as the system does where memory is short"
+                why = killed if status == -9 else f"status {status}"
                 return f"process {number + 1} of this training ended ({why}); go on with resume=RUN_DIR"
     return None
 
 
 def take_gpu(folder: Path) -> None:
-    """Of several GPUs, leaves this process one that no other job of the sweep has, for as long as it lives."""
+    """Gives this process, for as long as it lives, one of several GPUs that no other job of the sweep has.
+
+    Args:
+        folder: the sweep's, for the locks.
+    """
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())]
     if len(gpus) < 2:
@@ -139,5 +127,5 @@ class FullyShardStrategy(ModelParallelStrategy):
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
 
     def setup_environment(self) -> None:
-        self._data_parallel_size = self.num_nodes * self.num_processes
+        shard_over_all_devices(self)
         super().setup_environment()

@@ -17,8 +17,8 @@ from imgcls.config.paths import shown
 from imgcls.config.training import TrainerConfig
 from imgcls.data.module import ImageDataModule
 from imgcls.engine.checkpoint import no_room
-from imgcls.engine.last_checkpoint import NonFiniteLoss
-from imgcls.engine.resume import newest_whole
+from imgcls.engine.nonfinite import NonFiniteLoss
+from imgcls.engine.run_directory import newest_whole
 from imgcls.engine.signals import Stopped
 from imgcls.errors import UserError
 from imgcls.runs.checkpoints import unloadable

@@ -8,9 +8,8 @@ from typing import Any
 from imgcls.processes import rank
 
 STOPPED = 75  # the exit status of what was stopped from outside and can be resumed (sysexits.h: EX_TEMPFAIL)
-WARNINGS = [
-    getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)
-]  # SLURM's, by choice
+# SLURM sends one of these, by choice, some time before it ends a job
+WARNINGS = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]
 
 
 class Stopped(SystemExit):
@@ -21,8 +20,8 @@ class Stopped(SystemExit):
 
 
 class Signals:
-    """SIGTERM, SIGINT and SLURM's warnings. Within an epoch a stop waits for the end of the step; a second SIGINT,
-    and whatever comes outside of training, ends the process at once."""
+    """Receives SIGTERM, SIGINT and SLURM's warnings. Within an epoch a stop waits for the end of the step. A
+    second SIGINT, and a signal outside of training, ends the process at once."""
 
     def __init__(self) -> None:
         self.asked: int | None = None
@@ -30,12 +29,10 @@ class Signals:
         self.before: dict[int, Any] = {}
 
     def __reduce__(self) -> str:
-        return (
-            "SIGNALS"  # a launcher that pickles the task takes it along by name: there is one for the process
-        )
+        return "SIGNALS"  # launchers pickle it with the task: by name, as each process has its own
 
     def install(self, *numbers: int) -> None:
-        """Takes these signals over, or all. Does nothing outside of the main thread, where Python allows no handlers."""
+        """Takes these signals over, or all; none outside of the main thread, as Python has it."""
         for number in numbers or (signal.SIGTERM, signal.SIGINT, *WARNINGS):
             try:
                 previous = signal.signal(number, self._receive)
@@ -51,14 +48,14 @@ class Signals:
         self.asked, self.training, self.before = None, False, {}
 
     def stop(self) -> None:
-        """Ends the process. A warning goes on to whom it was for: submitit's handler puts the job back into the queue."""
+        """Ends the process. A warning first goes to the handler before ours: submitit's requeues the job."""
         previous = self.before.get(self.asked or 0)
         if self.asked in WARNINGS and callable(previous):
             with suppress(SystemExit):
                 previous(self.asked, None)
-        raise (
-            Stopped if rank() == 0 else SystemExit(0)
-        )  # what starts ranks takes any other status for a crash
+        if rank():
+            raise SystemExit(0)  # what starts ranks takes any other status for a crash
+        raise Stopped
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         again, self.asked = self.asked is not None, number

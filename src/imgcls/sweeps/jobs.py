@@ -40,7 +40,7 @@ class Job:
         return self.status() in ("finished", "pruned")
 
     def in_use(self) -> bool:
-        """Whether a process trains in its folder, and so has the lock that imgcls.engine.resume.claim takes."""
+        """Whether a process trains in its folder, and so has the lock that imgcls.engine.run_directory.claim takes."""
         path = self.folder / ".lock"
         try:
             with FileLock(path, blocking=False) if path.exists() else nullcontext():

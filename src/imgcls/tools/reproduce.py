@@ -37,7 +37,7 @@ def main(config: ReproduceConfig, run_dir: Path) -> None:
     given = config.run
     from imgcls.commands import train
     from imgcls.engine.ranks import single_job
-    from imgcls.engine.resume import claim
+    from imgcls.engine.run_directory import claim
     from imgcls.engine.signals import SIGNALS
     from imgcls.processes import rank
     from imgcls.runs.read import read_run
