@@ -159,7 +159,7 @@ def keywords(first: int, **others: Any) -> dict[str, Any]:
 
 
 def test_a_target_that_takes_any_keyword() -> None:
-    node = {"_target_": "test_config.keywords", "first": 1, "second": "b"}
+    node = {"_target_": f"{__name__}.keywords", "first": 1, "second": "b"}
     assert build(node, "x", third=3) == {"first": 1, "second": "b", "third": 3}
     assert refused(build, {**node, "first": "a"}, "x").startswith("x.first=a: ")
 
