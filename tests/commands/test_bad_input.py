@@ -224,7 +224,8 @@ class Code:
 @pytest.fixture
 def checkpoint(said: Said) -> Path:
     """A checkpoint as train writes it, of a network that has learnt nothing."""
-    from test_conf import composed, settings
+    from config.test_conf import settings
+    from support.composed import composed
 
     from imgcls.commands.train import build_classifier
     from imgcls.engine.build import build_data

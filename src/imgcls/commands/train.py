@@ -156,7 +156,8 @@ def train(
         status, word = 0, "pruned"
         raise
     finally:
-        close_wandb(status, word, preempted=word == "stopped" and SIGNALS.asked != signal.SIGINT)
+        preempted = word == "stopped" and SIGNALS.asked != signal.SIGINT
+        close_wandb(trainer.loggers, status, word, preempted)
         del trainer, classifier, data
         gc.collect()
 
@@ -226,7 +227,7 @@ def finish(
     from imgcls.data.loading.unreadable import listed
     from imgcls.engine.build import run_test
     from imgcls.engine.calibration import calibrate
-    from imgcls.loggers.unharmed import failed, unharmed
+    from imgcls.loggers.unharmed import has_failed, unharmed
     from imgcls.loggers.wandb import log_checkpoint
     from imgcls.report.test_report import log_to_wandb, print_summary
 
@@ -239,7 +240,7 @@ def finish(
         report = run_test(trainer, classifier, data, run_dir / "test", best or None)
         if report is not None:
             for logger in trainer.loggers:
-                if isinstance(logger, WandbLogger) and "WandbLogger" not in failed:
+                if isinstance(logger, WandbLogger) and not has_failed(logger):
                     log_to_wandb(logger.experiment, report, run_dir / "test", data.spec)
             lines = {"run directory": shown(run_dir), "test report": shown(run_dir / "test")}
             if rows := listed(run_dir / "unreadable.csv"):
@@ -249,7 +250,7 @@ def finish(
             print_summary(f"Test of {'the best checkpoint' if best else 'the last weights'}", report, lines)
     for logger in trainer.loggers if trainer.is_global_zero and best else []:
         if getattr(logger, "keeps_best", False):
-            with unharmed():
+            with unharmed(logger):
                 log_checkpoint(logger.experiment, best)
     return optimised(run_dir, settings.optimized_metric)
 
@@ -263,5 +264,5 @@ def summarise(trainer: Any, run_dir: Path) -> None:
     keeper = trainer.checkpoint_callback
     for logger in trainer.loggers if trainer.is_global_zero and keeper is not None and keeper.monitor else []:
         if isinstance(logger, WandbLogger):
-            with unharmed():
+            with unharmed(logger):
                 logger.experiment.summary.update(best_epoch(run_dir, keeper.monitor))

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep
-from hydra.errors import MissingConfigException, OverrideParseException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
@@ -51,7 +51,7 @@ def chosen(argument: str) -> list[Any]:
     """Returns the values of `group=a`, `group=[a,b]` or `group=a,b` as Hydra reads them; none if it can't."""
     try:
         value = OverridesParser.create().parse_override(argument).value()
-    except OverrideParseException:
+    except HydraException:
         return []
     value = value.list if isinstance(value, ChoiceSweep) else value
     return value if isinstance(value, list) else [value]
@@ -103,8 +103,8 @@ def root_keys(name: str, folders: list[Path]) -> dict[str, Any]:
 
 
 def take_unchosen(config: Mapping[str, Any], overrides: Iterable[str]) -> list[str]:
-    """Removes callbacks and loggers from a plain config that have settings, but were not chosen and so have no
-    `_target_`. Returns a line for each of them.
+    """Removes callbacks and loggers from a plain config that have settings, but were not chosen and so have
+    no `_target_`. Returns a line for each of them.
 
     Raises:
         UserError: the settings are from the command line.

@@ -1,4 +1,4 @@
-"""The jobs of a sweep: what each is called, what became of it, and how far they all are."""
+"""Jobs of a sweep: their names, their states, and the line that says how far the sweep is."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ class Job:
     error: str = ""
 
     def status(self) -> str | None:
-        """Returns what the training itself says of its state."""
+        """Returns the state that the training itself has written; None if there is none."""
         try:
             return str(json.loads((self.folder / "status.json").read_text())["status"])
         except (OSError, ValueError, KeyError):
@@ -40,7 +40,7 @@ class Job:
         return self.status() in ("finished", "pruned")
 
     def in_use(self) -> bool:
-        """Whether a process trains in its folder, and so has the lock that imgcls.engine.resume.claim takes."""
+        """Tells whether a process trains in its folder, and so holds the lock of engine.resume.claim."""
         path = self.folder / ".lock"
         try:
             with FileLock(path, blocking=False) if path.exists() else nullcontext():
@@ -49,7 +49,7 @@ class Job:
             return True
 
     def mark_stopped(self) -> None:
-        """Puts into its status.json that it was stopped, where its process was killed before it could say so."""
+        """Writes into status.json that the job was stopped, if its process was killed before that."""
         if self.status() == "running" and not self.in_use():
             path = self.folder / "status.json"
             facts = json.loads(path.read_text()) | {"status": "stopped", "error": "killed with the sweep"}
@@ -77,7 +77,7 @@ class Jobs:
         return [job.folder.name for job in self.begun if job.state == "failed"]
 
     def line(self) -> str:
-        """Returns what is done, running and failed, the best so far, and the time left."""
+        """Returns how many jobs are done, running and failed, the best so far, and the time left."""
         count = Counter(job.state for job in self.begun)
         done = len(self.begun) - count["running"]
         self.start = self.start or (done, time.monotonic())
@@ -92,19 +92,20 @@ class Jobs:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Around jobs that run elsewhere: prints the line whenever one of them has ended."""
+        """Prints the line whenever a job ends, while jobs run in other processes."""
         done = threading.Event()
 
         def watch() -> None:
             while not done.wait(2.0):
-                ended = [
-                    j
-                    for j in self.begun
-                    if j.state == "running" and j.status() in ("finished", "pruned", "failed")
-                ]
-                for job in ended:
-                    job.state = str(job.status())
-                if ended:
+                before = Counter(job.state for job in self.begun)
+                for job in self.begun:
+                    if job.state == "running" and (status := job.status()) in (
+                        "finished",
+                        "pruned",
+                        "failed",
+                    ):
+                        job.state = status
+                if Counter(job.state for job in self.begun) != before:
                     print(self.line(), flush=True)
 
         thread = threading.Thread(target=watch, daemon=True)
@@ -117,8 +118,8 @@ class Jobs:
 
 
 def job_name(overrides: list[str], excluded: set[str]) -> str:
-    """Returns overrides as the name of a folder. Where it is too long, keys lose what comes before their last dot, and
-    where it still is, it is cut and ends in a hash."""
+    """Returns overrides as the name of a folder. If it is too long, keys lose what comes before their last
+    dot; if it still is, it is cut and ends in a hash."""
     parts = "|".join(map(re.escape, excluded)) or "$."
     kept = [o for o in overrides if not re.match(rf"\+*({parts})[.=]", o)]
     kept = [re.sub(r"\d+\.\d{5,}(e[-+]?\d+)?", lambda number: f"{float(number[0]):.4g}", o) for o in kept]
