@@ -36,9 +36,10 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from imgcls.backbones.simple_cnn import simple_cnn
-from imgcls.commands.train import build_all, build_classifier, checked
+from imgcls.commands.build import build_all, build_classifier
 from imgcls.commands.verb import CONF
 from imgcls.config import check as configs
+from imgcls.config.training import TrainConfig
 from imgcls.engine.build import build_data, build_trainer, prepare
 from imgcls.engine.hardware import keep_freed_memory
 from imgcls.loggers.progress import EpochProgress
@@ -121,15 +122,18 @@ def usual_training(root: str, width: int, batch_size: int, workers: int, steps: 
 
 def our_training(steps: int, overrides: list[str]) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        config = composed(*overrides, f"run_dir={folder}", "logger.wandb.mode=offline")
-        settings, watch = checked(config), Stopwatch(steps)
-        data = build_data(config["data"], config["augment"], settings.seed)
-        classifier = build_classifier(config, settings, data)
-        callbacks = [c for c in build_all(config, "callbacks") if not isinstance(c, Checkpoint)]
+        plain = composed(*overrides, f"run_dir={folder}", "logger.wandb.mode=offline")
+        config = TrainConfig.read(plain)
+        watch = Stopwatch(steps)
+        data = build_data(config.data, config.augment, config.seed)
+        classifier = build_classifier(config, data)
+        callbacks = [c for c in build_all(config.callbacks, "callbacks") if not isinstance(c, Checkpoint)]
         for progress in (c for c in callbacks if isinstance(c, EpochProgress)):
             progress.console = Console(**UNSEEN)
-        endless = {**config["trainer"], "max_epochs": 10**6, "limit_val_batches": 0}
-        trainer = build_trainer(endless, [*callbacks, watch], build_all(config, "logger"), Path(folder))
+        endless = config.trainer.model_copy(update={"max_epochs": 10**6, "limit_val_batches": 0})
+        trainer = build_trainer(
+            endless, [*callbacks, watch], build_all(config.logger, "logger"), Path(folder)
+        )
         keep_freed_memory()
         trainer.fit(classifier, datamodule=data)
         wandb.finish()

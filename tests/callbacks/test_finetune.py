@@ -20,7 +20,6 @@ from imgcls.callbacks.finetune import Finetune, layers
 from imgcls.callbacks.linear_probe import Features, changes_images, learning_part
 from imgcls.config import check as configs
 from imgcls.data.digits import Digits
-from imgcls.engine.build import to_augment
 from imgcls.errors import UserError
 from imgcls.optim.optimizers import build_optimizer
 from imgcls.tasks.classification import ImageClassifier, load_checkpoint
@@ -139,7 +138,7 @@ def test_the_body_runs_once_an_image() -> None:
 )  # fmt: skip
 def test_which_augmentation_lets_features_be_reused(given: list[str], changes: bool) -> None:
     """As the config has it, whose other settings are not the defaults of the class; digits have no mirror image."""
-    augment = to_augment(composed(*given)["augment"])
+    augment = configs.typed(composed(*given)["augment"], Augment, "augment")
     assert changes_images(BatchAugment(augment, Digits().spec)) == changes
 
 

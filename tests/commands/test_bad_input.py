@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from support.command import imgcls
+from support.composed import training
 from support.pictures import write_picture
 
 from imgcls.tasks.classification import ImageClassifier
@@ -224,18 +225,15 @@ class Code:
 @pytest.fixture
 def checkpoint(said: Said) -> Path:
     """A checkpoint as train writes it, of a network that has learnt nothing."""
-    from config.test_conf import settings
-    from support.composed import composed
-
-    from imgcls.commands.train import build_classifier
+    from imgcls.commands.build import build_classifier
     from imgcls.engine.build import build_data
 
-    config = composed()
-    classifier = build_classifier(config, settings(config), build_data(config["data"], config["augment"], 0))
+    config = training()
+    classifier = build_classifier(config, build_data(config.data, config.augment, 0))
     content = {
         "state_dict": classifier.state_dict(),
         "hyper_parameters": dict(classifier.hparams),
-        "config": config,
+        "config": config.record,
     }
     torch.save(content, "good.ckpt")
     return Path("good.ckpt")

@@ -1,16 +1,15 @@
 """Every file in conf/ composes, passes the checks, and builds what it names."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from support.composed import CONF, composed, files
+from support.composed import CONF, composed, files, training
 from support.packs import packed
 
 from imgcls.backbones.build import build_network
 from imgcls.callbacks.finetune import Finetune
-from imgcls.commands.train import FAULTS, Settings, build_classifier
+from imgcls.commands.build import build_classifier
 from imgcls.config import check as configs
 from imgcls.data.module import ImageDataModule
 from imgcls.engine.build import build_data, build_trainer
@@ -28,20 +27,6 @@ NEEDED = {  # what a user must give with a choice
     "optimizer=torch": ["optimizer._target_=torch.optim.NAdam"],
     "optimizer=timm": ["optimizer.opt=adan"],
 }  # fmt: skip
-
-
-def checked(config: dict[str, Any]) -> dict[str, Any]:
-    network = {k: v for k, v in config["backbone"].items() if k != "weights"}
-    trainer = {k: v for k, v in config["trainer"].items() if k not in ("precision", *FAULTS)}
-    configs.check({**config, "backbone": network, "trainer": trainer})
-    return config
-
-
-def settings(config: dict[str, Any]) -> Settings:
-    out: Settings = configs.typed(
-        {k: v for k, v in config.items() if k in Settings.__annotations__}, Settings, ""
-    )
-    return out
 
 
 def test_every_group_is_known_here() -> None:
@@ -75,8 +60,8 @@ def test_data(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if name in ("packed", "streaming"):
         packed(folder, "pack", format="litdata" if name == "streaming" else "jpeg")
     overrides = [text.format(folder=folder) for text in NEEDED.get(f"data={name}", [])]
-    config = checked(composed(f"data={name}", *overrides))
-    data = configs.build(config["data"], "data")
+    config = training(f"data={name}", *overrides)
+    data = configs.build(config.data, "data")
     assert isinstance(data, ImageDataModule)
     assert data.spec.num_classes == len(set(data.spec.class_names))
     assert len(data.spec.mean) == len(data.spec.std) == data.spec.channels
@@ -85,7 +70,7 @@ def test_data(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "cifar10",
         "cifar100",
     ):  # these need a download; their files are tested elsewhere
-        data = build_data(config["data"], config["augment"], seed=0)
+        data = build_data(config.data, config.augment, seed=0)
         images, targets, _ = next(iter(data.train_dataloader()))
         assert images.dtype == torch.uint8 and images.shape[1] == data.spec.channels
         assert len(images) == len(targets)
@@ -93,10 +78,10 @@ def test_data(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", files("backbone"))
 def test_backbone(name: str) -> None:
-    config = checked(composed(f"backbone={name}", *NEEDED.get(f"backbone={name}", [])))
+    config = training(f"backbone={name}", *NEEDED.get(f"backbone={name}", []))
     size = 299 if name == "inception_v3" else 224 if name in ("torchvision", "timm") or "_" in name else 32
     with torch.device("meta"):
-        network = build_network(config["backbone"], num_classes=7, in_channels=3, image_size=size)
+        network = build_network(config.backbone, num_classes=7, in_channels=3, image_size=size)
     head = network.get_submodule(network.head_names[0])  # type: ignore[index, arg-type]
     assert any(True for _ in head.parameters())
 
@@ -105,68 +90,52 @@ def test_backbone(name: str) -> None:
     "choice", [f"{g}={n}" for g in ("augment", "loss", "optimizer", "scheduler") for n in files(g)]
 )
 def test_parts_of_the_classifier(choice: str) -> None:
-    config = checked(
-        composed(
-            choice,
-            *NEEDED.get(choice, []),
-            "callbacks=[]",
-            "trainer.max_epochs=1",
-            "trainer.limit_train_batches=2",
-        )
-    )
-    data = build_data(config["data"], config["augment"], seed=0)
-    classifier = build_classifier(config, settings(config), data)
-    before = classifier.network.head.weight.detach().clone()
-    trainer = build_trainer(
-        {
-            **config["trainer"],
-            "enable_progress_bar": False,
-            "enable_checkpointing": False,
-            "accelerator": "cpu",
-        },
-        [],
-        [],
-        Path(),
-    )
+    short = ["callbacks=[]", "trainer.max_epochs=1", "trainer.limit_train_batches=2"]
+    config = training(choice, *NEEDED.get(choice, []), *short)
+    data = build_data(config.data, config.augment, seed=0)
+    classifier = build_classifier(config, data)
+    before = classifier.network.get_parameter("head.weight").detach().clone()
+    unseen = {"enable_progress_bar": False, "enable_checkpointing": False, "accelerator": "cpu"}
+    trainer = build_trainer(config.trainer.model_copy(update=unseen), [], [], Path())
     trainer.fit(classifier, datamodule=data)
     assert torch.isfinite(trainer.callback_metrics["train/loss"])
-    assert not torch.equal(before, classifier.network.head.weight)
+    assert not torch.equal(before, classifier.network.get_parameter("head.weight"))
 
 
 @pytest.mark.parametrize("name", files("trainer"))
 def test_trainer(name: str) -> None:
-    config = checked(composed(f"trainer={name}"))
+    config = training(f"trainer={name}")
     here = {"gpu": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not here.get(config["trainer"]["accelerator"], True):
+    if not here.get(config.record["trainer"]["accelerator"], True):
         with pytest.raises(UserError, match="trainer:"):
-            build_trainer(config["trainer"], [], [], Path())
+            build_trainer(config.trainer, [], [], Path())
         return
-    trainer = build_trainer(config["trainer"], [], [], Path())
+    trainer = build_trainer(config.trainer, [], [], Path())
     assert trainer.max_epochs == 20 and trainer.world_size == (2 if name == "ddp_cpu" else 1)
 
 
 @pytest.mark.parametrize("name", files("finetune"))
 def test_finetune(name: str) -> None:
-    config = checked(composed(f"finetune={name}"))
-    assert ("finetune" in config["callbacks"]) == (name != "none")
+    config = training(f"finetune={name}")
+    assert ("finetune" in config.callbacks) == (name != "none")
     if name != "none":
-        assert isinstance(configs.build(config["callbacks"]["finetune"], "callbacks.finetune"), Finetune)
+        assert isinstance(configs.build(config.callbacks["finetune"] or {}, "callbacks.finetune"), Finetune)
 
 
 @pytest.mark.parametrize("name", files("callbacks"))
 def test_callbacks(name: str) -> None:
     given = []
     if name == "distillation":
-        config = composed("backbone.width=4")
-        teacher = build_classifier(config, settings(config), build_data(config["data"], config["augment"], 0))
+        config = training("backbone.width=4")
+        teacher = build_classifier(config, build_data(config.data, config.augment, 0))
         torch.save(
             {"state_dict": teacher.state_dict(), "hyper_parameters": dict(teacher.hparams), "config": {}},
             "t.ckpt",
         )
         given = ["callbacks.distillation.teacher=t.ckpt"]
-    config = checked(composed(f"callbacks=[{name}]", *given))
-    for key, node in config["callbacks"].items():
-        assert configs.build(node, f"callbacks.{key}") is not None
+    config = training(f"callbacks=[{name}]", *given)
+    for key, node in config.callbacks.items():
+        assert configs.build(node or {}, f"callbacks.{key}") is not None
 
 
 @pytest.mark.parametrize(
@@ -179,17 +148,17 @@ def test_callbacks(name: str) -> None:
     ],
 )
 def test_the_kept_checkpoint_follows_the_metric(given: list[str], expected: tuple[str, str]) -> None:
-    keeper = checked(composed(*given))["callbacks"]["checkpoint"]
+    keeper = training(*given).callbacks["checkpoint"] or {}
     assert (keeper["monitor"], keeper["mode"]) == expected
 
 
 @pytest.mark.parametrize("name", files("logger"))
 def test_logger(name: str, tmp_path: Path) -> None:
     extra = [f"logger.mlflow.tracking_uri=sqlite:///{tmp_path}/mlflow.db"] if name == "mlflow" else []
-    config = checked(composed(f"logger=[{name}]", *extra))
+    config = training(f"logger=[{name}]", *extra)
     Path("run").mkdir()
-    logger = configs.build(config["logger"][name], f"logger.{name}")
-    logger.log_hyperparams(config)
+    logger = configs.build(config.logger[name] or {}, f"logger.{name}")
+    logger.log_hyperparams(config.record)
     logger.log_metrics({"val/top1": 0.5, "train/loss": 1.0, "epoch": 0}, 1)
     logger.finalize("success")
     if name == "wandb":
@@ -200,8 +169,8 @@ def test_logger(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("choice", [f"{g}={n}" for g in ("experiment", "debug") for n in files(g)])
 def test_overlays(choice: str, folder: Path) -> None:
     needed = [f"data.root={folder}"] if "folder" in choice else []
-    config = checked(composed(choice, *needed))
-    assert settings(config).optimized_metric == "val/top1"
+    config = training(choice, *needed)
+    assert config.optimized_metric == "val/top1"
 
 
 def test_eval() -> None:
@@ -213,4 +182,4 @@ def test_eval() -> None:
 def test_pack(choice: str) -> None:
     config = composed("out=x", f"data={choice}", "data.root=x", root="pack")
     configs.check(config)
-    assert set(pack.Settings.__annotations__) | {"data"} == set(config)
+    assert set(pack.PackConfig.__annotations__) == set(config)

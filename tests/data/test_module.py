@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from imgcls import processes
 from imgcls.augment.image import Augment
 from imgcls.config.check import build
 from imgcls.data.batch import Batch
 from imgcls.data.digits import Digits
 from imgcls.data.imagefolder import ImageFolder
-from imgcls.data.loading import sampler as samplers
 from imgcls.data.loading.sampler import EpochSampler
 from imgcls.data.memory import MemoryImages
 from imgcls.data.module import SPLITS, ImageDataModule, check_targets, name_absent, stratified
@@ -113,9 +113,9 @@ def ranks(monkeypatch: pytest.MonkeyPatch, count: int, sampler: EpochSampler) ->
     out = []
     for rank in range(count):
         with monkeypatch.context() as patched:
-            patched.setattr(samplers.distributed, "is_initialized", lambda: True)
-            patched.setattr(samplers.distributed, "get_world_size", lambda: count)
-            patched.setattr(samplers.distributed, "get_rank", lambda rank=rank: rank)
+            patched.setattr(processes.distributed, "is_initialized", lambda: True)
+            patched.setattr(processes.distributed, "get_world_size", lambda: count)
+            patched.setattr(processes.distributed, "get_rank", lambda rank=rank: rank)
             out.append(list(sampler))
             assert len(out[-1]) == len(sampler)
     return out

@@ -1,4 +1,4 @@
-"""The training goes on whatever happens to W&B: server gone, slow or refusing, process killed, disk full."""
+"""Whatever becomes of W&B, the training goes on: its server gone, slow or refusing, its process killed, its disk full."""
 
 import csv
 import gc
@@ -19,14 +19,12 @@ import pytest
 import torch
 from support.command import imgcls
 
-from imgcls.loggers import unharmed
 from imgcls.tasks.classification import ImageClassifier
 
 OPTIONS = ["data.batch_size=64", "trainer.max_epochs=3", "test=false", "hydra.run.dir=run"]
 ANSWERS = {  # of W&B's GraphQL interface, as far as a run needs it to begin
     "upsertBucket": {"upsertBucket": {"bucket": {
-        "id": "x", "name": "run", "displayName": "run", "sweepName": None, "historyLineCount": 0,
-        "config": "{}",
+        "id": "x", "name": "run", "displayName": "run", "sweepName": None, "historyLineCount": 0, "config": "{}",
         "project": {"id": "p", "name": "p", "entity": {"id": "e", "name": "e"}},
     }, "inserted": True}},
 }  # fmt: skip
@@ -235,7 +233,7 @@ def test_another_logger_that_gets_no_answer(
     answers: str,
 ) -> None:
     """MLflow at an address where nobody is: it is left alone after a while, with one line."""
-    monkeypatch.setattr(unharmed, "PATIENCE", 1.0)
+    monkeypatch.setattr("imgcls.loggers.unharmed.PATIENCE", 1.0)
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         if answers == "hang":

@@ -31,7 +31,6 @@ from imgcls.data.memory import MemoryImages
 from imgcls.engine.calibration import fit_temperature
 from imgcls.engine.checkpoint import add_to_checkpoint
 from imgcls.errors import UserError
-from imgcls.report import test_report as reports
 from imgcls.report.figures import draw_confusion, reliability
 from imgcls.report.heatmaps import grad_cam
 from imgcls.report.test_page import draw_report
@@ -277,7 +276,7 @@ def test_a_failed_picture_is_one_line(tmp_path: Path, caplog: Any, monkeypatch: 
 
     monkeypatch.setattr(dataset, "picture", picture)
     monkeypatch.setattr(classifier, "network", nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
-    monkeypatch.setattr(reports, "draw_reliability", lambda *_: 1 / 0)
+    monkeypatch.setattr("imgcls.report.test_page.draw_reliability", lambda *_: 1 / 0)
     with caplog.at_level(logging.WARNING):
         text = write(classifier, dataset, report, tmp_path)
     assert [record.getMessage() for record in caplog.records] == [

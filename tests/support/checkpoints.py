@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from imgcls.config.training import TrainerConfig
 from imgcls.engine.build import build_trainer
 from imgcls.engine.save_config import SaveConfig
 from imgcls.spec import DataSpec
@@ -34,7 +35,9 @@ def write_checkpoint(
         if images is None:
             images = torch.randint(0, 256, (16, spec.channels, 8, 8), dtype=torch.uint8)
         classifier.network.train()(classifier.normalise(images))  # at the network's size
-    trainer = build_trainer({**config["trainer"], "accelerator": "cpu"}, [SaveConfig(config)], [], Path.cwd())
+    trainer = build_trainer(
+        TrainerConfig(**config["trainer"] | {"accelerator": "cpu"}), [SaveConfig(config)], [], Path.cwd()
+    )
     trainer.strategy.connect(classifier)
     trainer.save_checkpoint(path)
     return path

@@ -5,6 +5,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 
 from imgcls.config import check as configs
+from imgcls.config.training import TrainConfig
 from support.command import ROOT
 
 CONF = ROOT / "conf"
@@ -22,3 +23,8 @@ def composed(*overrides: str, root: str = "train") -> dict[str, Any]:
     )
     with initialize_config_dir(str(CONF)):
         return configs.plain(compose(root, [*places, *overrides]))
+
+
+def training(*overrides: str) -> TrainConfig:
+    """Returns the typed config of a training."""
+    return TrainConfig.read(composed(*overrides))

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from imgcls.data.imagefolder import ImageFolder
-from imgcls.tools.pack.command import Settings, pack
+from imgcls.tools.pack.command import PackConfig, pack
 
 
 def packed(
@@ -15,5 +15,5 @@ def packed(
         root=str(root), image_size=image_size, channels=channels, mean=[0.5], std=[0.2], num_workers=0
     )
     defaults: dict[str, Any] = {"format": "pixels", "size": None, "quality": 95, "on_error": "refuse"}
-    pack(data, Path(out), Settings(str(out), **(defaults | settings)))
+    pack(data, Path(out), PackConfig({}, str(out), **(defaults | settings)))
     return Path(out)

@@ -55,7 +55,7 @@ def test_a_training_as_it_is_read(here: Here, monkeypatch: pytest.MonkeyPatch) -
     def broken(*_: Any) -> None:
         raise RuntimeError("the disk\nis gone")
 
-    monkeypatch.setattr("imgcls.commands.train.finish", broken)
+    monkeypatch.setattr("imgcls.commands.train.calibrate_and_test", broken)
     with pytest.raises(RuntimeError):
         here("train", *given, "hydra.run.dir=runs/two")
     one, two = (row for _, row in read_runs("runs").iterrows())

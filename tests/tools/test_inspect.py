@@ -27,7 +27,7 @@ from imgcls.config import check as configs
 from imgcls.data.imagefolder import ImageFolder
 from imgcls.data.loading import listing as index
 from imgcls.errors import UserError
-from imgcls.tools.inspect.command import Settings
+from imgcls.tools.inspect.command import InspectConfig
 from imgcls.tools.inspect.scan import look, near_duplicates, near_pairs, to_compare
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")
@@ -455,7 +455,7 @@ def test_the_config() -> None:
     for choice in ("imagefolder", "imagenet"):
         config = composed(f"data={choice}", "data.root=x", root="inspect")
         configs.check({"data": config["data"]})
-        assert set(Settings.__annotations__) | {"data", "augment"} == set(config)
+        assert set(InspectConfig.__annotations__) == set(config)
 
 
 BROWSER = next(

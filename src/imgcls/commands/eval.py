@@ -2,8 +2,9 @@
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Literal
 
 from hydra.core.hydra_config import HydraConfig
 
@@ -11,34 +12,13 @@ from imgcls.commands.verb import verb
 from imgcls.config import check as configs
 from imgcls.config.allowed import allowed
 from imgcls.config.paths import shown
+from imgcls.config.training import Node, TrainerConfig
 from imgcls.errors import UserError, nearest
 
-
-@verb("eval")
-def main(config: dict[str, Any], run_dir: Path) -> float:
-    """Tests a checkpoint and writes a report; returns its top1."""
-    from imgcls.engine.build import build_data, build_trainer, prepare, run_test
-    from imgcls.report.test_report import print_summary
-    from imgcls.runs.checkpoints import find_checkpoint
-    from imgcls.tasks.classification import load_checkpoint
-
-    path = find_checkpoint(str(config["checkpoint"]))
-    classifier, trained = load_checkpoint(path, trusted(config))
-    prepare(trained["seed"])
-    trainer_config = {**EVALUATION, **given(trained["trainer"], CARRIED), **given(config["trainer"])}
-    if config["split"] not in ("test", "val", "train", "all"):
-        raise UserError(f"split={config['split']}: expected test, val, train or all")
-    overrides = HydraConfig.get().overrides.task
-    wanted = data_config(trained, config["data"], classifier.spec, trusted(config), overrides)
-    data = build_data(wanted, None, trained["seed"], config["split"])
-    to_classes_of(classifier, data)
-    trainer = build_trainer(trainer_config, [], [], run_dir)
-    report = run_test(trainer, classifier, data, run_dir)
-    if report is None:  # not the first process
-        return 0.0
-    print_summary(f"Test of {shown(path)}", report, {"test report": shown(run_dir)})
-    return report.metrics["test/top1"]
-
+if TYPE_CHECKING:
+    from imgcls.data.module import ImageDataModule
+    from imgcls.spec import DataSpec
+    from imgcls.tasks.classification import ImageClassifier
 
 CARRIED = ("accelerator", "precision", "benchmark", "deterministic", "limit_test_batches")
 EVALUATION = {
@@ -47,23 +27,56 @@ EVALUATION = {
 }  # fmt: skip
 
 
-def trusted(config: dict[str, Any]) -> list[str]:
-    """Returns the packages whose code a checkpoint may run, beside ours: the key `trust`."""
-    return configs.typed(config["trust"], list[str], "trust")  # type: ignore[no-any-return]
+@dataclass(frozen=True)
+class EvalConfig:
+    """Keys of conf/eval.yaml."""
+
+    checkpoint: str
+    trust: list[str]
+    split: Literal["test", "val", "train", "all"]
+    data: Node  # in place of the checkpoint's, or what differs from it
+    trainer: Node
 
 
-def given(config: dict[str, Any] | None, keys: tuple[str, ...] | None = None) -> dict[str, Any]:
+@verb("eval", EvalConfig)
+def main(config: EvalConfig, run_dir: Path) -> float:
+    """Tests a checkpoint and writes a report; returns its top1."""
+    from imgcls.engine.build import build_data, build_trainer, prepare
+    from imgcls.engine.evaluation import run_test
+    from imgcls.report.test_report import print_summary
+    from imgcls.runs.checkpoints import find_checkpoint
+    from imgcls.tasks.classification import load_checkpoint
+
+    path = find_checkpoint(config.checkpoint)
+    classifier, trained = load_checkpoint(path, config.trust)
+    prepare(trained["seed"])
+    overrides = HydraConfig.get().overrides.task
+    node = data_config(trained, config.data, classifier.spec, config.trust, overrides)
+    data = build_data(node, None, trained["seed"], config.split)
+    to_classes_of(classifier, data)
+    trainer = build_trainer(evaluation_trainer(trained, config.trainer, CARRIED), [], [], run_dir)
+    report = run_test(trainer, classifier, data, run_dir)
+    if report is None:  # not the first process
+        return 0.0
+    print_summary(f"Test of {shown(path)}", report, {"test report": shown(run_dir)})
+    return report.metrics["test/top1"]
+
+
+def evaluation_trainer(trained: Node, wanted: Node, carried: tuple[str, ...]) -> TrainerConfig:
+    """Returns the config of a trainer that evaluates: the checkpoint's values of some keys, and those that are wanted."""
+    node = {**EVALUATION, **given(trained["trainer"], carried), **given(wanted)}
+    config: TrainerConfig = configs.typed(node, TrainerConfig, "trainer")
+    return config
+
+
+def given(config: Node | None, keys: tuple[str, ...] | None = None) -> Node:
     """Returns the entries that are set, of these keys alone where they are named."""
     return {k: v for k, v in (config or {}).items() if v is not None and (keys is None or k in keys)}
 
 
 def data_config(
-    trained: dict[str, Any],
-    wanted: dict[str, Any],
-    spec: Any,
-    trust: Sequence[str] = (),
-    overrides: Sequence[str] = (),
-) -> dict[str, Any]:
+    trained: Node, wanted: Node, spec: "DataSpec", trust: Sequence[str] = (), overrides: Sequence[str] = ()
+) -> Node:
     """Returns the config of the data to test on: another set, or the run's own with what differs.
 
     Images are prepared as the network expects them, whichever set they are of. The `bits` that the network was trained
@@ -89,7 +102,7 @@ def data_config(
     return config | {key: getattr(spec, key) for key in prepared if key in config or key in wanted}
 
 
-def of_checkpoint(config: dict[str, Any], elsewhere: bool, trust: Sequence[str]) -> dict[str, Any]:
+def of_checkpoint(config: Node, elsewhere: bool, trust: Sequence[str]) -> Node:
     """Returns the data config of a checkpoint without what would go to the network or write files by its word.
 
     Args:
@@ -106,7 +119,7 @@ def of_checkpoint(config: dict[str, Any], elsewhere: bool, trust: Sequence[str])
     return config | ({"download": False} if "download" in inspect.signature(kind).parameters else {})
 
 
-def to_classes_of(classifier: Any, data: Any) -> None:
+def to_classes_of(classifier: "ImageClassifier", data: "ImageDataModule") -> None:
     """Relabels the data by class name to the checkpoint's order.
 
     Raises:

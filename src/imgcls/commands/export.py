@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from imgcls.commands.eval import data_config, trusted
+from imgcls.commands.eval import data_config
 from imgcls.commands.predict import appearing, check_out
 from imgcls.commands.verb import verb
-from imgcls.config import check as configs
 from imgcls.config.paths import shown
 from imgcls.errors import UserError
 
@@ -31,9 +30,11 @@ BATCHES = (1, 7)  # sizes at which the file is compared with the checkpoint
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The types of conf/export.yaml's own keys."""
+class ExportConfig:
+    """Keys of conf/export.yaml."""
 
+    checkpoint: str
+    trust: list[str]
     out: str
     format: Literal["onnx", "torch_export"]
     overwrite: bool
@@ -41,17 +42,16 @@ class Settings:
     tolerance: Annotated[float, Field(gt=0)]
 
 
-@verb("export")
-def main(config: dict[str, Any], run_dir: Path) -> float:
+@verb("export", ExportConfig)
+def main(config: ExportConfig, run_dir: Path) -> float:
     """Writes the file and its weights if they agree with the checkpoint; returns the largest difference of a logit.
 
     They agree where it is at most `tolerance`, or that share of the largest logit, by which rounding grows.
     """
-    settings = configs.typed({k: v for k, v in config.items() if k in Settings.__annotations__}, Settings, "")
-    out = Path(settings.out).expanduser()
+    out = Path(config.out).expanduser()
     weights = out.with_name(f"{out.name}.safetensors")
-    check_out(out, (".onnx",) if settings.format == "onnx" else (".pt2",), settings.overwrite, weights)
-    packages = ("onnx", "onnxscript", "onnxruntime") if settings.format == "onnx" else ()
+    check_out(out, (".onnx",) if config.format == "onnx" else (".pt2",), config.overwrite, weights)
+    packages = ("onnx", "onnxscript", "onnxruntime") if config.format == "onnx" else ()
     if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
         raise UserError(
             f"format=onnx needs {' and '.join(missing)}; in the clone: pip install -e '.[export]'"
@@ -62,18 +62,18 @@ def main(config: dict[str, Any], run_dir: Path) -> float:
     from imgcls.runs.checkpoints import find_checkpoint
     from imgcls.tasks.classification import load_checkpoint
 
-    path = find_checkpoint(str(config["checkpoint"]))
-    classifier, trained = load_checkpoint(path, trusted(config))
+    path = find_checkpoint(config.checkpoint)
+    classifier, trained = load_checkpoint(path, config.trust)
     prepare(trained["seed"])
     torch.set_float32_matmul_precision("highest")  # both sides of the comparison in full float32
-    images, origin = real_images(settings.images, trained, classifier.spec, trusted(config))
+    images, origin = real_images(config.images, trained, classifier.spec, config.trust)
     network = classifier.network.to(memory_format=torch.contiguous_format)
     try:
         with appearing(out.parent) as folder:
-            write = write_onnx if settings.format == "onnx" else write_torch_export
+            write = write_onnx if config.format == "onnx" else write_torch_export
             written = write(whole(classifier), images[:2], folder / out.name, metadata(classifier.spec))
             difference, largest = compare(classifier, written, images)
-            allowed = settings.tolerance * max(1.0, largest)
+            allowed = config.tolerance * max(1.0, largest)
             facts = f"{difference:.2g} on logits of up to {largest:.2g} (batches of 1 and 7, {origin})"
             if not difference <= allowed < math.inf:  # also where it is no number
                 raise UserError(

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from imgcls.commands.eval import EVALUATION, given, trusted
+from imgcls.commands.eval import CARRIED, evaluation_trainer
 from imgcls.commands.verb import verb
-from imgcls.config import check as configs
 from imgcls.config.paths import shown
+from imgcls.config.training import Node
 from imgcls.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,9 +29,13 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The types of conf/predict.yaml's own keys."""
+class PredictConfig:
+    """Keys of conf/predict.yaml."""
 
+    checkpoint: str
+    trust: list[str]
+    source: str
+    trainer: Node
     out: str | None
     overwrite: bool
     top_k: Annotated[int, Field(ge=1)]
@@ -42,13 +46,12 @@ class Settings:
     max_pixels: Annotated[int, Field(ge=1)]
 
 
-@verb("predict")
-def main(config: dict[str, Any], run_dir: Path) -> None:
+@verb("predict", PredictConfig)
+def main(config: PredictConfig, run_dir: Path) -> None:
     """Predicts all images of the source; fails at the end where some could not be read."""
-    settings = configs.typed({k: v for k, v in config.items() if k in Settings.__annotations__}, Settings, "")
-    out = Path(settings.out).expanduser() if settings.out else run_dir / "predictions.csv"
+    out = Path(config.out).expanduser() if config.out else run_dir / "predictions.csv"
     unreadable = out.with_name(f"{out.name}.unreadable.csv")
-    check_out(out, (".csv", ".jsonl", ".parquet"), settings.overwrite, unreadable)
+    check_out(out, (".csv", ".jsonl", ".parquet"), config.overwrite, unreadable)
     if out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise UserError(
             f"out={out} needs the package pyarrow, which is not installed; install it, or take .jsonl"
@@ -60,16 +63,15 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
     from imgcls.tasks.classification import load_checkpoint
 
     failures: list[Failure] = []
-    paths = images_of("source", str(config["source"]), failures)
-    classifier, trained = load_checkpoint(find_checkpoint(str(config["checkpoint"])), trusted(config))
+    paths = images_of("source", config.source, failures)
+    classifier, trained = load_checkpoint(find_checkpoint(config.checkpoint), config.trust)
     prepare(trained["seed"])
-    carried = given(trained["trainer"], ("accelerator", "precision", "benchmark", "deterministic"))
-    trainer = build_trainer({**EVALUATION, **carried, **given(config["trainer"])}, [], [], run_dir)
-    batch_size = settings.batch_size or trained["data"].get("batch_size", 64)
-    loader = file_loader(paths, classifier.spec, batch_size, settings.num_workers, settings.max_pixels)
-    predict = Predictor(classifier, trainer, settings)
+    trainer = build_trainer(evaluation_trainer(trained, config.trainer, CARRIED[:4]), [], [], run_dir)
+    batch_size = config.batch_size or trained["data"].get("batch_size", 64)
+    loader = file_loader(paths, classifier.spec, batch_size, config.num_workers, config.max_pixels)
+    predict = Predictor(classifier, trainer, config)
     try:
-        with appearing(out.parent) as folder, writer(folder / out.name, settings.embedding) as write:
+        with appearing(out.parent) as folder, writer(folder / out.name, config.embedding) as write:
             done, failed = run(loader, predict, write, failures, folder / unreadable.name)
     except OSError as error:
         reason = error.strerror or error
@@ -111,15 +113,15 @@ def appearing(folder: Path) -> Iterator[Path]:
 class Predictor:
     """The network on the trainer's device and in its precision, as a test has it."""
 
-    def __init__(self, classifier: Any, trainer: Any, settings: Settings) -> None:
-        self.device, self.precision, self.settings = (
+    def __init__(self, classifier: Any, trainer: Any, config: PredictConfig) -> None:
+        self.device, self.precision, self.config = (
             trainer.strategy.root_device,
             trainer.precision_plugin,
-            settings,
+            config,
         )
         self.classifier = self.precision.convert_module(classifier).to(self.device)
         self.names, self.head_inputs = classifier.spec.class_names, list[Any]()
-        if settings.embedding:
+        if config.embedding:
             head = classifier.network.get_submodule(classifier.network.head_names[0])
             head.register_forward_pre_hook(lambda module, inputs: self.head_inputs.append(inputs[0]))
 
@@ -132,9 +134,9 @@ class Predictor:
         with torch.inference_mode(), self.precision.forward_context():
             images = images.to(self.device, non_blocking=True)
             probabilities = self.classifier(images).float().softmax(1)
-            if self.settings.tta == "flip":
+            if self.config.tta == "flip":
                 probabilities = (probabilities + self.classifier(images.flip(-1)).float().softmax(1)) / 2
-            best = probabilities.topk(min(self.settings.top_k, len(self.names)))
+            best = probabilities.topk(min(self.config.top_k, len(self.names)))
             labels = [[self.names[i] for i in row] for row in best.indices.tolist()]
             embeddings = None
             if self.head_inputs:

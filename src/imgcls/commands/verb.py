@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any
+from typing import Any, TypeVar
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -23,19 +23,25 @@ from imgcls.errors import UserError, one_line
 from imgcls.processes import rank
 
 log = logging.getLogger(__name__)
+Config = TypeVar("Config")
 
 
-def verb(name: str) -> Callable[[Callable[[dict[str, Any], Path], Any]], Callable[[], None]]:
-    """Turns `run(config, run_dir)` into the verb's entry point. `config` is plain dicts, all resolved."""
+def verb(name: str, kind: type[Config]) -> Callable[[Callable[[Config, Path], Any]], Callable[[], None]]:
+    """Turns `run(config, run_dir)` into the verb's entry point.
 
-    def decorate(run: Callable[[dict[str, Any], Path], Any]) -> Callable[[], None]:
+    Args:
+        name: of the verb, and of its root in conf/.
+        kind: the dataclass that says the types of that root's keys; dict: the config as it is, plain and resolved.
+    """
+
+    def decorate(run: Callable[[Config, Path], Any]) -> Callable[[], None]:
         def task(cfg: DictConfig) -> Any:
             hydra_config = HydraConfig.get()
             try:
                 plain = config.plain(cfg)
                 for line in take_unchosen(plain, hydra_config.overrides.task):
                     log.log(logging.DEBUG if rank() else logging.WARNING, line)
-                return run(plain, Path(hydra_config.runtime.output_dir))
+                return run(config.typed(plain, kind, ""), Path(hydra_config.runtime.output_dir))
             except UserError as error:
                 if hydra_config.mode == RunMode.MULTIRUN:
                     raise  # the sweeper decides what it means; Hydra puts the traceback into run.log

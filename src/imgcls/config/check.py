@@ -96,8 +96,9 @@ def typed(value: Any, hint: Any, where: str) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         names = [part for part in first["loc"] if isinstance(part, str) and part.isidentifier()]
-        if len({e["loc"][:1] for e in error.errors()}) > 1 and not dataclasses.is_dataclass(
-            hint
+        several = len({e["loc"][:1] for e in error.errors()}) > 1
+        if several and not (
+            dataclasses.is_dataclass(hint) or hasattr(hint, "model_fields")
         ):  # none of a union
             raise UserError(f"{where}={value}: expected {_name(hint)}") from error
         place = ".".join([where, *names]) if where else ".".join(names)

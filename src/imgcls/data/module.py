@@ -107,6 +107,7 @@ class ImageDataModule(LightningDataModule):
         self.shuffle, self.repeats, self.seed, self.augment = shuffle, repeats, seed, augment or Augment()
         self.sets: dict[str, ImageDataset] = {}
 
+    max_errors = 1.0  # the share of unreadable images above which a run ends
     on_error = "raise"  # with "skip", targets may be -1 in evaluation by one process, too
     _spec: DataSpec  # a subclass sets it when it is made, before anything is downloaded or decoded
 

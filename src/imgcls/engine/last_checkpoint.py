@@ -158,10 +158,7 @@ class Safeguard(Checkpoint):
             raise self.failure(trainer, spoilt)
 
     def on_save_checkpoint(  # type: ignore[override]
-        self,
-        trainer: Trainer,
-        pl_module: ImageClassifier,
-        checkpoint: dict[str, Any],
+        self, trainer: Trainer, pl_module: ImageClassifier, checkpoint: dict[str, Any]
     ) -> None:
         self.check(trainer, *(checkpoint[key] for key in STATES if key in checkpoint))
         checkpoint["infinite"] = self.infinite
@@ -181,10 +178,7 @@ class Safeguard(Checkpoint):
             checkpoint["within_epoch"] = within
 
     def on_load_checkpoint(  # type: ignore[override]
-        self,
-        trainer: Trainer,
-        pl_module: ImageClassifier,
-        checkpoint: dict[str, Any],
+        self, trainer: Trainer, pl_module: ImageClassifier, checkpoint: dict[str, Any]
     ) -> None:
         self.metrics, self.within = checkpoint.get("metrics", {}), checkpoint.get("within_epoch", {})
         if trainer.state.fn == TrainerFn.FITTING:

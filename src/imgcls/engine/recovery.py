@@ -7,82 +7,95 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from imgcls.config.paths import shown
+from imgcls.config.training import TrainerConfig
+from imgcls.data.module import ImageDataModule
 from imgcls.engine.checkpoint import no_room
 from imgcls.engine.last_checkpoint import NonFiniteLoss
 from imgcls.engine.resume import newest_whole
 from imgcls.engine.signals import Stopped
 from imgcls.errors import UserError
 from imgcls.runs.checkpoints import unloadable
+from imgcls.tasks.classification import ImageClassifier
 
 log = logging.getLogger(__name__)
 MOST_SKIPS = 3
-Pieces = tuple[Any, Any, Any]  # trainer, classifier, data
+
+
+class Training(NamedTuple):
+    """What a training is made of."""
+
+    trainer: Trainer
+    classifier: ImageClassifier
+    data: ImageDataModule
 
 
 def fit(
-    pieces: Pieces,
-    rebuilt: Callable[[dict[str, Any]], Pieces],
-    config: dict[str, Any],
+    training: Training,
+    rebuild: Callable[[int, int], Training],
+    config: TrainerConfig,
     run_dir: Path,
     checkpoint: Path | None,
-) -> Pieces:
-    """Trains to the end; returns what was trained. After a fault that the config lets it get over, it goes back to the
-    last checkpoint, with all built anew."""
+) -> Training:
+    """Trains to the end, and returns what was trained.
+
+    After a fault that `on_nonfinite` or `on_oom` allows, the training is built anew and goes on from the last checkpoint.
+
+    Args:
+        rebuild: builds the training for a batch size and a number of accumulated batches.
+        checkpoint: to go on from.
+    """
     skipped: list[tuple[int, int]] = []
     while True:
-        trainer, classifier, data = pieces
+        batches = training.data.batch_size, training.trainer.accumulate_grad_batches
         try:
-            fit_once(trainer, classifier, data, run_dir, checkpoint)
-            return pieces
+            fit_once(training, run_dir, checkpoint)
+            return training
         except NonFiniteLoss as error:
-            skips = config["trainer"].get("on_nonfinite") == "skip"
+            skips = config.on_nonfinite == "skip"
             if not skips or len(skipped) == MOST_SKIPS:
-                if trainer.is_global_zero:
+                if training.trainer.is_global_zero:
                     more = (
                         f"; {MOST_SKIPS} batches were left out" if skips else ", or trainer.on_nonfinite=skip"
                     )
                     raise NonFiniteLoss(f"{error}{more}") from error
                 sys.exit(0)  # rank 0 says it
             skipped.append(error.batch)
-            if trainer.is_global_zero:
+            if training.trainer.is_global_zero:
                 log.warning(
                     "%s\nback to the last checkpoint, to leave that batch out", str(error).partition(";")[0]
                 )
         except torch.OutOfMemoryError as error:
-            config = halved(config, error)
-        pieces = rebuilt(config)
-        pieces[0].loggers, pieces[1].skipped = trainer.loggers, [list(batch) for batch in skipped]
+            batches = halved(*batches, config.on_oom == "halve", error)
+        loggers = training.trainer.loggers
+        training = rebuild(*batches)
+        training.trainer.loggers, training.classifier.skipped = loggers, [list(batch) for batch in skipped]
         checkpoint = newest_whole(run_dir / "checkpoints")
 
 
-def halved(config: dict[str, Any], error: Exception) -> dict[str, Any]:
-    """Returns a config of half the batch size and twice the accumulated batches, or raises UserError that says so."""
-    size, times = config["data"]["batch_size"], config["trainer"]["accumulate_grad_batches"]
-    half = f"data.batch_size={size // 2} trainer.accumulate_grad_batches={2 * times}"
-    if config["trainer"].get("on_oom") != "halve" or size % 2:
+def halved(size: int, accumulated: int, allowed: bool, error: Exception) -> tuple[int, int]:
+    """Returns half the batch size and twice the accumulated batches. Raises UserError where that is not to be done."""
+    half = f"data.batch_size={size // 2} trainer.accumulate_grad_batches={2 * accumulated}"
+    if not allowed or size % 2:
         raise UserError(
             f"out of memory at data.batch_size={size}; try {half}, or in a single process trainer.on_oom=halve, which "
             "does that by itself"
         ) from error
     log.warning("out of memory at data.batch_size=%d: going on with %s", size, half)
-    return {
-        **config,
-        "data": {**config["data"], "batch_size": size // 2},
-        "trainer": {**config["trainer"], "accumulate_grad_batches": 2 * times},
-    }
+    return size // 2, 2 * accumulated
 
 
-def fit_once(trainer: Any, classifier: Any, data: Any, run_dir: Path, checkpoint: Path | None) -> None:
+def fit_once(training: Training, run_dir: Path, checkpoint: Path | None) -> None:
     """Trains. One that was stopped from outside ends the process with the status that says so."""
     path, resume = None if checkpoint is None else str(checkpoint), shlex.quote(f"resume={shown(run_dir)}")
     try:
-        trainer.fit(classifier, datamodule=data, ckpt_path=path, weights_only=True)
+        training.trainer.fit(training.classifier, datamodule=training.data, ckpt_path=path, weights_only=True)
     except pickle.UnpicklingError as error:
         assert checkpoint is not None
         raise UserError(f"{shown(checkpoint)}: {unloadable(checkpoint, error)}") from error
@@ -100,7 +113,9 @@ def fit_once(trainer: Any, classifier: Any, data: Any, run_dir: Path, checkpoint
             raise
         raise UserError(no_room(run_dir / "checkpoints", error)) from error
     except Stopped:
-        log.warning("stopped after step %d; go on with: imgcls train %s", trainer.global_step, resume)
+        log.warning(
+            "stopped after step %d; go on with: imgcls train %s", training.trainer.global_step, resume
+        )
         raise
     except SystemExit as ended:
         if ended.code == 0:

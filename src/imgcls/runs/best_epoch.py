@@ -2,16 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from omegaconf import OmegaConf
-from pydantic import Field
 
+from imgcls.config.training import Metrics, Node, TrainerConfig
 from imgcls.errors import UserError, nearest
-
-Metrics = Annotated[
-    str | list[str], Field(min_length=1)
-]  # of optimized_metric; the first of several says what is best
 
 
 def direction(metric: str | None) -> str:
@@ -53,16 +49,22 @@ def best_epoch(run_dir: Path, monitor: str) -> dict[str, float]:
     return {f"best/{name}": float(value) for name, value in table.iloc[int(best)].dropna().items()}
 
 
-def check_monitored(config: dict[str, Any], callbacks: list[Any], names: set[str]) -> None:
-    """Raises UserError where a metric is watched that is never logged, or in the wrong direction."""
+def check_monitored(
+    optimized: Metrics, callbacks: list[Any], scheduler: Node, trainer: TrainerConfig, names: set[str]
+) -> None:
+    """Raises UserError where a metric is watched that is never logged, or in the wrong direction.
+
+    Args:
+        optimized: `optimized_metric`, which the others follow by default.
+        names: the metrics that are logged.
+    """
     watched = [
         (f"callbacks: {type(c).__name__}.", c.monitor, c.mode)
         for c in callbacks
         if getattr(c, "monitor", None)
     ]
-    if schedule := config["scheduler"].get("monitor"):
-        watched.append(("scheduler.", schedule, config["scheduler"].get("mode")))
-    optimized = config["optimized_metric"]  # what others follow, so it comes first
+    if schedule := scheduler.get("monitor"):
+        watched.append(("scheduler.", schedule, scheduler.get("mode")))
     named = [
         ("optimized_metric", name) for name in ([optimized] if isinstance(optimized, str) else optimized)
     ]
@@ -70,7 +72,7 @@ def check_monitored(config: dict[str, Any], callbacks: list[Any], names: set[str
     for key, name in named:
         if name not in names:
             raise UserError(f"{key}={name}: no such metric is logged; {nearest(name, names)}")
-        if name.startswith("val/") and (why := never_validated(config["trainer"])):
+        if name.startswith("val/") and (why := never_validated(trainer)):
             raise UserError(
                 f"{key}={name}: with {why} nothing is validated; watch train/loss, or let it validate"
             )
@@ -85,10 +87,10 @@ def check_monitored(config: dict[str, Any], callbacks: list[Any], names: set[str
             raise UserError(f"{where}mode={mode}: {name} is better the other way; set mode={direction(name)}")
 
 
-def never_validated(trainer: dict[str, Any]) -> str | None:
+def never_validated(trainer: TrainerConfig) -> str | None:
     """Returns the setting of conf/trainer by which no epoch is validated, if there is one."""
     for key in ("limit_val_batches", "max_epochs", "max_steps"):
-        if trainer.get(key) == 0:
+        if getattr(trainer, key) == 0:
             return f"trainer.{key}=0"
-    every, epochs = trainer.get("check_val_every_n_epoch") or 1, trainer.get("max_epochs") or -1
+    every, epochs = trainer.check_val_every_n_epoch or 1, trainer.max_epochs or -1
     return f"trainer.check_val_every_n_epoch={every} in {epochs} epochs" if 0 < epochs < every else None

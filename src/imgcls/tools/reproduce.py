@@ -5,11 +5,10 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from imgcls.commands.verb import verb
-from imgcls.config import check as configs
 from imgcls.config.paths import shown
+from imgcls.config.training import TrainConfig
 from imgcls.errors import UserError
 from imgcls.runs.record import rerooted
 
@@ -17,18 +16,18 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The types of conf/reproduce.yaml's own keys."""
+class ReproduceConfig:
+    """Keys of conf/reproduce.yaml."""
 
     run: str
     out: str
 
 
-@verb("reproduce")
-def main(config: dict[str, Any], run_dir: Path) -> None:
+@verb("reproduce", ReproduceConfig)
+def main(config: ReproduceConfig, run_dir: Path) -> None:
     """Trains with the config of a finished run, where it was started, and compares. Of its loggers only the CSV is
     kept: a sweep's record elsewhere gets no second run. Raises UserError where the result differs."""
-    given = configs.typed(config, Settings, "").run
+    given = config.run
     from imgcls.commands import train
     from imgcls.engine.ranks import single_job
     from imgcls.engine.resume import claim
@@ -49,11 +48,11 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
     stored = rerooted(stored, stored["run_dir"], str(run_dir)) | {"resume": None, "overwrite": False}
     stored["logger"] = {}
     stored["callbacks"].pop("pruning", None)  # would report to the search once more
-    settings, lock = train.checked(stored), claim(run_dir, overwrite=False, resuming=False)
+    wanted, lock = TrainConfig.read(stored), claim(run_dir, overwrite=False, resuming=False)
     start = Path(stored["cwd"])  # relative paths in the config are from there
     try:
         with contextlib.chdir(start) if start.is_dir() else contextlib.nullcontext(), single_job():
-            train.train(stored, settings, run_dir, None)
+            train.train(wanted, run_dir, None)
     finally:
         SIGNALS.restore()
         if lock is not None:

@@ -22,10 +22,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from pydantic import Field
 
-from imgcls.commands.train import Settings, build_all, build_classifier, checked
+from imgcls.commands.build import build_all, build_classifier
 from imgcls.commands.verb import verb
 from imgcls.config import check as configs
 from imgcls.config.paths import shown
+from imgcls.config.training import Node, TrainConfig
 from imgcls.errors import UserError
 
 SPEEDS = {"floor": "bare network", "loader": "loader alone", "train": "imgcls train"}
@@ -33,28 +34,28 @@ SPEEDS = {"floor": "bare network", "loader": "loader alone", "train": "imgcls tr
 
 @dataclass(frozen=True)
 class Turns:
-    """The types of conf/bench.yaml's own keys."""
+    """Keys of `bench` in conf/bench.yaml."""
 
     seconds: Annotated[float, Field(gt=0)]
     rounds: Annotated[int, Field(ge=1)]
 
 
-@verb("bench")
-def main(config: dict[str, Any], run_dir: Path) -> float:
+@verb("bench", dict)
+def main(plain: Node, run_dir: Path) -> float:
     """Measures one config; returns the ratio of the training to the floor."""
-    turns = configs.typed(config.pop("bench"), Turns, "bench")
-    path = configs.typed(config.pop("json"), Path | None, "json")
+    turns = configs.typed(plain.pop("bench"), Turns, "bench")
+    path = configs.typed(plain.pop("json"), Path | None, "json")
     if path:
         with suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
             raise UserError(f"json={path}: expected a file, new or there already, that can be written")
-    settings = checked(config)
+    config = TrainConfig.read(plain)
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler's own notes; read when torch is imported
     from imgcls.engine.ranks import single_job
 
     with single_job():
-        figures = measure(config, settings, turns, run_dir)
+        figures = measure(config, turns, run_dir)
     if figures is None:  # not the first process
         return 0.0
     (run_dir / "bench.json").write_text(json.dumps(figures, indent=2) + "\n")
@@ -71,7 +72,7 @@ def main(config: dict[str, Any], run_dir: Path) -> float:
     return float(figures["ratio"])
 
 
-def measure(config: dict[str, Any], settings: Settings, turns: Turns, run_dir: Path) -> dict[str, Any] | None:
+def measure(config: TrainConfig, turns: Turns, run_dir: Path) -> dict[str, Any] | None:
     """Trains as `imgcls train` does, without end, validation and checkpoints, for as long as the turns take; on rank 0
     returns what was measured."""
     from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
@@ -82,26 +83,28 @@ def measure(config: dict[str, Any], settings: Settings, turns: Turns, run_dir: P
     from imgcls.loggers.progress import EpochProgress
     from imgcls.tools.bench.meter import TakeTurns
 
-    prepare(settings.seed)
-    data = build_data(config["data"], config["augment"], settings.seed)
-    classifier = build_classifier(config, settings, data)
-    callbacks = [c for c in build_all(config, "callbacks") if not isinstance(c, Checkpoint | EarlyStopping)]
+    prepare(config.seed)
+    data = build_data(config.data, config.augment, config.seed)
+    classifier = build_classifier(config, data)
+    callbacks = [
+        c for c in build_all(config.callbacks, "callbacks") if not isinstance(c, Checkpoint | EarlyStopping)
+    ]
     for progress in (c for c in callbacks if isinstance(c, EpochProgress)):
         progress.console = Console(file=io.StringIO(), force_terminal=True)  # drawn, but not seen
-    endless = {**config["trainer"], "max_epochs": 10**6, "max_steps": -1, "limit_val_batches": 0}
+    endless = config.trainer.model_copy(update={"max_epochs": 10**6, "max_steps": -1, "limit_val_batches": 0})
     meter = TakeTurns(turns.seconds, turns.rounds)
     trainer = build_trainer(endless, [*callbacks, meter], [], run_dir)
     if isinstance(trainer.strategy, ModelParallelStrategy):
         raise UserError(
             "bench measures one device or trainer=ddp; a sharded network has no copy to compare with"
         )
-    for node in (config.get("logger") or {}).values():
+    for node in config.logger.values():
         if node and "mode" in node:
             node["mode"] = "offline"  # nothing of a benchmark is uploaded
     logging.getLogger("imgcls.loggers.progress").setLevel(
         logging.WARNING
     )  # a line an epoch is written, not shown
-    trainer.loggers = build_all(config, "logger")
+    trainer.loggers = build_all(config.logger, "logger")
     try:
         trainer.fit(classifier, datamodule=data)
     finally:
@@ -111,7 +114,7 @@ def measure(config: dict[str, Any], settings: Settings, turns: Turns, run_dir: P
             sys.modules["wandb"].finish()
     if not trainer.is_global_zero:
         return None
-    return {"backbone": config["backbone"].get("name") or config["names"]["backbone"], **meter.figures()}
+    return {"backbone": config.backbone.get("name") or config.names["backbone"], **meter.figures()}
 
 
 def show(rows: list[dict[str, Any]]) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from imgcls.commands.verb import verb
-from imgcls.config import check as configs
 from imgcls.config.paths import shown
 from imgcls.errors import UserError, nearest
 from imgcls.runs.best_epoch import direction
@@ -21,8 +20,8 @@ OPERATORS = {"!=": operator.ne, "<=": operator.le, ">=": operator.ge, "=": opera
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The types of conf/compare.yaml's own keys."""
+class CompareConfig:
+    """Keys of conf/compare.yaml."""
 
     runs: str | list[str]
     where: str | list[str] | None
@@ -32,30 +31,29 @@ class Settings:
     baseline: str | None
 
 
-@verb("compare")
-def main(config: dict[str, Any], run_dir: Path) -> None:
+@verb("compare", CompareConfig)
+def main(config: CompareConfig, run_dir: Path) -> None:
     """Compares runs, and names those that are damaged or did not finish."""
-    settings = configs.typed(config, Settings, "")
-    if settings.baseline and not settings.group:
+    if config.baseline and not config.group:
         raise UserError(
-            f"baseline={settings.baseline} needs group=seed or group=fold, over which runs are paired"
+            f"baseline={config.baseline} needs group=seed or group=fold, over which runs are paired"
         )
     from imgcls.runs import read as runs
     from imgcls.tools.compare import page as compare_page
 
-    table = where(runs.read_runs(settings.runs), settings.where)
-    target = column(table, settings.metric) if settings.metric else optimised(table)
+    table = where(runs.read_runs(config.runs), config.where)
+    target = column(table, config.metric) if config.metric else optimised(table)
     if not table[target].dtype.kind == "f" or table[target].isna().all():
         raise UserError(f"metric={target}: none of the runs that are compared has such a measured value")
-    by = column(table, (settings.sort or target).removeprefix("-"))
-    table = ordered(table, by, bool(settings.sort) and settings.sort.startswith("-"))
+    by = column(table, (config.sort or target).removeprefix("-"))
+    table = ordered(table, by, (config.sort or "").startswith("-"))
     differing = sorted(differing_config(table), key=lambda name: name != by)  # it is the last to find no room
     groups, pair, notes = None, {}, list[str]()
-    if settings.group:
-        over = column(table, settings.group)
+    if config.group:
+        over = column(table, config.group)
         keys = [name for name in differing if name != over]
         counted, notes = once_each(table, [*keys, over], target)
-        groups = grouped(counted, over, keys, target, settings.baseline)
+        groups = grouped(counted, over, keys, target, config.baseline)
     if len(table) == 2:
         with contextlib.suppress(runs.Damaged):  # which is named
             pair = runs.differences(*map(Path, table["path"]))

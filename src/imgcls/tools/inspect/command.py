@@ -20,6 +20,7 @@ from pydantic import Field
 from imgcls.commands.verb import verb
 from imgcls.config import check as configs
 from imgcls.config.paths import shown
+from imgcls.config.training import Node
 from imgcls.errors import UserError, one_line
 
 if TYPE_CHECKING:
@@ -31,38 +32,40 @@ SPLITS = ("train", "val", "test")  # of a picture's copies the last in this orde
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The types of conf/inspect.yaml's own keys."""
+class InspectConfig:
+    """Keys of conf/inspect.yaml."""
 
+    data: Node
+    augment: Node
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     near: Annotated[int, Field(ge=0, le=6)] | None
     samples: Annotated[int, Field(ge=1, le=256)]
 
 
-@verb("inspect")
-def main(config: dict[str, Any], run_dir: Path) -> None:
+@verb("inspect", InspectConfig)
+def main(config: InspectConfig, run_dir: Path) -> None:
     """Reads each image once, and writes what it finds into the run directory."""
-    settings = configs.typed({k: v for k, v in config.items() if k in Settings.__annotations__}, Settings, "")
-    configs.check({"data": config["data"]})
+    configs.check({"data": config.data})
     try:
-        report(config, settings, run_dir)
+        report(config, run_dir)
     except KeyboardInterrupt:
         log.error("interrupted")
         sys.exit(130)
 
 
-def report(config: dict[str, Any], settings: Settings, run_dir: Path) -> None:
+def report(config: InspectConfig, run_dir: Path) -> None:
     """Reads, compares, writes, prints."""
+    from imgcls.augment.image import Augment
     from imgcls.data.imagefolder import exclude_list
     from imgcls.data.loading.folders import left_out
-    from imgcls.engine.build import prepare, to_augment
+    from imgcls.engine.build import prepare
     from imgcls.processes import cores
     from imgcls.tools.inspect.page import show, write
     from imgcls.tools.inspect.scan import Reader, list_files, list_memory, scan
 
-    prepare(settings.seed)
-    options, unread = config["data"], list[dict[str, str]]()
-    data, folders, refused = prepared(options, to_augment(config["augment"]), settings.seed)
+    prepare(config.seed)
+    options, unread = config.data, list[dict[str, str]]()
+    data, folders, refused = prepared(options, configs.typed(config.augment, Augment, "augment"), config.seed)
     if folders is None:
         name = options.get("dataset", type(data).__name__)
         table, classes, reader = list_memory(data)
@@ -78,14 +81,14 @@ def report(config: dict[str, Any], settings: Settings, run_dir: Path) -> None:
     found: dict[str, Any] = {"data": name, "training_refuses": refused, "seconds": round(seconds, 2)}
     found |= {
         "images_per_second": round(len(table) / seconds, 1),
-        **findings(table, classes, unread, settings.near),
+        **findings(table, classes, unread, config.near),
     }
     found["deep"] = depths(table, options.get("bits"))
     found["left_out"] = [] if folders is None else left_out(root, folders.values())
     run_dir.mkdir(parents=True, exist_ok=True)
     found["excluded"] = 0 if folders is None else write_exclude(found, run_dir / "exclude.txt")
     unreadable = {reader.paths[i] for i in table.index[table["reason"].notna()]}
-    seen = None if refused else samples(data, unreadable, settings)
+    seen = None if refused else samples(data, unreadable, config.samples)
     found["no_samples"] = (
         None if seen else "training refuses this data" if refused else "no image can be read"
     )
@@ -239,7 +242,7 @@ def write_exclude(found: dict[str, Any], path: Path) -> int:
     return len(lines)
 
 
-def samples(data: Any, unreadable: set[str], settings: Settings) -> "tuple[list[Tensor], list[str]] | None":
+def samples(data: Any, unreadable: set[str], number: int) -> "tuple[list[Tensor], list[str]] | None":
     """Returns training images `(C, H, W) uint8` as the network sees them, but for the normalisation, and their labels;
     None where no image can be read."""
     import torch
@@ -249,9 +252,7 @@ def samples(data: Any, unreadable: set[str], settings: Settings) -> "tuple[list[
 
     dataset, spec = data.sets["train"], data.spec
     order = EpochSampler(len(dataset), data.seed, shuffle=True, training=True)
-    if not (
-        keys := list(islice((key for key in order if dataset.name(key) not in unreadable), settings.samples))
-    ):
+    if not (keys := list(islice((key for key in order if dataset.name(key) not in unreadable), number))):
         return None
     images, targets, _ = dataset.__getitems__(keys)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))

@@ -13,15 +13,17 @@ from pydantic import Field
 from imgcls.commands.verb import verb
 from imgcls.config import check as configs
 from imgcls.config.paths import hydra_quoted, shown
+from imgcls.config.training import Node
 from imgcls.errors import UserError
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The types of conf/pack.yaml's own keys."""
+class PackConfig:
+    """Keys of conf/pack.yaml."""
 
+    data: Node
     out: str
     format: Literal["pixels", "jpeg", "litdata"]
     size: Annotated[int, Field(ge=1)] | None
@@ -29,22 +31,21 @@ class Settings:
     on_error: Literal["refuse", "skip"]
 
 
-@verb("pack")
-def main(config: dict[str, Any], run_dir: Path) -> None:
+@verb("pack", PackConfig)
+def main(config: PackConfig, run_dir: Path) -> None:
     """Packs a folder set into the directory `out`, which is there only when all of it is."""
-    settings = configs.typed({k: v for k, v in config.items() if k in Settings.__annotations__}, Settings, "")
-    out = Path(settings.out).expanduser()
+    out = Path(config.out).expanduser()
     if out.exists() or out.is_symlink():
         raise UserError(f"out={out} is there already; give another directory, or delete it")
-    configs.check({"data": config["data"]})
+    configs.check({"data": config.data})
     from imgcls.data.imagefolder import ImageFolder
     from imgcls.data.module import ImageDataModule
     from imgcls.engine.build import prepare
 
     prepare(0)
-    data = configs.build(config["data"], "data", ImageDataModule)
+    data = configs.build(config.data, "data", ImageDataModule)
     if not isinstance(data, ImageFolder):
-        target = config["data"]["_target_"]
+        target = config.data["_target_"]
         raise UserError(f"{target} has no image files to pack; expected data=imagefolder or imagenet")
     if data.fraction < 1:
         raise UserError(
@@ -55,10 +56,10 @@ def main(config: dict[str, Any], run_dir: Path) -> None:
             f"out={out} lies in data.root={data.root}, where it would be a class; give another directory"
         )
     data.prepare_data()
-    pack(data, out, settings)
+    pack(data, out, config)
 
 
-def pack(data: Any, out: Path, settings: Settings) -> None:
+def pack(data: Any, out: Path, config: PackConfig) -> None:
     """Writes to a hidden directory beside `out`, which takes its name when it is whole and on the disk."""
     from filelock import FileLock, Timeout
 
@@ -71,7 +72,7 @@ def pack(data: Any, out: Path, settings: Settings) -> None:
             try:
                 shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
                 partial.mkdir()
-                manifest = write_pack(data, partial, settings)
+                manifest = write_pack(data, partial, config)
                 partial.rename(out)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -92,7 +93,7 @@ def pack(data: Any, out: Path, settings: Settings) -> None:
     )
     speed, choice = (
         images / (time.perf_counter() - start),
-        "streaming" if settings.format == "litdata" else "packed",
+        "streaming" if config.format == "litdata" else "packed",
     )
     log.info("%s images, %.1f MB, %.0f images/s: %s", f"{images:,}", size / 1e6, speed, shown(out))
     log.info("train on it: imgcls train data=%s data.root=%s", choice, hydra_quoted(shown(out)))

@@ -1,0 +1,94 @@
+"""Typed config of a training: what `imgcls train` composes, with the bounds of each value."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from imgcls.config import check as configs
+from imgcls.errors import UserError
+
+Node = dict[str, Any]  # a call: `_target_` and its keyword arguments
+Nodes = Annotated[dict[str, Node | None], BeforeValidator(lambda nodes: nodes or {})]  # null switches one off
+Metrics = Annotated[str | list[str], Field(min_length=1)]  # the first of several says which epoch is best
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+PARTS = ("data", "augment", "backbone", "loss", "optimizer", "scheduler", "trainer")
+OURS = {"on_nonfinite", "on_oom"}  # keys of conf/trainer that Lightning's Trainer doesn't have
+
+
+class TrainerConfig(BaseModel):
+    """Keys of conf/trainer. Those of Lightning's Trainer that are named here have bounds: outside of them the Trainer
+    would fail late, or do nothing."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    max_epochs: Annotated[int | None, Field(ge=-1)] = None
+    max_steps: Annotated[int, Field(ge=-1)] = -1
+    accumulate_grad_batches: Annotated[int, Field(ge=1)] = 1
+    gradient_clip_val: Annotated[float | None, Field(ge=0)] = None
+    limit_train_batches: Annotated[int | float, Field(gt=0)] = 1.0
+    limit_val_batches: Annotated[int | float, Field(ge=0)] = 1.0
+    limit_test_batches: Annotated[int | float, Field(gt=0)] = 1.0
+    check_val_every_n_epoch: Annotated[int | None, Field(ge=1)] = 1
+    val_check_interval: Annotated[int | float | None, Field(gt=0)] = None
+    num_sanity_val_steps: Annotated[int, Field(ge=-1)] = 0
+    log_every_n_steps: Annotated[int, Field(ge=0)] = 50
+    num_nodes: Annotated[int, Field(ge=1)] = 1
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    on_oom: Literal["stop", "halve"] = "stop"
+
+    def arguments(self) -> Node:
+        """Returns the call that builds Lightning's Trainer: the keys that were given, without ours."""
+        return self.model_dump(exclude=OURS, exclude_unset=True)
+
+
+class TrainConfig(BaseModel):
+    """Keys of conf/train.yaml. The parts are still calls (`Node`), whose names and types are checked."""
+
+    model_config = ConfigDict(frozen=True)
+
+    data: Node
+    augment: Node
+    backbone: Node
+    loss: Node
+    optimizer: Node
+    scheduler: Node
+    trainer: TrainerConfig
+    callbacks: Nodes = Field(default_factory=dict)
+    logger: Nodes = Field(default_factory=dict)
+    names: dict[str, str | None]
+    seed: Seed
+    run_dir: str
+    test: bool
+    tune: Literal["lr", "batch_size"] | None
+    temperature: bool
+    class_weights: Literal["balanced"] | list[Annotated[float, Field(ge=0)]] | None
+    channels_last: bool
+    compile: bool
+    optimized_metric: Metrics
+    resume: str | None
+    overwrite: bool
+    record: Node  # all of the config, plain: config.yaml, the checkpoints and W&B get it
+
+    @classmethod
+    def read(cls, plain: Node) -> Self:
+        """Returns the typed form of a plain config.
+
+        Raises:
+            UserError: a part is not chosen, a name or type does not fit its call, or a value is out of its bounds.
+        """
+        for part in PARTS:
+            if not plain.get(part):
+                raise UserError(f"{part}: nothing is chosen; write {part}=…")
+        backbone = {
+            k: v for k, v in plain["backbone"].items() if k != "weights"
+        }  # the file is not the network's
+        ours = OURS | ({"precision"} if plain["trainer"].get("precision") == "auto" else set())
+        trainer = {k: v for k, v in plain["trainer"].items() if k not in ours}
+        configs.check({**plain, "backbone": backbone, "trainer": trainer})
+        return configs.typed({**plain, "record": plain}, cls, "")
+
+    def with_batches(self, size: int, accumulated: int) -> Self:
+        """Returns the config with another batch size and number of accumulated batches."""
+        data = {**self.record["data"], "batch_size": size}
+        trainer = {**self.record["trainer"], "accumulate_grad_batches": accumulated}
+        return self.read({**self.record, "data": data, "trainer": trainer})
