@@ -7,7 +7,7 @@ import inspect
 import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from imgcls.errors import UserError
 
@@ -44,7 +44,7 @@ def allowed(target: object, kind: str, trust: Iterable[str] = ()) -> Callable[..
     if not (inspect.isfunction(found) or inspect.isclass(found)) or not defined or home in BUILDERS:
         expected = f"expected a function or class that is defined in {module_name}"
         raise UserError(f"{where}: {expected}; it was not called")
-    return cast(Callable[..., Any], found)
+    return found
 
 
 @functools.cache

@@ -150,7 +150,7 @@ def explain(error: Exception) -> str:
         return f"{group}={choice}: there is no such choice; {nearest(choice, options, most=40)}"
     cause = error.__cause__
     if isinstance(cause, ConfigKeyError | AttributeError) and isinstance(cause, OmegaConfBaseException):
-        known = [str(key) for key in cause.parent_node or ()]  # type: ignore[attr-defined]
+        known = [str(key) for key in cause.parent_node or ()]
         group, _, name = str(cause.full_key).partition(".")
         if group in PARTS and (advice := choosing(group, name, known)):
             return f"{cause.full_key}: it is not chosen; {advice}"

@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,36 +90,39 @@ class Jobs:
             out += f"; {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left"
         return out
 
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Prints the line whenever a job ends, while jobs run in other processes."""
-        done = threading.Event()
+    def watch(self) -> None:
+        """Prints the line if a job that runs in another process has ended since the last look."""
+        running = [job for job in self.begun if job.state == "running"]
+        for job in running:
+            if (status := job.status()) in ("finished", "pruned", "failed"):
+                job.state = status
+        if any(job.state != "running" for job in running):
+            print(self.line(), flush=True)
 
-        def watch() -> None:
-            while not done.wait(2.0):
-                before = Counter(job.state for job in self.begun)
-                for job in self.begun:
-                    if job.state == "running" and (status := job.status()) in (
-                        "finished",
-                        "pruned",
-                        "failed",
-                    ):
-                        job.state = status
-                if Counter(job.state for job in self.begun) != before:
-                    print(self.line(), flush=True)
 
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
+@contextmanager
+def repeated(action: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Calls a function every few seconds, in a thread of its own."""
+    done = threading.Event()
+
+    def repeat() -> None:
+        while not done.wait(seconds):
+            action()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def job_name(overrides: list[str], excluded: set[str]) -> str:
-    """Returns overrides as the name of a folder. If it is too long, keys lose what comes before their last
-    dot; if it still is, it is cut and ends in a hash."""
+    """Returns overrides as the name of a folder.
+
+    If it is too long, keys lose what comes before their last dot; if it still is, it is cut, with a hash.
+    """
     parts = "|".join(map(re.escape, excluded)) or "$."
     kept = [o for o in overrides if not re.match(rf"\+*({parts})[.=]", o)]
     kept = [re.sub(r"\d+\.\d{5,}(e[-+]?\d+)?", lambda number: f"{float(number[0]):.4g}", o) for o in kept]

@@ -2,10 +2,9 @@
 
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from omegaconf import DictConfig
 
 from imgcls.engine.signals import SIGNALS, STOPPED, Stopped
 from imgcls.errors import UserError
-from imgcls.sweeps.jobs import Job
+from imgcls.sweeps.jobs import Job, repeated
 from imgcls.sweeps.private import KEEP_APART
 
 LOCAL, JOBLIB = "BasicLauncher", "JoblibLauncher"  # kinds of Hydra's launchers
@@ -41,32 +40,29 @@ class Follower:
             return self.task(config)
         for number in (signal.SIGTERM, signal.SIGINT):  # between jobs they are for the leader
             signal.signal(number, signal.SIG_IGN)  # until SIGNALS.install
-        ended = threading.Event()
-        threading.Thread(target=self.watch, args=(ended,), daemon=True).start()
-        try:
-            if self.over():
-                raise Stopped
-            return self.task(config)
-        except SystemExit as stopped:  # raised further, it would make joblib kill all others
-            return UserError(f"it was stopped, with status {stopped.code}")
-        finally:
-            ended.set()
-            if os.getppid() != self.leader:
-                os._exit(STOPPED)  # joblib's loop would wait for the next job
+        self.end = float("inf")
+        with repeated(self.watch, 0.5):
+            try:
+                if self.over():
+                    raise Stopped
+                return self.task(config)
+            except SystemExit as stopped:  # raised further, it would make joblib kill all others
+                return UserError(f"it was stopped, with status {stopped.code}")
+            finally:
+                if os.getppid() != self.leader:
+                    os._exit(STOPPED)  # joblib's loop would wait for the next job
 
     def over(self) -> bool:
         return os.getppid() != self.leader or self.stop.exists()
 
-    def watch(self, ended: threading.Event) -> None:
+    def watch(self) -> None:
         """Stops the job when the sweep is over, and ends the process if the job goes on for too long."""
-        end = float("inf")
-        while not ended.wait(0.5):
-            if self.over():
-                end = min(end, time.monotonic() + PATIENCE)
-                if SIGNALS.asked is None:
-                    os.kill(os.getpid(), signal.SIGTERM)
-                if time.monotonic() > end:
-                    os._exit(STOPPED)
+        if self.over():
+            self.end = min(self.end, time.monotonic() + PATIENCE)
+            if SIGNALS.asked is None:
+                os.kill(os.getpid(), signal.SIGTERM)
+            if time.monotonic() > self.end:
+                os._exit(STOPPED)
 
 
 @contextmanager
@@ -78,25 +74,20 @@ def stoppable(launcher: Launcher, kind: str, folder: Path) -> Iterator[None]:
     if kind in KEEP_APART:
         KEEP_APART[kind]()
     SIGNALS.install()
-    stop, done = folder.absolute() / f".stop-{os.getpid()}", threading.Event()
+    stop = folder.absolute() / f".stop-{os.getpid()}"
 
-    def watch() -> None:
-        while not done.wait(0.5):
-            if SIGNALS.asked is not None:
-                stop.touch()
+    def tell() -> None:
+        if SIGNALS.asked is not None:
+            stop.touch()
 
-    thread = threading.Thread(target=watch, daemon=True)
     if kind == JOBLIB:
         stop.unlink(missing_ok=True)  # of an earlier process with the same number
         launcher.task_function = Follower(launcher.task_function, stop)  # type: ignore[attr-defined]
         SIGNALS.training = True  # a signal is noted, and a second SIGINT ends all at once
-        thread.start()
     try:
-        yield
+        with repeated(tell, 0.5) if kind == JOBLIB else nullcontext():
+            yield
     finally:
-        done.set()
-        if thread.is_alive():
-            thread.join()
         stop.unlink(missing_ok=True)
         SIGNALS.restore()
 

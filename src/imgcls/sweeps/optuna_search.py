@@ -60,12 +60,12 @@ class Search:
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         self.settings, self.folder, self.metric, self.total = settings, folder, metrics[0], settings.n_trials
         self.space = {override.get_key_element(): distribution(override) for override in swept}
-        self.pruner = settings.pruner and configs.build(settings.pruner, "sweep.pruner")
+        pruner = configs.build(settings.pruner, "sweep.pruner") if settings.pruner else None
         self.storage = journal(folder / FILE)
         self.study = optuna.create_study(
             storage=self.storage, study_name=folder.name, load_if_exists=True,
             directions=["minimize" if word == "min" else "maximize" for word in directions],
-            pruner=self.pruner or optuna.pruners.NopPruner(),
+            pruner=pruner or optuna.pruners.NopPruner(),
         )  # fmt: skip
 
     @contextmanager

@@ -29,7 +29,7 @@ from imgcls.engine.signals import SIGNALS
 from imgcls.errors import InUse, UserError, one_line
 from imgcls.runs.best_epoch import Metrics, direction, optimised
 from imgcls.runs.record import yaml_text
-from imgcls.sweeps.jobs import Job, Jobs, job_name, short_hash
+from imgcls.sweeps.jobs import Job, Jobs, job_name, repeated, short_hash
 from imgcls.sweeps.launchers import LOCAL, outcomes, stoppable
 from imgcls.sweeps.space import SweepSettings, check_space, choices, read_overrides, value_text
 
@@ -208,7 +208,7 @@ class Sweep(Sweeper):
         left = [job for job in jobs if not job.done()]
         if left and self.local:
             print(f"\njob {left[0].folder.name}", flush=True)
-        with nullcontext() if self.local else self.jobs.watched():
+        with nullcontext() if self.local else repeated(self.jobs.watch, 2.0):
             results = outcomes(self.launcher, self.kind, left)
         if SIGNALS.asked is not None:
             SIGNALS.stop()
