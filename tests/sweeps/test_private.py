@@ -30,17 +30,22 @@ def test_a_dead_job_of_slurm_stays_in_its_place(monkeypatch: pytest.MonkeyPatch)
     submitit = pytest.importorskip("submitit")
     from hydra_plugins.hydra_submitit_launcher.submitit_launcher import SlurmLauncher
 
+    class Started:
+        """A job in the place of submitit's, which would look for itself in SLURM's queue."""
+
+        def results(self) -> Any:
+            return submitit.SlurmJob.results(self)
+
     class Executor:
         def __init__(self, **_: Any) -> None: ...
 
         def update_parameters(self, **_: Any) -> None: ...
 
         def map_array(self, _: Any, overrides: Any, *__: Any) -> Any:
-            return [object.__new__(submitit.SlurmJob) for _ in overrides]
+            return [Started() for _ in overrides]
 
     found = iter([gone, lambda: ["done"]])
     monkeypatch.setattr(submitit, "AutoExecutor", Executor)
-    monkeypatch.setattr(submitit.SlurmJob, "__del__", lambda job: None, raising=False)
     monkeypatch.setattr(submitit.SlurmJob, "results", submitit.SlurmJob.results)  # put back at the end
     monkeypatch.setattr(submitit.Job, "results", lambda job: next(found)())
     private.keep_slurm_jobs_apart()
