@@ -159,7 +159,7 @@ def keywords(first: int, **others: Any) -> dict[str, Any]:
 
 
 def test_a_target_that_takes_any_keyword() -> None:
-    node = {"_target_": "test_config.keywords", "first": 1, "second": "b"}
+    node = {"_target_": f"{__name__}.keywords", "first": 1, "second": "b"}
     assert build(node, "x", third=3) == {"first": 1, "second": "b", "third": 3}
     assert refused(build, {**node, "first": "a"}, "x").startswith("x.first=a: ")
 
@@ -252,10 +252,19 @@ def test_explain(override: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("callbacks.early_stopping.patience=3", "callbacks.early_stopping: it is not chosen; write callbacks=[default,early_stopping]"),
+        (
+            "callbacks.early_stopping.patience=3",
+            "callbacks.early_stopping: it is not chosen; write callbacks=[default,early_stopping]",
+        ),
         ("logger.mlflow.run_name=x", "logger.mlflow: it is not chosen; write logger=[csv,wandb,mlflow]"),
-        ("callbacks.finetune.body_lr=1", "callbacks.finetune: it is not chosen; write finetune=…; choose one of: gradual, layer_decay"),
-        ("callbacks.throughputt.x=3", "callbacks.throughputt: there is no such key; did you mean 'throughput'?"),
+        (
+            "callbacks.finetune.body_lr=1",
+            "callbacks.finetune: it is not chosen; write finetune=…; choose one of: gradual, layer_decay",
+        ),
+        (
+            "callbacks.throughputt.x=3",
+            "callbacks.throughputt: there is no such key; did you mean 'throughput'?",
+        ),
     ],
 )  # fmt: skip
 def test_a_part_that_is_not_chosen(override: str, message: str) -> None:
@@ -266,11 +275,15 @@ def test_a_part_that_is_not_chosen(override: str, message: str) -> None:
 
 def test_settings_of_parts_that_are_not_chosen() -> None:
     def parts() -> dict[str, Any]:
-        return {"callbacks": {"ema": {"_target_": "x"}, "early_stopping": {"patience": 3}}, "logger": {"wandb": None, "mlflo": {"a": 1}}}  # fmt: skip
+        return {
+            "callbacks": {"ema": {"_target_": "x"}, "early_stopping": {"patience": 3}},
+            "logger": {"wandb": None, "mlflo": {"a": 1}},
+        }
 
     config = parts()
     assert take_unchosen(config, ["seed=1", "callbacks.ema.decay=0.9"]) == [
-        "callbacks.early_stopping: its settings are not used, because it is not chosen; write callbacks=[ema,early_stopping]",
+        "callbacks.early_stopping: its settings are not used, because it is not chosen; "
+        "write callbacks=[ema,early_stopping]",
         "logger.mlflo: its settings are not used, because it is not chosen; there is nothing to choose from",
     ]
     assert config == {"callbacks": {"ema": {"_target_": "x"}}, "logger": {"wandb": None}}

@@ -11,8 +11,9 @@ from support.pictures import write_picture
 from imgcls.config.paths import expand, quoted
 
 AS_THEY_ARE = [
-    "~/pics", "/a b/c", "a=b,c", "it's", "it\\'s", "back\\", "x\\y", "2024", "1e5", "-3", "true", "ünï/ö", "..", "./x", "-", "*.jpg",
-    "[old] pics", "pics (1)", "{a,b}.png", "s3://b/x?y=1", "a#b!c%d@e:f;g&h<i>j|k^l`m", "runs/${now:%Y}", "'tis",
+    "~/pics", "/a b/c", "a=b,c", "it's", "it\\'s", "back\\", "x\\y", "2024", "1e5", "-3", "true", "ünï/ö",
+    "..", "./x", "-", "*.jpg", "[old] pics", "pics (1)", "{a,b}.png", "s3://b/x?y=1",
+    "a#b!c%d@e:f;g&h<i>j|k^l`m", "runs/${now:%Y}", "'tis",
 ]  # fmt: skip
 
 
@@ -71,7 +72,8 @@ def test_home(monkeypatch: pytest.MonkeyPatch) -> None:
     config |= {"out": None, "source": "~nobody-of-this-name/x", "trainer": {"default_root_dir": "~"}}
     assert expand(config) == {
         "data": {"root": "/home/me/a", "name": "~/b"}, "runs": ["/home/me/c", "d"], "out": None,
-        "logger": {"csv": {"save_dir": "/home/me/e"}}, "source": "~nobody-of-this-name/x", "trainer": {"default_root_dir": "/home/me"},
+        "logger": {"csv": {"save_dir": "/home/me/e"}}, "source": "~nobody-of-this-name/x",
+        "trainer": {"default_root_dir": "/home/me"},
     }  # fmt: skip
     assert quoted(["hydra.run.dir=~/a,b", "-m"]) == ["hydra.run.dir='/home/me/a,b'", "-m"]
 
@@ -79,9 +81,13 @@ def test_home(monkeypatch: pytest.MonkeyPatch) -> None:
 ODD = "it's, a=b"
 KEYS = {
     f"train data=imagefolder data.root=~/{ODD}": f"data.root=HOME/{ODD}: there is no such folder",
-    f"train data=imagefolder data.root=pictures data.exclude=~/{ODD}": f"data.exclude=HOME/{ODD} can't be read",
+    f"train data=imagefolder data.root=pictures data.exclude=~/{ODD}": (
+        f"data.exclude=HOME/{ODD} can't be read"
+    ),
     f"train backbone.weights=~/{ODD}": f"weights=HOME/{ODD}: there is no such file",
-    f"train callbacks=[default,distillation] callbacks.distillation.teacher=~/{ODD}": f"=HOME/{ODD}: there is no such file",
+    f"train callbacks=[default,distillation] callbacks.distillation.teacher=~/{ODD}": (
+        f"=HOME/{ODD}: there is no such file"
+    ),
     f"train resume=~/{ODD}": f"resume=~/{ODD}: there is no run in it",
     "train -m data=imagefolder data.root=~/it's seed=1,2": "data.root=~/it's: there is no such folder",
     f"bench data=imagefolder data.root=~/{ODD}": f"data.root=HOME/{ODD}: there is no such folder",

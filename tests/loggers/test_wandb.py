@@ -21,7 +21,8 @@ def test_runs_of_a_search(here: Callable[..., None], monkeypatch: pytest.MonkeyP
     """One that finishes, one that is pruned, one that fails."""
     here(
         "train", "-m", "trainer=cpu", "trainer.max_epochs=2", "sweep=optuna", "sweep.name=mine",
-        "sweep.pruner={_target_: optuna.pruners.ThresholdPruner,lower: 0.5,n_warmup_steps: 1}", "sweep.n_trials=3",
+        "sweep.pruner={_target_: optuna.pruners.ThresholdPruner,lower: 0.5,n_warmup_steps: 1}",
+        "sweep.n_trials=3",
         "sweep.sampler={_target_: optuna.samplers.BruteForceSampler,seed: 1}", "optimizer.lr=0.004,1e-9,-1",
         "logger.wandb.log_model=true",
     )  # fmt: skip
@@ -86,7 +87,7 @@ def test_no_report_without_a_key() -> None:
 
 
 def check_finished(found: dict[str, Any]) -> None:
-    """The history of all epochs, the best and the last in the summary, the report's media, and the checkpoint."""
+    """The history of all epochs, the best and the last in the summary, the report's media, the checkpoint."""
     tops = [item["val/top1"] for item in found["history"] if "val/top1" in item]
     summary = found["summary"]
     assert len(tops) == 2 and summary["best/val/top1"] == max(tops) and summary["val/top1"] == tops[-1]

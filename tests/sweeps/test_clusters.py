@@ -1,4 +1,4 @@
-"""The same sweep wherever jobs run, and single runs under SLURM and torchrun: real clusters on this machine."""
+"""The same sweep wherever jobs run, and single runs under SLURM and torchrun: clusters on this machine."""
 
 import json
 import os
@@ -88,7 +88,7 @@ def assert_same_sweep(local: Path, other: Path) -> None:
 
 
 def preempt(slurm: Slurm, job: str) -> None:
-    """Lets a job of more importance take the node of this one; then this one needs not wait its two minutes."""
+    """Lets a more important job take the node of this one, which then goes on without its two minutes."""
     node = slurm.run("squeue", "-h", "-j", job, "-o", "%N").strip()
     slurm.run("sbatch", "-p", "high", "-w", node, "-o", "/dev/null", "--wrap", "sleep 2")
     wait_for(lambda: slurm.state(job) == "PENDING")
@@ -124,7 +124,7 @@ def test_slurm_run_preempted(local: Path, slurm: Slurm) -> None:
 
 
 def test_slurm_run_out_of_time(slurm: Slurm) -> None:
-    """SLURM warns 120 s before the limit, here from the start: one step, a checkpoint, and back into the queue."""
+    """SLURM warns 120 s before the limit, here at the start: a step, a checkpoint, back into the queue."""
     job = slurm.run("sbatch", "-o", "out.txt", "--time=1", str(ROOT / "docs" / "train.sbatch"), *RUN).split()[
         -1
     ]
@@ -175,13 +175,14 @@ def test_ranks_of_srun_and_torchrun(slurm: Slurm) -> None:
 
 @pytest.mark.parametrize("launcher", ["joblib", "ray", "slurm"])
 def test_a_job_that_dies_takes_none_along(launcher: str, request: pytest.FixtureRequest) -> None:
-    """Its process ends while its optimizer is imported, beside one that trains and before one that has not begun."""
+    """Its process ends while it imports its optimizer, beside a job that trains and before one not begun."""
     Path("dies.py").write_text("import os\nos._exit(3)\n")
     variables = request.getfixturevalue("slurm").environment if launcher == "slurm" else {}
     done = imgcls(
-        "train", "-m", *RUN, "test=false", f"launcher={launcher}", "hydra.sweep.dir=sweep", "trainer.max_epochs=2",
-        "optimizer._target_=torch.optim.AdamW,dies.Optimizer,torch.optim.NAdam,torch.optim.RAdam", timeout=500,
-        **variables, PYTHONPATH=f"{Path.cwd()}:{os.environ.get('PYTHONPATH', '')}",
+        "train", "-m", *RUN, "test=false", f"launcher={launcher}", "hydra.sweep.dir=sweep",
+        "trainer.max_epochs=2",
+        "optimizer._target_=torch.optim.AdamW,dies.Optimizer,torch.optim.NAdam,torch.optim.RAdam",
+        timeout=500, **variables, PYTHONPATH=f"{Path.cwd()}:{os.environ.get('PYTHONPATH', '')}",
     )  # fmt: skip
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert (

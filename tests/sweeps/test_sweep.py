@@ -59,8 +59,8 @@ def test_a_job_of_a_grid_is_the_job_alone(
     assert same(Path("alone"), jobs(folder)[3]) and not same(Path("alone"), jobs(folder)[1])
     shown = capsys.readouterr().out
     assert (
-        "job 2 failed: data.batch_size=-1: input should be greater than or equal to 1; see runs/sweeps/mine/2_"
-        in shown
+        "job 2 failed: data.batch_size=-1: input should be greater than or equal to 1; "
+        "see runs/sweeps/mine/2_" in shown
     )
     assert "sweep mine: 4 of 4 done, 2 failed; best val/top1 0." in shown
     assert "compare: imgcls compare runs=runs/sweeps/mine\n" in shown
@@ -80,7 +80,7 @@ def test_a_job_of_a_grid_is_the_job_alone(
 def test_a_search_goes_on_where_it_was_stopped(
     here: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped in its second trial, after the first epoch; then with more trials; against one that was never stopped."""
+    """Stopped in its second trial, then with more trials; against a search that was never stopped."""
     command = ("train", "-m", *TINY, "sweep=optuna", SPACE, "data.batch_size=16,32")
     here(*command, "sweep.n_trials=3", "sweep.name=whole")
     from imgcls.callbacks.step_curves import LossCurve
@@ -110,7 +110,8 @@ def test_trials_that_fail_or_are_hopeless(
 ) -> None:
     here(
         "train", "-m", *TINY, "sweep=optuna_pruned", "sweep.n_trials=9", "sweep.pruner.n_startup_trials=1",
-        "sweep.pruner.n_warmup_steps=0", "sweep.sampler={_target_: optuna.samplers.BruteForceSampler,seed: 1}",
+        "sweep.pruner.n_warmup_steps=0",
+        "sweep.sampler={_target_: optuna.samplers.BruteForceSampler,seed: 1}",
         "optimizer.lr=1e-9,-1,0.003", "trainer.max_epochs=3", "trainer.limit_train_batches=8",
     )  # fmt: skip
     (folder,) = sweeps()
@@ -136,16 +137,34 @@ def test_trials_that_fail_or_are_hopeless(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("sweep=optuna", "optimized_metric=val/top"), "optimized_metric=val/top: no such metric is logged; did you mean"),
-        (("sweep=optuna", "optimized_metric=[val/top1,loss]"), "optimized_metric=loss: no such metric is logged"),
+        (
+            ("sweep=optuna", "optimized_metric=val/top"),
+            "optimized_metric=val/top: no such metric is logged; did you mean",
+        ),
+        (
+            ("sweep=optuna", "optimized_metric=[val/top1,loss]"),
+            "optimized_metric=loss: no such metric is logged",
+        ),
         (("sweep=optuna", "sweep.n_trials=0"), "sweep.n_trials=0: expected the number of trials in all"),
         (("sweep=optuna", "sweep.n_trials=many"), "sweep.n_trials=many: "),
-        (("sweep=optuna", "sweep.sampler._target_=optuna.samplers.TPESampller"), "sweep.sampler._target_=optuna.samplers.TPE"),
-        (("sweep=optuna_pruned", "optimized_metric=[val/top1,val/loss]"), "sweep.pruner: Optuna prunes by one metric"),
+        (
+            ("sweep=optuna", "sweep.sampler._target_=optuna.samplers.TPESampller"),
+            "sweep.sampler._target_=optuna.samplers.TPE",
+        ),
+        (
+            ("sweep=optuna_pruned", "optimized_metric=[val/top1,val/loss]"),
+            "sweep.pruner: Optuna prunes by one metric",
+        ),
         (("sweep=optuna", "optimizer.lr=tag(log,interval(0,1))"), "optimizer.lr=tag(log,interval(0,1)): "),
-        (("optimizer.lr=interval(0,1)",), "optimizer.lr=interval(0,1): a grid takes lists; an interval is searched, by"),
+        (
+            ("optimizer.lr=interval(0,1)",),
+            "optimizer.lr=interval(0,1): a grid takes lists; an interval is searched, by",
+        ),
         (("backbone=simple_cnn,resnet21",), "backbone=resnet21: there is no such choice; did you mean"),
-        (("data.folds=5", "data.fold=5,6"), "data.folds=5 data.fold=6: expected 2 folds or more, and a fold from 0"),
+        (
+            ("data.folds=5", "data.fold=5,6"),
+            "data.folds=5 data.fold=6: expected 2 folds or more, and a fold from 0",
+        ),
         (("optimizer.lr=glob(*)",), "optimizer.lr=glob(*): there is no value in it; expected one or more"),
         (("sweep=seeds", "sweep.n=0"), "seed=range(0): there is no value in it; expected one or more"),
         (("sweep=seeds", "sweep.name=../../x"), "sweep.name=../../x: expected a folder's name: no / in it"),
@@ -180,7 +199,7 @@ def test_no_metric_is_refused_in_a_single_run(said: Callable[..., str]) -> None:
 def test_a_space_is_changed_by_its_keys(
     here: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """sweep.params.KEY changes one parameter of the preset, or adds one; a key that the config lacks is left out."""
+    """sweep.params.KEY changes a parameter of the preset, or adds one; keys that the config lacks go."""
     command = ("train", "-m", *TINY, "sweep=random", "sweep.n_trials=1", "trainer.max_epochs=1")
     more = ("sweep.params.optimizer.lr=interval(0.01,0.02)", "sweep.params.backbone.dropout=0.1,0.2")
     here(*command, "~loss.label_smoothing", *more, "sweep.name=changed")
@@ -224,7 +243,8 @@ def test_folds(folds: int) -> None:
         counts = torch.bincount(val, minlength=10)
         assert (counts - torch.bincount(torch.cat([train, val])) / folds).abs().max() < 1
         seen += [image.numpy().tobytes() for image in data.sets["val"].stored]  # type: ignore[attr-defined]
-    everything = [image.numpy().tobytes() for s in ("train", "val") for image in whole.sets[s].stored]  # type: ignore[attr-defined]
+    images = [whole.sets[split].stored for split in ("train", "val")]  # type: ignore[attr-defined]
+    everything = [image.numpy().tobytes() for stored in images for image in stored]
     assert sorted(seen) == sorted(everything)
     parts = [stratified_fold(np.array([0, 1, 1, 0, 2]), 3, fold) for fold in range(3)]
     assert sorted(np.concatenate(parts).tolist()) == [0, 1, 2, 3, 4] and max(map(len, parts)) == 2
@@ -247,8 +267,8 @@ def test_progress_line() -> None:
     sweep = Jobs("s", "val/loss", "min", total=6)
     assert sweep.line() == "sweep s: 0 of 6 done"
     sweep.begun = [
-        Job(0, [], folder, "finished", [0.5]), Job(1, [], folder, "finished", [0.25]), Job(2, [], folder, "failed"),
-        Job(3, [], folder, "pruned"), Job(4, [], folder),
+        Job(0, [], folder, "finished", [0.5]), Job(1, [], folder, "finished", [0.25]),
+        Job(2, [], folder, "failed"), Job(3, [], folder, "pruned"), Job(4, [], folder),
     ]  # fmt: skip
     line = sweep.line()
     assert line.startswith(
@@ -287,7 +307,7 @@ MIXED = (
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["local", "joblib"])
 def test_nothing_leaks_from_job_to_job(launcher: str) -> None:
-    """Networks, precisions, seeds, jobs that fail, and one on two processes in their midst; each against itself alone."""
+    """Networks, precisions, seeds, failing jobs, two processes for one job; each against itself alone."""
     done = imgcls(
         "train", "-m", *TINY, *MIXED, f"launcher={launcher}", "sweep=grid", "sweep.name=mixed", timeout=600
     )
@@ -344,7 +364,8 @@ def test_two_processes_agree_about_the_trial() -> None:
     """A pruned search on two processes: one directory, one set of files, one W&B run for each trial."""
     done = imgcls(
         "train", "-m", *TINY[1:3], "trainer=ddp_cpu", "sweep=optuna", "sweep.n_trials=2", "sweep.name=ddp",
-        "sweep.pruner={_target_: optuna.pruners.ThresholdPruner,lower: 0.99}", SPACE, "trainer.max_epochs=4", "test=false",
+        "sweep.pruner={_target_: optuna.pruners.ThresholdPruner,lower: 0.99}", SPACE, "trainer.max_epochs=4",
+        "test=false",
         timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

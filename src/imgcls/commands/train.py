@@ -25,7 +25,7 @@ from imgcls.engine.run_directory import claim, finished, newest_whole
 from imgcls.engine.save_config import SaveConfig
 from imgcls.engine.signals import SIGNALS, Stopped
 from imgcls.errors import TrialPruned
-from imgcls.loggers.unharmed import failed, told, unharmed
+from imgcls.loggers.unharmed import has_failed, told, unharmed
 from imgcls.loggers.wandb import close_wandb, log_checkpoint
 from imgcls.runs.best_epoch import best_epoch, optimised
 from imgcls.runs.record import keeping_status, write_record
@@ -146,7 +146,8 @@ def outcome_recorded(run_dir: Path, training: Training) -> Iterator[None]:
         status, word = 0, "pruned"
         raise
     finally:
-        close_wandb(status, word, preempted=word == "stopped" and SIGNALS.asked != signal.SIGINT)
+        preempted = word == "stopped" and SIGNALS.asked != signal.SIGINT
+        close_wandb(training.trainer.loggers, status, word, preempted)
 
 
 def refuse_pruned(trainer: Trainer) -> None:
@@ -182,7 +183,7 @@ def publish(report: "Report", training: Training, best: str | None, run_dir: Pat
     from imgcls.report.wandb_media import log_to_wandb
 
     for logger in training.trainer.loggers:
-        if isinstance(logger, WandbLogger) and "WandbLogger" not in failed:
+        if isinstance(logger, WandbLogger) and not has_failed(logger):
             log_to_wandb(logger.experiment, report, run_dir / "test", training.data.spec)
     lines = {"run directory": shown(run_dir), "test report": shown(run_dir / "test")}
     if rows := listed(run_dir / "unreadable.csv"):
@@ -197,7 +198,7 @@ def summarise(trainer: Trainer, run_dir: Path) -> None:
     monitor = getattr(trainer.checkpoint_callback, "monitor", None)
     for logger in trainer.loggers:
         if monitor and trainer.is_global_zero and isinstance(logger, WandbLogger):
-            with unharmed():
+            with unharmed(logger):
                 logger.experiment.summary.update(best_epoch(run_dir, monitor))
 
 
@@ -208,5 +209,5 @@ def keep_artifact(trainer: Trainer) -> None:
         if not (best and trainer.is_global_zero and getattr(logger, "keeps_best", False)):
             continue
         if isinstance(logger, WandbLogger):
-            with unharmed():
+            with unharmed(logger):
                 log_checkpoint(logger.experiment, best)

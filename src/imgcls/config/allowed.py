@@ -1,4 +1,4 @@
-"""Allow-list for checkpoints: what a file from elsewhere may name, looked at before anything is imported."""
+"""Allow-list for checkpoints: refuses classes and functions of packages that the user does not trust."""
 
 import functools
 import importlib
@@ -11,7 +11,7 @@ from typing import Any
 
 from imgcls.errors import UserError
 
-# Where our own networks and data sets are defined, but for what builds them from a config, and for their bases.
+# Our own networks and data sets are defined here; the builders build them from a config, or are their bases.
 ROOMS = {"backbone": "imgcls.backbones.", "data": "imgcls.data."}
 BUILDERS = ("imgcls.backbones.build", "imgcls.data.module", "imgcls.data.memory")
 
@@ -19,56 +19,49 @@ BUILDERS = ("imgcls.backbones.build", "imgcls.data.module", "imgcls.data.memory"
 def allowed(target: object, kind: str, trust: Iterable[str] = ()) -> Callable[..., Any]:
     """Returns the function or class that a checkpoint names for its `backbone` or its `data`.
 
-    It must be defined in our own modules of that kind, or in a package that the user trusts: one of `trust`, or the
-    package of the user's own project (`own_package`). A name is split once, into module and object, so that it can't
-    walk into what a module imports.
+    It must be defined in our own modules of that kind, or in a package that the user trusts: one of
+    `trust`, or the package of the user's own project (`own_package`). The name is split once, into module
+    and object, so that it can't reach what a module imports.
 
     Raises:
-        UserError: it is of another package, which is not imported; or there is no such object.
+        UserError: it is of a package that is not trusted, and was not imported; or there is no such object.
     """
     where = f"the checkpoint's {kind}._target_={target}"
     module_name, _, name = str(target).rpartition(".")
     package, ours = module_name.partition(".")[0], module_name.startswith(ROOMS[kind])
     trusted = {*trust, own_package()} - {None, "imgcls"}
     if not ours and package not in trusted:
-        advice = (
-            f"add trust=[{package}] if you trust all of its code"
-            if package.isidentifier()
-            else "don't use it"
-        )
+        trusting = f"add trust=[{package}] if you trust all of its code"
+        advice = trusting if package.isidentifier() else "don't use it"
         raise UserError(f"{where}: {package or target} is not trusted and was not imported; {advice}")
     try:
         found = vars(importlib.import_module(module_name)).get(name)
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"{where}: the module {error.name} is not there; install it, or put its folder on PYTHONPATH"
-        ) from error
+        advice = "install it, or put its folder on PYTHONPATH"
+        raise UserError(f"{where}: the module {error.name} is not there; {advice}") from error
     home = str(getattr(found, "__module__", ""))
     defined = home == module_name if ours else home.partition(".")[0] in trusted
     if not (inspect.isfunction(found) or inspect.isclass(found)) or not defined or home in BUILDERS:
-        raise UserError(
-            f"{where}: expected a function or class that is defined in {module_name}; it was not called"
-        )
-    return found  # type: ignore[no-any-return]
+        expected = f"expected a function or class that is defined in {module_name}"
+        raise UserError(f"{where}: {expected}; it was not called")
+    return found
 
 
 @functools.cache
 def own_package() -> str | None:
-    """Returns the package that `[tool.imgcls]` names in the nearest pyproject.toml at or above the working directory.
+    """Returns the package that `[tool.imgcls]` names in the pyproject.toml of the working directory, or of
+    the nearest folder above it.
 
     Raises:
         UserError: that file can't be read.
     """
-    folders = [Path.cwd(), *Path.cwd().parents]
-    path = next(
-        (folder / "pyproject.toml" for folder in folders if (folder / "pyproject.toml").is_file()), None
-    )
+    paths = [folder / "pyproject.toml" for folder in (Path.cwd(), *Path.cwd().parents)]
+    path = next((path for path in paths if path.is_file()), None)
     if path is None:
         return None
     try:
-        name = (
-            tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("imgcls", {}).get("package")
-        )
+        tools = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {})
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read ({' '.join(str(error).split())}); correct it") from error
+    name = tools.get("imgcls", {}).get("package")
     return name if isinstance(name, str) else None

@@ -1,8 +1,8 @@
-"""From a composed config to objects: every name and type is checked before anything is built.
+"""Config checks: compare names and types of a config with what it calls, before anything is built.
 
-A node with a `_target_` is a call: the other keys are the keyword arguments of what `_target_`
-names. `check` compares all of them with its signature, so that `trainer.max_epochs=abc` or a key
-that no parameter takes stops the run in a line; `build` makes the call.
+A node with a `_target_` is a call: the other keys are the keyword arguments of the class or function that
+`_target_` names. `check` compares all of them with its signature, so that `trainer.max_epochs=abc` or a key
+that no parameter takes stops the run with one line; `build` makes the call.
 """
 
 import dataclasses
@@ -14,6 +14,9 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from imgcls.config.paths import expand
 from imgcls.errors import UserError, nearest
@@ -35,9 +38,8 @@ def locate(target: str, where: str = "_target_") -> Callable[..., Any]:
             found: Any = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             if not target.startswith(f"{error.name}"):
-                raise UserError(
-                    f"{where}={target} needs the package {error.name}, which is not installed"
-                ) from error
+                missing = f"{where}={target} needs the package {error.name}, which is not installed"
+                raise UserError(missing) from error
             continue
         for name in names:
             if not hasattr(found, name):
@@ -46,30 +48,26 @@ def locate(target: str, where: str = "_target_") -> Callable[..., Any]:
             found = getattr(found, name)
         if not callable(found):
             raise UserError(f"{where}={target} is no class or function")
-        return found  # type: ignore[no-any-return]
+        return found
     raise UserError(f"{where}={target}: there is no package {module_name!r}; correct the name or install it")
 
 
 @functools.lru_cache(maxsize=256)
 def _parameters(target: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
-    """Returns the type hint of each parameter of `target` (Any where none can be read), and whether it
-    takes further keywords. A class that passes keywords on to its bases has their parameters too."""
+    """Returns the type hint of each parameter of `target` (Any if none can be read), and whether it takes
+    other keywords. A class that passes keywords on to its bases has their parameters too."""
     functions = [target]
     if inspect.isclass(target):
-        functions = [base.__init__ for base in target.__mro__[:-1] if "__init__" in vars(base)]  # type: ignore[misc]
+        functions = [vars(base)["__init__"] for base in target.__mro__[:-1] if "__init__" in vars(base)]
     named: dict[str, Any] = {}
     for function in functions:
         parameters = inspect.signature(function).parameters.values()
-        try:
-            hints = typing.get_type_hints(
-                function, include_extras=True
-            )  # with the bounds of Annotated[…, Field(ge=0)]
+        try:  # with the bounds of Annotated[…, Field(ge=0)]
+            hints = typing.get_type_hints(function, include_extras=True)
         except (NameError, TypeError):  # names that the library imports for type checkers alone
             hints = {}
-        plain_kinds = [
-            p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name != "self"
-        ]
-        named = {p.name: hints.get(p.name, Any) for p in plain_kinds} | named
+        single = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+        named = {p.name: hints.get(p.name, Any) for p in single if p.name != "self"} | named
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             return named, False
     return named, True
@@ -97,9 +95,7 @@ def typed(value: Any, hint: Any, where: str) -> Any:
         first = error.errors()[0]
         names = [part for part in first["loc"] if isinstance(part, str) and part.isidentifier()]
         several = len({e["loc"][:1] for e in error.errors()}) > 1
-        if several and not (
-            dataclasses.is_dataclass(hint) or hasattr(hint, "model_fields")
-        ):  # none of a union
+        if several and not (dataclasses.is_dataclass(hint) or hasattr(hint, "model_fields")):  # a union
             raise UserError(f"{where}={value}: expected {_name(hint)}") from error
         place = ".".join([where, *names]) if where else ".".join(names)
         given = first["input"] if names else value
@@ -118,11 +114,8 @@ def _name(hint: Any) -> str:
     if origin is typing.Literal:
         return " or ".join(map(str, members))
     if origin in (typing.Union, types.UnionType):
-        words = [
-            _name(member)
-            for member in members
-            if not inspect.isclass(member) or member.__module__ == "builtins"
-        ]
+        plain_members = [m for m in members if not inspect.isclass(m) or m.__module__ == "builtins"]
+        words = map(_name, plain_members)
         return " or ".join(dict.fromkeys(word for phrase in words for word in phrase.split(" or ")))
     return getattr(hint, "__name__", str(hint)) if origin is None else str(hint).replace("typing.", "")
 
@@ -130,8 +123,10 @@ def _name(hint: Any) -> str:
 def arguments(
     node: Mapping[str, Any], where: str, target: Callable[..., Any] | None = None
 ) -> dict[str, Any]:
-    """Returns the keyword arguments of a node, checked against the signature of its `_target_` (found already, or
-    located here).
+    """Returns the keyword arguments of a node, checked against the signature of its `_target_`.
+
+    Args:
+        target: what `_target_` names, if the caller has found it.
 
     Raises:
         UserError: a key that is no parameter of the target, or a value of a wrong type.
@@ -149,6 +144,7 @@ def arguments(
 
 
 def _nodes(config: Mapping[str, Any], where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yields a node and all nodes below it, each with its dotted place."""
     yield where, config
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -156,7 +152,7 @@ def _nodes(config: Mapping[str, Any], where: str) -> Iterator[tuple[str, Mapping
 
 
 def check(config: Mapping[str, Any], where: str = "") -> None:
-    """Checks every node of a plain config that has a `_target_`; raises UserError at the first that is wrong."""
+    """Checks every node of a plain config that has a `_target_`. Raises UserError at the first wrong one."""
     for place, node in _nodes(config, where):
         if "_target_" in node:
             arguments(node, place)
@@ -171,7 +167,7 @@ def build(
 ) -> Any:
     """Calls what a node's `_target_` names with the node's other keys and `given`.
 
-    A node that comes from a checkpoint could name anything: for it the caller looks `target` up in the allow-list
+    A node of a checkpoint could name anything: for it the caller finds `target` in the allow-list
     (imgcls.config.allowed) and gives it here. With a `kind`, the target must be a class of that kind.
 
     Raises:
@@ -179,9 +175,8 @@ def build(
     """
     target = target or locate(node["_target_"], f"{where}._target_")
     if kind is not None and not (inspect.isclass(target) and issubclass(target, kind)):
-        raise UserError(
-            f"{where}._target_={node['_target_']}: expected a class of the kind {kind.__name__}; it was not called"
-        )
+        expected = f"expected a class of the kind {kind.__name__}"
+        raise UserError(f"{where}._target_={node['_target_']}: {expected}; it was not called")
     keywords = arguments(node, where, target)
     try:
         inspect.signature(target).bind(**keywords, **given)
@@ -193,9 +188,7 @@ def build(
         raise
     except Exception as error:
         said = " ".join(str(error).split())
-        if (
-            isinstance(error, ValueError) or type(error).__module__ != "builtins"
-        ):  # what the target itself says of a value
+        if isinstance(error, ValueError) or type(error).__module__ != "builtins":  # the target's own words
             raise UserError(f"{where}: {said}") from error
         place = f"{where}._target_={node['_target_']}"  # which may be code that is being written
         raise UserError(f"{place}: {type(error).__name__}: {said}; the traceback is in run.log") from error
@@ -207,9 +200,6 @@ def plain(config: Any) -> dict[str, Any]:
     Raises:
         UserError: a value that must be given is missing, or an interpolation leads nowhere.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     try:
         if missing := sorted(OmegaConf.missing_keys(config)):
             raise UserError(f"{missing[0]} must be given: {missing[0]}=…")
@@ -220,11 +210,11 @@ def plain(config: Any) -> dict[str, Any]:
         raise UserError("the config has an interpolation that leads back to itself") from error
     assert isinstance(resolved, dict)
     refuse_not_finite(resolved, "")
-    return expand(typing.cast(dict[str, Any], resolved))
+    return expand(resolved)
 
 
 def refuse_not_finite(value: Any, where: str) -> None:
-    """Raises UserError for NaN or infinity anywhere in a plain config: it would train, and every result be NaN."""
+    """Raises UserError for NaN or infinity in a plain config: it would train, and every result be NaN."""
     if isinstance(value, dict | list):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in items:

@@ -1,4 +1,4 @@
-"""What is said of names: of choices, keys and parts that a command line or a file of conf/ gets wrong."""
+"""Messages about names: finds wrong choices, keys and parts in a command line or in files of conf/."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -6,18 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from imgcls.config.paths import CONF
 from imgcls.errors import UserError, nearest
 
 NONE = {"callbacks": "[]", "logger": "[]", "scheduler": "constant", "augment": "none", "finetune": "none"}
-
-
-WHOLE, DIGITS = r"(?:0|[1-9](?:_?\d)*)", r"\d(?:_?\d)*"
-VALUE = re.compile(  # what Hydra's grammar reads as a truth value or a number
-    rf"(?i)true|false|[-+]?(?:(?:{WHOLE}\.?|{WHOLE}?\.{DIGITS})(?:e[-+]?{DIGITS})?|inf|nan)"
-)
 PARTS = ("callbacks", "logger")  # groups of which several files are chosen, each for the parts that it names
 
 
@@ -26,7 +24,7 @@ def choices(group: str) -> list[str]:
 
 
 def check_groups(root: str, arguments: list[str]) -> list[str]:
-    """Returns a command line without `group=null` where the root config has null, too: Hydra takes no such word.
+    """Returns a command line without `group=null` where the root config has null, too: Hydra refuses it.
 
     Raises:
         UserError: another `group=null`, or `group=true`: Hydra takes them for faults of its own.
@@ -34,26 +32,36 @@ def check_groups(root: str, arguments: list[str]) -> list[str]:
     kept: list[str] = []
     for argument in arguments:
         group, _, choice = argument.lstrip("+").partition("=")
-        words = choice.lower().strip("[]").split(",") if group and (CONF / group).is_dir() else []
-        if words == ["null"] and root_keys(root, [CONF]).get(group, "") is None:
+        values = chosen(argument) if group and (CONF / group).is_dir() else []
+        if values == [None] and root_keys(root, [CONF]).get(group, "") is None:
             kept = [word for word in kept if not word.startswith(f"{group}=")]  # the last one counts
             continue
-        if "null" in words:
+        if None in values:
             otherwise = f"leave it out, or {nearest('', choices(group))}"
             instead = f"write {group}={NONE[group]}" if group in NONE else otherwise
             raise UserError(f"{group}={choice}: null is no choice; {instead}")
-        if any(VALUE.fullmatch(word) for word in words):
+        if any(isinstance(value, bool | int | float) for value in values):
             advice = nearest("", choices(group), most=40)
             raise UserError(f"{group}={choice}: there is no such choice; {advice}")
         kept.append(argument)
     return kept
 
 
-def check_keys(config: DictConfig) -> None:
-    """Looks at the top-level keys of a composed config, for those that are misspelt or another verb's.
+def chosen(argument: str) -> list[Any]:
+    """Returns the values of `group=a`, `group=[a,b]` or `group=a,b` as Hydra reads them; none if it can't."""
+    try:
+        value = OverridesParser.create().parse_override(argument).value()
+    except HydraException:
+        return []
+    value = value.list if isinstance(value, ChoiceSweep) else value
+    return value if isinstance(value, list) else [value]
 
-    Known are the keys and groups of the verb's root config, all groups that were chosen, and what an
-    interpolation names; in files also the keys of other verbs, because conf/local is for all of them.
+
+def check_keys(config: DictConfig) -> None:
+    """Refuses top-level keys of a composed config that are misspelt or another verb's.
+
+    The keys and groups of the verb's root config, all groups that were chosen, and keys that an interpolation
+    names are known. Files may also hold the keys of other verbs, because conf/local is for all of them.
 
     Raises:
         UserError: a key that nothing reads.
@@ -74,8 +82,10 @@ def check_keys(config: DictConfig) -> None:
 
 
 def root_keys(name: str, folders: list[Path]) -> dict[str, Any]:
-    """Returns the top-level keys of a root config with their values and its groups with their choices, and those of
-    the root configs that it takes in. A file that is no config, such as one of several documents, has none."""
+    """Returns the top-level keys of a root config with their values, and its groups with their choices.
+
+    Those of the root configs in its defaults are included. A file that is no config has none.
+    """
     path = next((path for folder in folders if (path := folder / f"{name}.yaml").is_file()), None)
     try:
         root = yaml.safe_load(path.read_text()) if path else None
@@ -93,8 +103,8 @@ def root_keys(name: str, folders: list[Path]) -> dict[str, Any]:
 
 
 def take_unchosen(config: Mapping[str, Any], overrides: Iterable[str]) -> list[str]:
-    """Takes callbacks and loggers out of a plain config that have settings, but were not chosen and so have no
-    `_target_`. Returns a line for each of them.
+    """Removes callbacks and loggers from a plain config that have settings, but were not chosen and so have
+    no `_target_`. Returns a line for each of them.
 
     Raises:
         UserError: the settings are from the command line.
@@ -117,7 +127,7 @@ def take_unchosen(config: Mapping[str, Any], overrides: Iterable[str]) -> list[s
 
 
 def choosing(group: str, name: str, present: Iterable[str]) -> str:
-    """Returns how a callback or logger is chosen beside those that are present; "" where it is none of ours."""
+    """Returns how to choose a callback or logger beside those that are present; "" if it is none of ours."""
     header = f"@package {group}.{name}\n"  # of a group that gives one: finetune
     if any(header in path.read_text() for path in (CONF / name).glob("*.yaml")):
         return f"write {name}=…; {nearest('', set(choices(name)) - {NONE.get(name)})}"
@@ -131,10 +141,7 @@ def choosing(group: str, name: str, present: Iterable[str]) -> str:
 
 
 def explain(error: Exception) -> str:
-    """Returns what Hydra says of a command line that it can't compose, in one line and with the nearest right word."""
-    from hydra.errors import MissingConfigException, OverrideParseException
-    from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
-
+    """Returns one line for a command line that Hydra can't compose, with the nearest right word."""
     if isinstance(error, OverrideParseException):
         return f"{error.override}: {' '.join(error.message.split())}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
@@ -143,7 +150,7 @@ def explain(error: Exception) -> str:
         return f"{group}={choice}: there is no such choice; {nearest(choice, options, most=40)}"
     cause = error.__cause__
     if isinstance(cause, ConfigKeyError | AttributeError) and isinstance(cause, OmegaConfBaseException):
-        known = [str(key) for key in cause.parent_node] if cause.parent_node is not None else []  # type: ignore[attr-defined]
+        known = [str(key) for key in cause.parent_node or ()]
         group, _, name = str(cause.full_key).partition(".")
         if group in PARTS and (advice := choosing(group, name, known)):
             return f"{cause.full_key}: it is not chosen; {advice}"

@@ -1,12 +1,13 @@
-"""Keys that take a path: their values are written as in a shell, on a command line and in files."""
+"""Path keys: puts their values on a command line in quotes for Hydra, and expands `~` in them."""
 
 import os
 import re
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
-Value = TypeVar("Value")
+from hydra.core.override_parser.types import Quote, QuotedString
+
 _packaged = Path(__file__).parents[1] / "conf"  # in a wheel; a checkout has it at its top
 CONF = _packaged if _packaged.is_dir() else Path(__file__).parents[3] / "conf"
 PATHS = (
@@ -15,14 +16,21 @@ PATHS = (
     "hydra.run.dir", "hydra.sweep.dir", "*.root", "*.dirpath", "*_dir", "*_folder", "*_file",
 )  # fmt: skip
 CONDITIONS = ("where", "baseline")  # of compare: `=`, `<` and `,` are their own, not of Hydra's grammar
-ONE = ("hydra.*", "resume")  # under -m these have one value, so that a comma parts nothing
-QUOTES = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
-BRACES = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"  # of an interpolation, and two more within one another
-PIECE = re.compile(
-    rf"({QUOTES}|\[(?:\${BRACES}|[^]])*\]|(?:choice|range|glob|sort|shuffle)\([^)]*\)|(?:\${BRACES}|[^,])+)(?:,|$)"
+ONE_VALUE = ("hydra.*", "resume")  # keys for which a comma separates no jobs, also under -m
+IN_QUOTES = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
+FUNCTION = r"(?:choice|range|glob|sort|shuffle)"
+INTERPOLATION = r"\$\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"  # with two more within one another
+PIECE = re.compile(  # a value up to the comma that ends it
+    rf"""( {IN_QUOTES}
+         | \[ (?: {INTERPOLATION} | [^]] )* \]  # a list
+         | {FUNCTION} \( [^)]* \)
+         | (?: {INTERPOLATION} | [^,] )+
+         ) (?: , | $ )""",
+    re.VERBOSE,
 )
-GRAMMAR = re.compile(rf"{QUOTES}|\{{.*\}}|(?:choice|range|glob|sort|shuffle)\(.*\)|null|\?\?\?", re.DOTALL)
-OTHER = re.compile(r"(?i)[-+]?\.?\d.*|[-+]?inf|nan|true|false")  # Hydra may read it as no text
+# A value that Hydra reads itself.
+GRAMMAR = re.compile(rf"{IN_QUOTES}|\{{.*\}}|{FUNCTION}\(.*\)|null|\?\?\?", re.DOTALL)
+NUMBER_LIKE = re.compile(r"(?i)[-+]?\.?\d.*|[-+]?inf|nan|true|false")  # Hydra may read it as no text
 
 
 def expanded(path: str) -> str:
@@ -35,9 +43,10 @@ def takes_path(key: str) -> bool:
 
 
 def quoted(arguments: list[str]) -> list[str]:
-    """Returns a command line in which each path stands in the quotes that Hydra's grammar wants for it.
+    """Returns a command line in which each path is in the quotes that Hydra's grammar needs.
 
-    What is in such quotes already, and null, stay as they are. Under `-m` a comma parts two values.
+    Values that are already in quotes, and null, stay as they are. Under `-m` a comma separates two values.
+    Hydra's own parser can't do this: it refuses `~`, an apostrophe and an interpolation within another.
     """
     many = bool({"-m", "--multirun"} & set(arguments))
     return [_quoted(word, many) for word in arguments]
@@ -46,35 +55,36 @@ def quoted(arguments: list[str]) -> list[str]:
 def _quoted(word: str, many: bool) -> str:
     name, _, value = word.partition("=")
     key = name.lstrip("+")
+    if not value:
+        return word
     if name == "--config-dir" or key.startswith("hydra."):  # Hydra reads these before expand does
         value = expanded(value)
-    if not value or not (takes_path(key) or key in CONDITIONS):
-        return f"{name}={value}" if value else word
-    one = not many or any(fnmatchcase(key, pattern) for pattern in ONE)
-    return f"{name}={','.join(map(_as_text, [value] if one else PIECE.findall(value)))}"
+    if takes_path(key) or key in CONDITIONS:
+        one = not many or any(fnmatchcase(key, pattern) for pattern in ONE_VALUE)
+        value = ",".join(map(_as_text, [value] if one else PIECE.findall(value)))
+    return f"{name}={value}"
 
 
 def _as_text(value: str) -> str:
-    """Returns one value so that Hydra reads it as this text, also where it looks like a number."""
+    """Returns one value written so that Hydra reads this text, also where it looks like a number."""
     if value.startswith("[") and value.endswith("]"):
         return f"[{','.join(_as_text(piece.strip()) for piece in PIECE.findall(value[1:-1]))}]"
     if GRAMMAR.fullmatch(value):
         return value
-    text = hydra_quoted(value)
-    return f"'{text}'" if text == value and OTHER.fullmatch(value) else text
+    return _in_quotes(value) if NUMBER_LIKE.fullmatch(value) else hydra_quoted(value)
 
 
-def expand(value: Value, where: str = "") -> Value:
+def expand(value: Any, where: str = "") -> Any:
     """Returns a plain config with the home folder in place of `~`, where a key takes a path."""
     if isinstance(value, dict):
-        return {key: expand(item, f"{where}.{key}".lstrip(".")) for key, item in value.items()}  # type: ignore[return-value]
+        return {key: expand(item, f"{where}.{key}".lstrip(".")) for key, item in value.items()}
     if isinstance(value, list):
-        return [expand(item, where) for item in value]  # type: ignore[return-value]
-    return expanded(value) if isinstance(value, str) and takes_path(where) else value  # type: ignore[return-value]
+        return [expand(item, where) for item in value]
+    return expanded(value) if isinstance(value, str) and takes_path(where) else value
 
 
 def cache_dir() -> Path:
-    """Returns the folder for what can be made anew at any time. Raises RuntimeError where this user has no home."""
+    """Returns the folder for files that can be made again. Raises RuntimeError if this user has no home."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "imgcls"
 
 
@@ -85,8 +95,9 @@ def shown(path: Path | str) -> str:
 
 
 def hydra_quoted(text: str) -> str:
-    """Returns a value as Hydra's command-line grammar takes it: in quotes where it has characters of the grammar."""
-    if re.fullmatch(r"[\w./+-]+", text, re.ASCII):
-        return text
-    escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + found[2].replace("'", "\\'"), text)
-    return f"'{escaped}'"
+    """Returns a value for Hydra's command line: in quotes if it has characters of the grammar."""
+    return text if re.fullmatch(r"[\w./+-]+", text, re.ASCII) else _in_quotes(text)
+
+
+def _in_quotes(text: str) -> str:
+    return QuotedString(text, Quote.single).with_quotes()

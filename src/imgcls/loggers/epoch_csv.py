@@ -1,4 +1,4 @@
-"""EpochCSV logger: writes metrics.csv, one row an epoch."""
+"""EpochCSV logger: writes metrics.csv, one row per epoch."""
 
 import csv
 from pathlib import Path
@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 
 class EpochCSV(Logger):
-    """Writes `metrics.csv`: one row an epoch with all that was logged of it, at the epoch's end."""
+    """Writes `metrics.csv` at the end of each epoch: one row with all values that were logged in it."""
 
     def __init__(self, save_dir: str) -> None:
         super().__init__()
@@ -26,13 +26,12 @@ class EpochCSV(Logger):
 
     @rank_zero_only
     def keep(self, epochs: int) -> None:
-        """Takes over the rows of the first `epochs` epochs from the file, as they are: a run goes on after them."""
+        """Reads the rows of the first `epochs` epochs from the file: a run goes on after them."""
         self.rows = {}
         if epochs and self.path.is_file():
             with self.path.open(newline="") as file:
-                self.rows = {
-                    int(row["epoch"]): row for row in csv.DictReader(file) if int(row["epoch"]) < epochs
-                }  # type: ignore[misc]
+                rows = {int(row["epoch"]): row for row in csv.DictReader(file)}
+            self.rows = {epoch: row for epoch, row in rows.items() if epoch < epochs}
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:

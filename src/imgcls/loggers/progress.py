@@ -1,4 +1,4 @@
-"""Progress of a training, for eyes and for logs."""
+"""EpochProgress callback: shows a bar on a terminal, and logs a line per epoch everywhere."""
 
 import logging
 import time
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class EpochProgress(ProgressBar):
-    """A bar with ETA, images per second and loss on a terminal; and everywhere a plain line an epoch."""
+    """Shows a bar with time left, images per second and loss on a terminal; logs a plain line per epoch."""
 
     def __init__(self, refresh_seconds: float = 0.25) -> None:
         super().__init__()
@@ -37,12 +37,8 @@ class EpochProgress(ProgressBar):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.start, self.first_step = time.perf_counter(), trainer.fit_loop.epoch_loop.total_batch_idx + 1
         if self.enabled and trainer.is_global_zero and self.console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rest]}"),
-            )
+            name, rest = TextColumn("{task.description}"), TextColumn("{task.fields[rest]}")
+            columns = name, BarColumn(bar_width=24), MofNCompleteColumn(), rest
             self.bar = Progress(*columns, console=self.console, transient=True, auto_refresh=False)
             self.bar.start()
             self.task = self.bar.add_task("training", rest="")
@@ -51,13 +47,9 @@ class EpochProgress(ProgressBar):
         self._line(trainer)
         self.images, self.epoch_start, self.validated = 0, time.perf_counter(), False
         if self.bar is not None:
-            total = trainer.num_training_batches
-            self.bar.reset(
-                self.task,
-                total=int(total) if total != float("inf") else None,
-                description=self._epoch(trainer),
-                rest="",
-            )
+            batches = trainer.num_training_batches
+            total = int(batches) if batches != float("inf") else None
+            self.bar.reset(self.task, total=total, description=self._epoch(trainer), rest="")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
@@ -70,7 +62,7 @@ class EpochProgress(ProgressBar):
         self.refreshed = now
         speed = self.images * trainer.world_size / (now - self.epoch_start)
         loss = "" if self.loss is None else f"  loss {float(self.loss.numpy()):.3f}"
-        # Shown at the next refresh, when it is there: only a copy into pinned memory lets the host go on.
+        # The next refresh shows this loss: a copy into pinned memory needs not wait for the device.
         self.loss = torch.empty((), pin_memory=outputs["loss"].is_cuda)
         self.loss.copy_(outputs["loss"].detach(), non_blocking=True)
         rest = f"{speed:,.0f} images/s{loss}  {self._left(trainer, now)}"
@@ -90,7 +82,7 @@ class EpochProgress(ProgressBar):
         self._line(trainer)
 
     def _line(self, trainer: Trainer) -> None:
-        """Prints the epoch that ended; by now its metrics are all there."""
+        """Logs the line of the epoch that ended; by now all its metrics are known."""
         if self.ended is None or not trainer.is_global_zero or not self.enabled:
             return
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -112,23 +104,17 @@ class EpochProgress(ProgressBar):
         return f"epoch {trainer.current_epoch + 1}/{last}"
 
     def _left(self, trainer: Trainer, now: float) -> str:
-        """Returns the time left, from the share of the batches that is done."""
+        """Returns the time left, from the share of the batches that is done; "" if it can't be known."""
         done = trainer.fit_loop.epoch_loop.total_batch_idx + 1 - self.first_step
-        if (
-            not trainer.max_epochs
-            or trainer.max_epochs < 0
-            or not done
-            or trainer.num_training_batches == float("inf")
-        ):
+        epochs, batches = trainer.max_epochs or 0, trainer.num_training_batches
+        if epochs <= 0 or not done or batches == float("inf"):
             return ""
-        left = trainer.num_training_batches * trainer.max_epochs - done - self.first_step
+        left = batches * epochs - done - self.first_step
         seconds = round((now - self.start) / done * max(left, 0))
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left"
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self.teardown(
-            trainer, pl_module, "fit"
-        )  # or the cursor stays hidden, and the console has what is printed
+        self.teardown(trainer, pl_module, "fit")  # or the cursor stays hidden
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.bar is not None:

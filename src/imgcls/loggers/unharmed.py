@@ -1,4 +1,4 @@
-"""Loggers that can neither stop nor hold up a training."""
+"""Unharmed training: a logger that fails, or does not answer, can neither stop nor hold up a training."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -14,73 +14,77 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from imgcls.loggers.epoch_csv import EpochCSV
 
 log = logging.getLogger(__name__)
-
-
-PATIENCE = 10.0  # seconds that a logger beside W&B's may take for what it is told
-
-
-failed = set[str]()  # loggers of this run that are told nothing more
+PATIENCE = 10.0  # seconds that a logger other than W&B's may take for a call; W&B's has limits of its own
 
 
 def told(loggers: list[Logger], run_dir: Path, config: dict[str, Any]) -> list[Logger]:
-    """Tells the loggers the config. Returns those of the run: its `metrics.csv`, without which it can't be compared, and
-    those that took the config, which can neither stop nor hold up the training."""
-    others = [lasting(logger) for logger in loggers if not isinstance(logger, EpochCSV)]
+    """Returns the loggers of a run, guarded, after it gave them the config.
+
+    The first is the run's metrics.csv. A logger that did not take the config is left out, but for W&B's,
+    whose run is still to be closed.
+    """
+    others = [logger for logger in loggers if not isinstance(logger, EpochCSV)]
     for logger in others:
+        guard(logger)
         logger.log_hyperparams(config)
-    return [EpochCSV(str(run_dir)), *(logger for logger in others if type(logger).__name__ not in failed)]
+    working = [logger for logger in others if isinstance(logger, WandbLogger) or not has_failed(logger)]
+    return [EpochCSV(str(run_dir)), *working]
 
 
-def lasting(logger: Logger) -> Logger:
-    """Makes a logger one that never stops a training: all that Lightning tells it goes through `unharmed`, and one that
-    has not answered within `PATIENCE` is told nothing more. (W&B has times of its own, and a process.)"""
-    kind = type(logger).__name__
-    failed.discard(kind)
-    logging.getLogger("urllib3.connectionpool").setLevel(
-        logging.ERROR
-    )  # each try of many; the outcome is said here
+def guard(logger: Logger) -> None:
+    """Lets no error of a logger, and no wait, reach the training; after the first failure it is told
+    nothing more.
+
+    The methods of this object are replaced, and not the object: callbacks ask for `isinstance(logger,
+    WandbLogger)`.
+    """
+    # urllib3 would report each of many tries; `unharmed` reports the outcome.
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
     def tell(method: Callable[..., Any], *arguments: Any, **keywords: Any) -> None:
-        if kind in failed:
+        if has_failed(logger):
             return
-        with unharmed(kind):
+        with unharmed(logger):
             if isinstance(logger, WandbLogger):
-                return method(*arguments, **keywords)
-            answer: Queue[Exception | None] = Queue()
-            Thread(
-                target=answered, args=(answer, partial(method, *arguments, **keywords)), daemon=True
-            ).start()
-            try:
-                error = answer.get(timeout=PATIENCE)
-            except Empty:
-                raise TimeoutError(f"no answer within {PATIENCE:g} s") from None
-            if error is not None:
-                raise error
+                method(*arguments, **keywords)
+            else:
+                call_within(PATIENCE, partial(method, *arguments, **keywords))
 
     for name in ("log_hyperparams", "log_metrics", "after_save_checkpoint", "save", "finalize"):
         setattr(logger, name, partial(tell, getattr(logger, name)))
-    return logger
 
 
-def answered(answer: "Queue[Exception | None]", call: Callable[[], Any]) -> None:
-    """Makes a call and puts its error, or None, into the queue."""
+def call_within(seconds: float, call: Callable[[], Any]) -> None:
+    """Calls a function in a thread; raises its error, or TimeoutError if it has not ended in time."""
+    answer: Queue[Exception | None] = Queue()
+
+    def run() -> None:
+        try:
+            call()
+            answer.put(None)
+        except Exception as error:
+            answer.put(error)
+
+    Thread(target=run, daemon=True).start()
     try:
-        call()
-        answer.put(None)
-    except Exception as error:
-        answer.put(error)
+        error = answer.get(timeout=seconds)
+    except Empty:
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
+    if error is not None:
+        raise error
 
 
 @contextmanager
-def unharmed(kind: str = "WandbLogger") -> Iterator[None]:
-    """Around what a logger is told. When it fails, a line says so, once, and the run goes on without it."""
+def unharmed(logger: Logger) -> Iterator[None]:
+    """Catches what goes wrong in a logger: one warning, and the run goes on without it."""
     try:
         yield
     except Exception as error:
-        if kind not in failed:
-            log.warning(
-                "%s: %s; the run goes on without it",
-                kind,
-                " ".join(str(error).split()) or type(error).__name__,
-            )
-        failed.add(kind)
+        if not has_failed(logger):
+            name, reason = type(logger).__name__, " ".join(str(error).split()) or type(error).__name__
+            log.warning("%s: %s; the run goes on without it", name, reason)
+        vars(logger)["failed"] = True
+
+
+def has_failed(logger: Logger) -> bool:
+    return vars(logger).get("failed", False)

@@ -1,9 +1,11 @@
-"""Loggers: a CSV with one row an epoch, and Weights & Biases that never asks and never stops a run."""
+"""Weights & Biases logger: begins a run that never asks for a key and never stops a training, and closes
+it."""
 
 import logging
 import netrc
 import os
 import sys
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -13,10 +15,12 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from imgcls.errors import UserError
-from imgcls.loggers.unharmed import failed, unharmed
+from imgcls.loggers.unharmed import has_failed, unharmed
 
 log = logging.getLogger(__name__)
 UPLOAD = 600.0  # seconds that the upload of a checkpoint may take at the end
+MODES = ("online", "offline", "disabled")
+OPTIONS = ("project", "entity", "group", "name", "tags", "notes", "job_type", "id", "resume")
 
 
 def wandb_logger(
@@ -27,37 +31,24 @@ def wandb_logger(
     log_model: bool = False,
     **options: Any,
 ) -> Logger:
-    """Returns the logger of Weights & Biases, its run begun.
+    """Returns the logger of Weights & Biases; its run has begun.
 
     Args:
-        mode: "auto": what WANDB_MODE says, else online where there is a key, else offline.
+        mode: "auto": what WANDB_MODE says, else online if there is a key, else offline.
         timeout: seconds to wait for the server before the run goes on offline.
-        finish_timeout: seconds to wait at the end for what is not uploaded yet; with `log_model` at least 600.
+        finish_timeout: seconds to wait at the end for uploads; with `log_model` at least 600.
         log_model: keep the best checkpoint as an artifact of the run.
-        options: to `wandb.init`: project, group, name, tags, notes, job_type, id, resume.
+        options: to `wandb.init`, those in OPTIONS.
     """
-    import wandb
-
-    if mode == "auto":
-        chosen = os.environ.get("WANDB_MODE", "")
-        mode = chosen if chosen in ("online", "offline", "disabled") else "online" if has_key() else "offline"  # type: ignore[assignment]
-    unknown = set(options) - {
-        "project",
-        "group",
-        "name",
-        "tags",
-        "notes",
-        "job_type",
-        "id",
-        "resume",
-        "entity",
-    }
-    if unknown:
-        raise UserError(
-            f"logger.wandb.{min(unknown)}: expected project, entity, group, name, tags, notes, job_type, id or resume"
-        )
+    if unknown := set(options) - set(OPTIONS):
+        expected = f"{', '.join(OPTIONS[:-1])} or {OPTIONS[-1]}"
+        raise UserError(f"logger.wandb.{min(unknown)}: expected {expected}")
     if getattr(rank_zero_only, "rank", 0) != 0:
         return WandbLogger(save_dir=save_dir)
+    import wandb
+
+    from imgcls.loggers.private import leave_out_job_inputs, remove_import_hooks
+
     before = Path(save_dir) / "wandb" / "latest-run"
     if before.exists():  # the run goes on
         options = {"id": before.resolve().name.rpartition("-")[2], "resume": "allow", **options}
@@ -65,46 +56,53 @@ def wandb_logger(
     settings = wandb.Settings(
         init_timeout=timeout, finish_timeout=patience, finish_timeout_raises=True, silent=True
     )
-    if (
-        "wandb.sdk.launch" not in sys.modules
-    ):  # then there are no inputs of W&B Launch: to look would import it, 0.7 s
-        wandb.Run._detect_and_apply_job_inputs = lambda run: None  # type: ignore
-    begin: Any = partial(wandb.init, dir=save_dir, settings=settings, reinit="finish_previous", **options)
-    for attempt, otherwise in {mode: "offline", "offline": "disabled"}.items():
-        try:
-            run = begin(mode=attempt)
-            break
-        except Exception as error:  # of many types: no network, a key that is none, a full disk
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            log.warning("Weights & Biases: %s; logging to it goes on %s", reason, otherwise)
-    else:
-        run = begin(mode="disabled")
-    with suppress(
-        AttributeError
-    ):  # else each import of pandas or the like speaks to a process that may be gone
-        run._unregister_telemetry_import_hooks(run.id)
-    with unharmed():
+    leave_out_job_inputs()
+    begin = partial(wandb.init, dir=save_dir, settings=settings, reinit="finish_previous", **options)
+    wanted = os.environ.get("WANDB_MODE", "") if mode == "auto" else mode
+    if wanted not in MODES:
+        wanted = "online" if has_key() else "offline"
+    run = begun(begin, wanted)
+    remove_import_hooks(run)
+    logger = WandbLogger(save_dir=save_dir, experiment=run)
+    with unharmed(logger):
         run.define_metric("trainer/global_step")
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    logger = WandbLogger(save_dir=save_dir, experiment=run)
-    logger.keeps_best = log_model  # type: ignore[attr-defined]  # Lightning's own log_model refuses to be offline
+    logger.keeps_best = log_model  # type: ignore[attr-defined]  # Lightning's log_model refuses to be offline
     return logger
 
 
-def close_wandb(status: int, word: str, preempted: bool = False) -> None:
-    """Ends the W&B run, if there is one, with its status: without a code a failed run would show as finished.
+def begun(begin: Callable[..., Any], mode: str) -> Any:
+    """Begins a run with a mode; if that fails, offline; if that fails too, disabled."""
+    for attempt, otherwise in {mode: "offline", "offline": "disabled"}.items():
+        try:
+            return begin(mode=attempt)
+        except Exception as error:  # of many types: no network, a key that is none, a full disk
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            log.warning("Weights & Biases: %s; logging to it goes on %s", reason, otherwise)
+    return begin(mode="disabled")
 
-    W&B's agent starts a `preempted` run again."""
+
+def close_wandb(loggers: Iterable[Logger], status: int, word: str, preempted: bool = False) -> None:
+    """Ends the W&B run, if there is one, with an exit code: without it a failed run would show as finished.
+
+    Args:
+        loggers: the run's; none if it failed before they were there.
+        word: what the run's own status.json says, such as "pruned".
+        preempted: W&B's agent starts such a run again.
+    """
     run = sys.modules["wandb"].run if "wandb" in sys.modules else None
-    if run is not None:
-        with unharmed():
-            run.summary["status"] = word
-            if word == "pruned":
-                run.tags = (*run.tags, word)
-            if preempted:
-                run.mark_preempting()
-            run.finish(exit_code=status)
-    if "WandbLogger" in failed:
+    if run is None:
+        return
+    own = (logger for logger in loggers if isinstance(logger, WandbLogger))
+    logger = next(own, None) or WandbLogger(experiment=run)
+    with unharmed(logger):
+        run.summary["status"] = word
+        if word == "pruned":
+            run.tags = (*run.tags, word)
+        if preempted:
+            run.mark_preempting()
+        run.finish(exit_code=status)
+    if has_failed(logger):
         with suppress(Exception):  # or its process is looked for again when this one ends
             sys.modules["wandb"].teardown(status)
 
@@ -119,15 +117,10 @@ def log_checkpoint(run: Any, path: str) -> None:
 
 
 def has_key() -> bool:
-    """Whether credentials are at hand; never asks for them and never talks to the server."""
+    """Tells whether there are credentials; never asks for them and never talks to the server."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
-        return any(
-            entry is not None
-            for entry in (
-                netrc.netrc().authenticators(host) for host in netrc.netrc().hosts if "wandb" in host
-            )
-        )
+        return any("wandb" in host for host in netrc.netrc().hosts)
     except (OSError, netrc.NetrcParseError):
         return False

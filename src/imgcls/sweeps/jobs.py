@@ -1,4 +1,4 @@
-"""The jobs of a sweep: what each is called, what became of it, and how far they all are."""
+"""Jobs of a sweep: their names, their states, and the line that says how far the sweep is."""
 
 import hashlib
 import json
@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +30,7 @@ class Job:
     error: str = ""
 
     def status(self) -> str | None:
-        """Returns what the training itself says of its state."""
+        """Returns the state that the training itself has written; None if there is none."""
         try:
             return str(json.loads((self.folder / "status.json").read_text())["status"])
         except (OSError, ValueError, KeyError):
@@ -40,7 +40,7 @@ class Job:
         return self.status() in ("finished", "pruned")
 
     def in_use(self) -> bool:
-        """Whether a process trains in its folder, and so has the lock that imgcls.engine.run_directory.claim takes."""
+        """Tells whether a process trains in its folder, and so holds the lock of engine.run_directory.claim."""
         path = self.folder / ".lock"
         try:
             with FileLock(path, blocking=False) if path.exists() else nullcontext():
@@ -49,7 +49,7 @@ class Job:
             return True
 
     def mark_stopped(self) -> None:
-        """Puts into its status.json that it was stopped, where its process was killed before it could say so."""
+        """Writes into status.json that the job was stopped, if its process was killed before that."""
         if self.status() == "running" and not self.in_use():
             path = self.folder / "status.json"
             facts = json.loads(path.read_text()) | {"status": "stopped", "error": "killed with the sweep"}
@@ -77,7 +77,7 @@ class Jobs:
         return [job.folder.name for job in self.begun if job.state == "failed"]
 
     def line(self) -> str:
-        """Returns what is done, running and failed, the best so far, and the time left."""
+        """Returns how many jobs are done, running and failed, the best so far, and the time left."""
         count = Counter(job.state for job in self.begun)
         done = len(self.begun) - count["running"]
         self.start = self.start or (done, time.monotonic())
@@ -90,35 +90,39 @@ class Jobs:
             out += f"; {seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left"
         return out
 
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Around jobs that run elsewhere: prints the line whenever one of them has ended."""
-        done = threading.Event()
+    def watch(self) -> None:
+        """Prints the line if a job that runs in another process has ended since the last look."""
+        running = [job for job in self.begun if job.state == "running"]
+        for job in running:
+            if (status := job.status()) in ("finished", "pruned", "failed"):
+                job.state = status
+        if any(job.state != "running" for job in running):
+            print(self.line(), flush=True)
 
-        def watch() -> None:
-            while not done.wait(2.0):
-                ended = [
-                    j
-                    for j in self.begun
-                    if j.state == "running" and j.status() in ("finished", "pruned", "failed")
-                ]
-                for job in ended:
-                    job.state = str(job.status())
-                if ended:
-                    print(self.line(), flush=True)
 
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
+@contextmanager
+def repeated(action: Callable[[], None], seconds: float) -> Iterator[None]:
+    """Calls a function every few seconds, in a thread of its own."""
+    done = threading.Event()
+
+    def repeat() -> None:
+        while not done.wait(seconds):
+            action()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def job_name(overrides: list[str], excluded: set[str]) -> str:
-    """Returns overrides as the name of a folder. Where it is too long, keys lose what comes before their last dot, and
-    where it still is, it is cut and ends in a hash."""
+    """Returns overrides as the name of a folder.
+
+    If it is too long, keys lose what comes before their last dot; if it still is, it is cut, with a hash.
+    """
     parts = "|".join(map(re.escape, excluded)) or "$."
     kept = [o for o in overrides if not re.match(rf"\+*({parts})[.=]", o)]
     kept = [re.sub(r"\d+\.\d{5,}(e[-+]?\d+)?", lambda number: f"{float(number[0]):.4g}", o) for o in kept]

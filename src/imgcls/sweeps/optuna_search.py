@@ -1,9 +1,11 @@
-"""Searches: Optuna proposes the jobs of a sweep, learns from them, and ends those that fall behind."""
+"""Optuna search: proposes the jobs of a sweep, learns from their results, and ends those that fall behind."""
 
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import optuna
 from filelock import FileLock, Timeout
@@ -18,171 +20,132 @@ from imgcls.config import check as configs
 from imgcls.config.paths import hydra_quoted
 from imgcls.errors import UserError
 from imgcls.seeding import key_seed
-from imgcls.sweeps.jobs import Job, Jobs
-from imgcls.sweeps.space import Settings
+from imgcls.sweeps.jobs import Job
+from imgcls.sweeps.space import SweepSettings
 
 FILE = "study.journal"
 MOST_KILLS = 3
-RUNNING = TrialState.RUNNING
-STATES = {
-    RUNNING: "running", TrialState.COMPLETE: "finished", TrialState.FAIL: "failed",
-    TrialState.PRUNED: "pruned", TrialState.WAITING: "waiting",
+RUNNING = [TrialState.RUNNING]
+STATES = {  # the words of jobs for the states of trials
+    "running": TrialState.RUNNING, "finished": TrialState.COMPLETE, "failed": TrialState.FAIL,
+    "pruned": TrialState.PRUNED, "waiting": TrialState.WAITING,
 }  # fmt: skip
+WORDS = {state: word for word, state in STATES.items()}
 
 
-class Sweep(Protocol):
-    """The sweep whose trials Optuna proposes, as far as the search knows it (imgcls.sweeps.sweeper has it)."""
+class Search:
+    """A study in the sweep's folder: several processes that run the same sweep share it.
 
-    settings: Settings
-    metrics: list[str]
-    directions: list[str]
-    swept: list[Override]
-    jobs: Jobs
-    folder: Path
-
-    def job(self, number: int, values: list[str], more: list[str] | None = None) -> Job: ...
-
-    def run(self, jobs: list[Job]) -> None: ...
-
-    def at_once(self) -> int: ...
-
-
-def search(sweep: Sweep) -> None:
-    """Runs trials until there are `sweep.n_trials` in all, those of former starts and of other workers among them.
+    Args:
+        folder: the sweep's, which exists.
+        metrics: the names of what is optimised, with `directions` "min" or "max".
+        swept: the overrides that are searched.
 
     Raises:
-        UserError: a sampler, a pruner or a space that can't be had.
+        UserError: the number of trials, the pruner or the space is wrong.
     """
-    settings = sweep.settings
-    if settings.n_trials is None or settings.n_trials < 1:
-        raise UserError(
-            f"sweep.n_trials={settings.n_trials}: expected the number of trials in all, 1 or more"
-        )
-    if settings.pruner is not None and len(sweep.metrics) > 1:
-        raise UserError(
-            "sweep.pruner: Optuna prunes by one metric; give one optimized_metric, or sweep.pruner=null"
-        )
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    warnings.filterwarnings(
-        "ignore", category=optuna.exceptions.ExperimentalWarning
-    )  # by who chose the sampler
-    sweep.jobs.total = settings.n_trials
-    space = {override.get_key_element(): distribution(override) for override in sweep.swept}
-    pruner = configs.build(settings.pruner, "sweep.pruner") if settings.pruner else optuna.pruners.NopPruner()
-    study = optuna.create_study(
-        storage=journal(sweep.folder / FILE), study_name=sweep.folder.name, load_if_exists=True,
-        directions=["minimize" if word == "min" else "maximize" for word in sweep.directions], pruner=pruner,
-    )  # fmt: skip
-    sweep.jobs.begun = [known(sweep, trial) for trial in study.trials]
-    sweep.jobs.line()
-    with tempfile.NamedTemporaryFile(prefix=".worker-", dir=sweep.folder) as file, FileLock(file.name):
-        while batch := ask(study, space, sweep, Path(file.name).name):
-            jobs = [
-                sweep.job(t.number, [f"{k}={v}" for k, v in t.params.items()], pruning(sweep, t))
-                for t in batch
-            ]
-            for job in jobs:
-                note(study, job.number, folder=job.folder.name)
-            sweep.run(jobs)
-            for job in jobs:
-                try:
-                    tell(study, job)
-                except RuntimeError:  # how a sampler says that it has drawn all there is; the job is recorded
-                    sweep.jobs.total = len(study.trials)
-            sweep.jobs.begun = [known(sweep, trial) for trial in study.trials]
-            print(sweep.jobs.line(), flush=True)
 
+    def __init__(
+        self, settings: SweepSettings, folder: Path, metrics: list[str], directions: list[str],
+        swept: list[Override],
+    ) -> None:  # fmt: skip
+        if settings.n_trials is None or settings.n_trials < 1:
+            expected = "expected the number of trials in all, 1 or more"
+            raise UserError(f"sweep.n_trials={settings.n_trials}: {expected}")
+        if settings.pruner is not None and len(metrics) > 1:
+            advice = "give one optimized_metric, or sweep.pruner=null"
+            raise UserError(f"sweep.pruner: Optuna prunes by one metric; {advice}")
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        # Who chose an experimental sampler knows it.
+        warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+        self.settings, self.folder, self.metric, self.total = settings, folder, metrics[0], settings.n_trials
+        self.space = {override.get_key_element(): distribution(override) for override in swept}
+        pruner = configs.build(settings.pruner, "sweep.pruner") if settings.pruner else None
+        self.storage = journal(folder / FILE)
+        self.study = optuna.create_study(
+            storage=self.storage, study_name=folder.name, load_if_exists=True,
+            directions=["minimize" if word == "min" else "maximize" for word in directions],
+            pruner=pruner or optuna.pruners.NopPruner(),
+        )  # fmt: skip
 
-def distribution(override: Override) -> BaseDistribution:
-    """Returns what is drawn from: an interval of floats or, as int(interval(a, b)), of integers, each also as
-    tag(log, …); or the values of a list."""
-    value: Any = override.value()
-    if not isinstance(value, IntervalSweep):
-        return CategoricalDistribution(list(override.sweep_string_iterator()))
-    assert value.start is not None and value.end is not None
-    kind = (
-        IntDistribution if isinstance(value.start, int) and isinstance(value.end, int) else FloatDistribution
-    )
-    try:
-        return kind(value.start, value.end, log="log" in value.tags)  # type: ignore[arg-type]
-    except ValueError as error:
-        raise UserError(f"{override.input_line}: {error}") from error
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Holds a lock while this process runs trials; from it others know that the process is alive."""
+        with tempfile.NamedTemporaryFile(prefix=".worker-", dir=self.folder) as file, FileLock(file.name):
+            self.worker = Path(file.name).name
+            yield
 
+    def ask(self, count: int) -> list[FrozenTrial]:
+        """Returns up to `count` trials to run next: first those of a killed worker, then new ones.
 
-def ask(
-    study: optuna.Study, space: dict[str, BaseDistribution], sweep: Sweep, worker: str
-) -> list[FrozenTrial]:
-    """Returns the trials to run next: first those that a killed worker left, then new ones.
+        The values of a trial depend on its number and on the trials before, not on when the search began.
+        """
+        with FileLock(self.folder / ".ask.lock"):
+            self.count_kills()
+            running = self.study.get_trials(states=RUNNING)
+            numbers = [t.number for t in running if t.user_attrs.get("worker") is None][:count]
+            while len(numbers) < count and len(self.study.trials) < self.total:
+                node = dict(self.settings.sampler or {})
+                if node.get("seed") is not None:
+                    node["seed"] = key_seed(node["seed"], len(self.study.trials)) % 2**32
+                self.study.sampler = configs.build(node, "sweep.sampler")
+                numbers.append(self.study.ask(self.space).number)
+            for number in numbers:
+                self.note(number, worker=self.worker)
+        return [self.study.trials[number] for number in numbers]
 
-    What is drawn for a trial depends on its number and on the trials before, not on when the search was started.
-    """
-    with FileLock(sweep.folder / ".ask.lock"):
-        count_kills(study, sweep.folder)
-        numbers = [t.number for t in study.get_trials(states=[RUNNING]) if t.user_attrs.get("worker") is None]
-        numbers = numbers[: sweep.at_once()]
-        while len(numbers) < sweep.at_once() and len(study.trials) < sweep.jobs.total:
-            node = dict(sweep.settings.sampler or {})
-            if node.get("seed") is not None:
-                node["seed"] = key_seed(node["seed"], len(study.trials)) % 2**32
-            study.sampler = configs.build(node, "sweep.sampler")
-            numbers.append(study.ask(space).number)
-        for number in numbers:
-            note(study, number, worker=worker)
-    return [study.trials[number] for number in numbers]
+    def count_kills(self) -> None:
+        """Takes running trials from dead workers; a trial that was killed three times counts as failed."""
+        for trial in self.study.get_trials(states=RUNNING):
+            if (worker := trial.user_attrs.get("worker")) is None:
+                continue
+            try:
+                with FileLock(self.folder / worker, blocking=False):  # a lock ends with its process
+                    (self.folder / worker).unlink(missing_ok=True)
+            except Timeout:
+                continue
+            kills = trial.user_attrs.get("killed", 0) + 1
+            self.note(trial.number, worker=None, killed=kills)
+            if kills == MOST_KILLS:
+                self.study.tell(trial.number, state=TrialState.FAIL)
 
+    def note(self, number: int, **attributes: Any) -> None:
+        """Writes attributes of a trial. Optuna's own Trial would ask the sampler for its values once more."""
+        for key, value in attributes.items():
+            self.storage.set_trial_user_attr(trial_id(self.study, self.storage, number), key, value)
 
-def count_kills(study: optuna.Study, folder: Path) -> None:
-    """Takes running trials from workers that are dead; one that was killed three times counts as failed."""
-    for trial in study.get_trials(states=[RUNNING]):
-        if (worker := trial.user_attrs.get("worker")) is None:
-            continue
+    def tell(self, job: Job) -> None:
+        """Records the result of a job."""
+        state = STATES[job.state]
+        if state == TrialState.COMPLETE and any(value != value for value in job.values or [float("nan")]):
+            state, job.error = TrialState.FAIL, "the metric is not a number"
+        if job.error:
+            self.note(job.number, error=job.error)
         try:
-            with FileLock(folder / worker, blocking=False):  # a lock ends with the process that holds it
-                (folder / worker).unlink(missing_ok=True)
-        except Timeout:
-            continue
-        kills = trial.user_attrs.get("killed", 0) + 1
-        note(study, trial.number, worker=None, killed=kills)
-        if kills == MOST_KILLS:
-            study.tell(trial.number, state=TrialState.FAIL)
+            self.study.tell(job.number, job.values if state == TrialState.COMPLETE else None, state)
+        except RuntimeError:  # the sampler has drawn all values there are; the job is recorded
+            self.total = len(self.study.trials)
 
+    def jobs(self) -> list[Job]:
+        """Returns all trials of the study as jobs."""
+        return [
+            Job(
+                trial.number, [], self.folder / trial.user_attrs.get("folder", str(trial.number)),
+                WORDS[trial.state], trial.values, trial.user_attrs.get("error", ""),
+            )
+            for trial in self.study.trials
+        ]  # fmt: skip
 
-def note(study: optuna.Study, number: int, **attributes: Any) -> None:
-    """Writes down something about a trial. Optuna's own Trial would ask the sampler for its parameters once more."""
-    for key, value in attributes.items():
-        study._storage.set_trial_user_attr(study.trials[number]._trial_id, key, value)
-
-
-def tell(study: optuna.Study, job: Job) -> None:
-    """Records what became of a job."""
-    state = next(state for state, word in STATES.items() if word == job.state)
-    if state == TrialState.COMPLETE and (job.values is None or any(value != value for value in job.values)):
-        state, job.error = TrialState.FAIL, "the metric is not a number"
-    if job.error:
-        note(study, job.number, error=job.error)
-    study.tell(job.number, job.values if state == TrialState.COMPLETE else None, state)
-
-
-def known(sweep: Sweep, trial: FrozenTrial) -> Job:
-    """Returns a trial of the study as a job."""
-    folder = sweep.folder / trial.user_attrs.get("folder", str(trial.number))
-    return Job(trial.number, [], folder, STATES[trial.state], trial.values, trial.user_attrs.get("error", ""))
-
-
-def pruning(sweep: Sweep, trial: FrozenTrial) -> list[str]:
-    """Returns the overrides that let a job learn from the study that it falls behind."""
-    if sweep.settings.pruner is None:
-        return []
-    given = {
-        "_target_": f"{__name__}.Pruning",
-        "study": str((sweep.folder / FILE).resolve()),
-        "number": trial.number,
-    }
-    given |= {
-        "metric": sweep.metrics[0],
-        **{f"pruner.{key}": value for key, value in sweep.settings.pruner.items()},
-    }
-    return [f"+callbacks.pruning.{key}={hydra_quoted(str(value))}" for key, value in given.items()]
+    def pruning(self, trial: FrozenTrial) -> list[str]:
+        """Returns the overrides that add the Pruning callback to a job."""
+        if self.settings.pruner is None:
+            return []
+        given = {
+            "_target_": f"{__name__}.Pruning", "study": (self.folder / FILE).resolve(),
+            "number": trial.number, "metric": self.metric,
+            **{f"pruner.{key}": value for key, value in self.settings.pruner.items()},
+        }  # fmt: skip
+        return [f"+callbacks.pruning.{key}={hydra_quoted(str(value))}" for key, value in given.items()]
 
 
 class Pruning(Callback):
@@ -209,11 +172,32 @@ class Pruning(Callback):
             self.pruned = trainer.should_stop = True
 
     def falls_behind(self, value: float, epoch: int) -> bool:
-        """Reports a value and returns what the pruner says of it."""
-        study = optuna.load_study(study_name=None, storage=journal(self.study), pruner=self.pruner)
-        study._storage.set_trial_intermediate_value(study.trials[self.number]._trial_id, epoch, value)
+        """Reports a value and returns the pruner's verdict."""
+        storage = journal(self.study)
+        study = optuna.load_study(study_name=None, storage=storage, pruner=self.pruner)
+        storage.set_trial_intermediate_value(trial_id(study, storage, self.number), epoch, value)
         return self.pruner.prune(study, study.trials[self.number])
+
+
+def distribution(override: Override) -> BaseDistribution:
+    """Returns the distribution of an interval of floats or, as int(interval(a, b)), of integers, each also as
+    tag(log, …); or of the values of a list."""
+    value: Any = override.value()
+    if not isinstance(value, IntervalSweep):
+        return CategoricalDistribution(list(override.sweep_string_iterator()))
+    whole = isinstance(value.start, int) and isinstance(value.end, int)
+    kind: Any = IntDistribution if whole else FloatDistribution
+    try:
+        return kind(value.start, value.end, log="log" in value.tags)
+    except ValueError as error:
+        raise UserError(f"{override.input_line}: {error}") from error
 
 
 def journal(path: str | Path) -> JournalStorage:
     return JournalStorage(JournalFileBackend(str(path)))
+
+
+def trial_id(study: optuna.Study, storage: JournalStorage, number: int) -> int:
+    """Returns the name that the storage has for a trial, among those of all studies in it."""
+    study_id = storage.get_study_id_from_name(study.study_name)
+    return storage.get_trial_id_from_study_id_trial_number(study_id, number)

@@ -1,4 +1,4 @@
-"""What a sweep varies: the parameters of its preset, and what the command line says of them."""
+"""Sweep space: which keys a sweep varies, from its preset and from the command line."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Any
@@ -10,7 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
-from imgcls.errors import UserError
+from imgcls.config import check as configs
+from imgcls.errors import UserError, nearest
 
 PARAMS = "sweep.params."
 
@@ -18,15 +19,14 @@ PARAMS = "sweep.params."
 def folder_name(name: str) -> str:
     """Checks, for pydantic, that a folder beside the other sweeps can have this name."""
     if "/" in name or name[:1] in ("", ".") or len(name.encode()) > 200:
-        raise PydanticCustomError(
-            "name", "expected a folder's name: no / in it, no dot in front, 200 bytes at most"
-        )
+        expected = "expected a folder's name: no / in it, no dot in front, 200 bytes at most"
+        raise PydanticCustomError("name", expected)
     return name
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The types of conf/sweep; without any, a grid of what the command line lists."""
+class SweepSettings:
+    """The keys of conf/sweep; the defaults are a grid of the lists on the command line."""
 
     name: Annotated[str, AfterValidator(folder_name)] | None = None
     params: dict[str, Any] = field(default_factory=dict)
@@ -36,14 +36,14 @@ class Settings:
     n_trials: int | None = None
 
 
-def overrides(
-    loader: ConfigLoader, config: DictConfig, settings: Settings
+def read_overrides(
+    loader: ConfigLoader, config: DictConfig, settings: SweepSettings
 ) -> tuple[list[str], list[Override]]:
-    """Returns the override that says where jobs run, and those of the jobs: the preset's, and the command line's,
-    which win.
+    """Returns the override that says where jobs run, and the overrides of the jobs.
 
-    A list or an interval for `sweep.params.KEY` takes the place of the preset's. A search takes nothing of its preset
-    where the command line names a space, and leaves out keys that the config doesn't have.
+    These are the preset's and the command line's, which counts for a key that both have. A list or an
+    interval for `sweep.params.KEY` replaces the preset's. A search uses nothing of its preset if the
+    command line names a space, and leaves out keys that the config doesn't have.
 
     Raises:
         UserError: several values for another key of the sweep's own.
@@ -57,7 +57,7 @@ def overrides(
         if override.is_sweep_override():
             if not override.key_or_group.startswith(PARAMS):
                 raise UserError(f"{override.input_line}: one value holds for the whole sweep; give one")
-            named[override.key_or_group.removeprefix(PARAMS)] = (override.input_line or "").partition("=")[2]
+            named[override.key_or_group.removeprefix(PARAMS)] = value_text(override)
     if settings.sampler is not None:
         if any(o.is_sweep_override() for o in given):
             params = {}  # its space is for those who name none
@@ -69,17 +69,22 @@ def overrides(
     return where, list({o.key_or_group: o for o in [*preset, *given]}.values())
 
 
+def value_text(override: Override) -> str:
+    """Returns the value as it was written."""
+    return (override.input_line or "").partition("=")[2]
+
+
 def has(config: DictConfig, key: str) -> bool:
-    """Whether there is such a key in a config, be it null."""
+    """Tells whether a config has a key, be it null."""
     nothing = object()
     return OmegaConf.select(config, key, default=nothing) is not nothing
 
 
 def choices(override: Override) -> list[str]:
-    """Returns the values of a list; of an interval its ends.
+    """Returns the values of a list, or the two ends of an interval.
 
     Raises:
-        UserError: there are none.
+        UserError: the list is empty.
     """
     if not override.is_discrete_sweep():
         interval: Any = override.value()
@@ -87,3 +92,41 @@ def choices(override: Override) -> list[str]:
     if not (values := list(override.sweep_string_iterator())):
         raise UserError(f"{override.input_line}: there is no value in it; expected one or more")
     return values
+
+
+def check_space(
+    loader: ConfigLoader, config: DictConfig, shared: list[str], swept: list[Override], metrics: list[str]
+) -> None:
+    """Composes jobs until each value of each list was in one, and looks for the metrics in what they log.
+
+    Args:
+        shared: the overrides that all jobs have.
+        metrics: the names of what is optimised.
+
+    Raises:
+        UserError: Hydra can't compose a job, the data of all jobs are wrong, or no job logs such a metric.
+    """
+    values = {o.get_key_element(): choices(o) for o in swept}
+    known, mistake = set[str](), UserError()
+    for i in range(max(map(len, values.values()), default=1)):
+        own = [f"{key}={some[i % len(some)]}" for key, some in values.items()]
+        job = loader.load_sweep_config(config, [*shared, *own])
+        try:
+            known = known or logged_names(job)
+        except UserError as error:  # other jobs may be right
+            mistake = error
+    if not known:
+        raise mistake
+    for name in metrics:
+        if name not in known:
+            raise UserError(f"optimized_metric={name}: no such metric is logged; {nearest(name, known)}")
+
+
+def logged_names(config: DictConfig) -> set[str]:
+    """Returns the metrics that a training with this config logs."""
+    from imgcls.tasks.metrics import metric_names
+
+    node: Any = OmegaConf.to_container(config.data, resolve=True)
+    classes = configs.build(node, "data").spec.num_classes
+    names = {"train/loss", "train/top1", "images_per_second", "val/loss"}
+    return names | {f"val/{name}" for name in metric_names(classes)}
