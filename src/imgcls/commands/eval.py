@@ -20,7 +20,8 @@ from imgcls.errors import UserError, nearest
 from imgcls.report.summary import print_summary
 from imgcls.runs.checkpoints import find_checkpoint
 from imgcls.spec import DataSpec
-from imgcls.tasks.classification import ImageClassifier, load_checkpoint
+from imgcls.tasks.classification import ImageClassifier
+from imgcls.tasks.loading import load_checkpoint
 
 CARRIED = ("accelerator", "precision", "benchmark", "deterministic", "limit_test_batches")
 EVALUATION = {
