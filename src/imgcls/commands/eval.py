@@ -59,7 +59,7 @@ def main(config: EvalConfig, run_dir: Path) -> float:
 
 
 def evaluation_trainer(trained: Node, wanted: Node, carried: tuple[str, ...]) -> TrainerConfig:
-    """Returns the config of a trainer that evaluates: the checkpoint's values of some keys, and those that are wanted."""
+    """Returns the config of an evaluating trainer: the checkpoint's values of `carried` keys, and `wanted`."""
     node = {**EVALUATION, **given(trained["trainer"], carried), **given(wanted)}
     config: TrainerConfig = configs.typed(node, TrainerConfig, "trainer")
     return config
@@ -75,8 +75,8 @@ def data_config(
 ) -> Node:
     """Returns the config of the data to test on: another set, or the run's own with what differs.
 
-    Images are prepared as the network expects them, whichever set they are of. The `bits` that the network was trained
-    with are used, too, unless one of the command line's overrides sets them.
+    Images are prepared as the network expects them, whichever set they are from. So are the `bits` that the
+    network was trained with, unless the command line's overrides set them.
 
     Raises:
         UserError: the checkpoint names a class for its data that is not on the allow-list.
@@ -99,7 +99,7 @@ def data_config(
 
 
 def of_checkpoint(config: Node, elsewhere: bool, trust: Sequence[str]) -> Node:
-    """Returns the data config of a checkpoint without what would go to the network or write files by its word.
+    """Returns the data config of a checkpoint, without its keys that would use the network or write files.
 
     Args:
         elsewhere: the user says where the data lies.
@@ -124,13 +124,15 @@ def to_classes_of(classifier: ImageClassifier, data: ImageDataModule) -> None:
     known, found = classifier.spec.class_names, data.spec.class_names
     if data.spec.channels != classifier.spec.channels:
         raise UserError(
-            f"the data has {data.spec.channels} channels, the checkpoint {classifier.spec.channels}; set data.channels={classifier.spec.channels}"
+            f"the data has {data.spec.channels} channels, the checkpoint {classifier.spec.channels}; "
+            f"set data.channels={classifier.spec.channels}"
         )
     if known == found:
         return
     if unknown := [name for name in found if name not in known]:
         raise UserError(
-            f"the data has the class {unknown[0]!r}, which the checkpoint does not know; {nearest(unknown[0], known)}"
+            f"the data has the class {unknown[0]!r}, which the checkpoint does not know; "
+            f"{nearest(unknown[0], known)}"
         )
 
     order = torch.tensor([known.index(name) for name in found])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
 from imgcls.commands.build import assemble, build_all, build_classifier
@@ -33,7 +33,7 @@ from imgcls.runs.record import keeping_status, write_record
 if TYPE_CHECKING:
     from imgcls.report.test_report import Report
 
-# What is needed after the training alone (SciPy, pandas, scikit-learn) is imported then: the first step comes sooner.
+# What the end of a run needs (SciPy, pandas, scikit-learn) is imported there: the first step comes sooner.
 log = logging.getLogger(__name__)
 Score = float | list[float] | None  # the best value of optimized_metric, or of each of several
 
@@ -132,7 +132,8 @@ def describe(config: TrainConfig, training: Training, run_dir: Path) -> None:
 def outcome_recorded(run_dir: Path, training: Training) -> Iterator[None]:
     """Around a training: status.json and W&B get to know how it ended."""
     parameters = sum(p.numel() for p in training.classifier.network.parameters())
-    saver = next(c for c in training.trainer.callbacks if isinstance(c, SaveConfig))  # type: ignore[attr-defined]
+    callbacks: list[Callback] = training.trainer.callbacks  # type: ignore[attr-defined]
+    saver = next(callback for callback in callbacks if isinstance(callback, SaveConfig))
     first = training.trainer.is_global_zero
     status, word = 1, "failed"
     try:
@@ -152,7 +153,8 @@ def outcome_recorded(run_dir: Path, training: Training) -> Iterator[None]:
 
 def refuse_pruned(trainer: Trainer) -> None:
     """Raises TrialPruned where the search has ended this trial."""
-    if any(getattr(callback, "pruned", False) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    if any(getattr(callback, "pruned", False) for callback in callbacks):
         raise TrialPruned(f"the other trials of the sweep were better by epoch {trainer.current_epoch}")
 
 
@@ -163,7 +165,7 @@ def best_checkpoint(trainer: Trainer) -> str | None:
 
 
 def calibrate_and_test(config: TrainConfig, training: Training, run_dir: Path) -> None:
-    """Fits the temperature and tests the best checkpoint, where the config asks for it; prints and logs the test."""
+    """Fits the temperature and tests the best checkpoint, where the config asks for it."""
     from imgcls.engine.calibration import calibrate
     from imgcls.engine.evaluation import run_test
 

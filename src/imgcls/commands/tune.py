@@ -30,7 +30,7 @@ SKIPPED = 10  # steps after which the smoothed loss means something
 
 
 def tune(kind: str, trainer: Any, classifier: Any, data: Any, run_dir: Path) -> float:
-    """Finds a learning rate or the largest batch size; writes `tune.json` (and `learning_rate.png`); returns the value.
+    """Finds and returns a learning rate or the largest batch size; writes tune.json and learning_rate.png.
 
     Raises:
         UserError: the losses say nothing, as there were too few steps or none got smaller.
@@ -62,7 +62,7 @@ def put_back(trainer: Any, classifier: Any, callbacks: list[Any]) -> None:
 
 
 def learning_rate(trainer: Any, classifier: Any, data: Any, run_dir: Path) -> tuple[str, float]:
-    """The rate where the loss falls fastest, as the logarithm of the rate rises from 1e-6 to 1 (Smith 2015)."""
+    """Returns the rate at which the loss falls fastest, while log(rate) rises from 1e-6 to 1 (Smith 2015)."""
     steps = max(100, min(data.batches_per_epoch(trainer.world_size), 300))
     finder = Tuner(trainer).lr_find(
         classifier, datamodule=data, min_lr=1e-6, max_lr=1.0, num_training=steps, update_attr=False
@@ -73,7 +73,8 @@ def learning_rate(trainer: Any, classifier: Any, data: Any, run_dir: Path) -> tu
     slopes = np.gradient(losses[used], np.log(rates[used])) if len(used) > 1 else np.zeros(1)
     if finder is None or not slopes.min() < 0:
         raise UserError(
-            "tune=lr: the loss fell at no learning rate from 1e-6 to 1; look at the data, or take another optimizer"
+            "tune=lr: the loss fell at no learning rate from 1e-6 to 1; look at the data, or take another "
+            "optimizer"
         )
     best = used[slopes.argmin()]
     suggestion = rates[best]
@@ -87,7 +88,7 @@ def learning_rate(trainer: Any, classifier: Any, data: Any, run_dir: Path) -> tu
 
 
 def batch_size(trainer: Any, classifier: Any, data: Any, run_dir: Path) -> tuple[str, int]:
-    """The largest batch that a step has memory for, by doubling; at most the size of the training set."""
+    """Returns the largest batch that a step has memory for, by doubling; at most the training set."""
     before, most = data.batch_size, len(data.sets["train"]) // trainer.world_size
     found = Tuner(trainer).scale_batch_size(
         classifier, datamodule=data, mode="power", steps_per_trial=3, init_val=min(16, most), max_val=most

@@ -31,10 +31,10 @@ log = logging.getLogger(__name__)
 
 
 def run_verb(name: str, module: str) -> None:
-    """Lets Hydra compose the config of a verb, and calls `main(config, run_dir)` of the verb's module with it.
+    """Lets Hydra compose the config of a verb, and calls `main(config, run_dir)` of the verb's module.
 
-    The annotation of its first parameter says the types of the root's keys. The module, and torch with it, is imported when the
-    config is composed: `--help` needs neither.
+    The annotation of its first parameter says the types of the root's keys. The module, and torch with it, is
+    imported when the config is composed: `--help` needs neither.
 
     Args:
         name: of the verb, and of its root in conf/.
@@ -114,6 +114,6 @@ class BeforeRun(Callback):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
-                f"hydra.{mode}.dir={folder}: the folder can't be made ({error.strerror}); give another, or make room "
-                "or allow it"
+                f"hydra.{mode}.dir={folder}: the folder can't be made ({error.strerror}); give another, or "
+                "make room or allow it"
             ) from error

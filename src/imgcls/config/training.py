@@ -16,8 +16,8 @@ OURS = {"on_nonfinite", "on_oom"}  # keys of conf/trainer that Lightning's Train
 
 
 class TrainerConfig(BaseModel):
-    """Keys of conf/trainer. Those of Lightning's Trainer that are named here have bounds: outside of them the Trainer
-    would fail late, or do nothing."""
+    """Keys of conf/trainer. The keys of Lightning's Trainer that are named here have bounds: outside of them
+    the Trainer would fail late, or do nothing."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -74,7 +74,7 @@ class TrainConfig(BaseModel):
         """Returns the typed form of a plain config.
 
         Raises:
-            UserError: a part is not chosen, a name or type does not fit its call, or a value is out of its bounds.
+            UserError: a part is not chosen, a key or type does not fit, or a value is out of its bounds.
         """
         for part in PARTS:
             if not plain.get(part):

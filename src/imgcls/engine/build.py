@@ -40,7 +40,7 @@ NOTES = (  # of Lightning's, that a user can do nothing about
 
 
 def prepare(seed: int) -> None:
-    """Seeds everything, takes the device's fast matrix products (TF32), and keeps Lightning's chatter down."""
+    """Seeds everything, allows the device's fast matrix products (TF32), and quiets Lightning."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in NOTES:
@@ -91,8 +91,8 @@ def build_trainer(
     )
     if trainer.world_size > 1 and config.on_oom == "halve":
         raise UserError(
-            f"trainer.on_oom=halve works in a single process, and here are {trainer.world_size}: one that runs out of "
-            "memory can't tell the others; leave it out, or find the size before with tune=batch_size"
+            f"trainer.on_oom=halve works in a single process, and here are {trainer.world_size}: one that "
+            "runs out of memory can't tell the others; leave it out, or find the size before with tune=batch_size"
         )
     if isinstance(trainer.accelerator, CPUAccelerator):
         prepare_cpu(trainer)
@@ -100,7 +100,7 @@ def build_trainer(
 
 
 def prepare_cpu(trainer: Trainer) -> None:
-    """Keeps freed memory between steps, and gives it back at the end. Raises UserError for too many processes."""
+    """Keeps freed memory between steps. Raises UserError for more processes than there are cores."""
     if trainer.num_devices > max(cores(), 2):  # 2: to try it anywhere
         raise UserError(
             f"trainer.devices={trainer.num_devices}: each is a process, and this machine has {cores()} cores"

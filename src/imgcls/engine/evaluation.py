@@ -24,7 +24,7 @@ def run_test(
     folder: Path,
     path: str | None = None,
 ) -> "Report | None":
-    """Tests the checkpoint at `path` (none: the weights in memory); on rank 0 writes the report and returns it."""
+    """Tests the checkpoint at `path` (none: the weights in memory); rank 0 writes and returns the report."""
     from imgcls.report.report_page import draw_report
     from imgcls.report.test_report import make_report, write_report
 

@@ -45,7 +45,8 @@ def fit(
 ) -> Training:
     """Trains to the end, and returns what was trained.
 
-    After a fault that `on_nonfinite` or `on_oom` allows, the training is built anew and goes on from the last checkpoint.
+    After a fault that `on_nonfinite` or `on_oom` allows, the training is built anew and goes on from the last
+    checkpoint.
 
     Args:
         rebuild: builds the training for a batch size and a number of accumulated batches.
@@ -80,12 +81,12 @@ def fit(
 
 
 def halved(size: int, accumulated: int, allowed: bool, error: Exception) -> tuple[int, int]:
-    """Returns half the batch size and twice the accumulated batches. Raises UserError where that is not to be done."""
+    """Returns half the batch size and twice the accumulated batches; raises UserError if not allowed."""
     half = f"data.batch_size={size // 2} trainer.accumulate_grad_batches={2 * accumulated}"
     if not allowed or size % 2:
         raise UserError(
-            f"out of memory at data.batch_size={size}; try {half}, or in a single process trainer.on_oom=halve, which "
-            "does that by itself"
+            f"out of memory at data.batch_size={size}; try {half}, or in a single process "
+            "trainer.on_oom=halve, which does that by itself"
         ) from error
     log.warning("out of memory at data.batch_size=%d: going on with %s", size, half)
     return size // 2, 2 * accumulated

@@ -25,7 +25,7 @@ class SaveConfig(Callback):
         self.keep(trainer)
 
     def keep(self, trainer: Trainer) -> None:
-        """Writes the config into the run directory, once: what was changed at a resume and has worked stays so."""
+        """Writes the config into the run directory, once: a change at a resume that has worked is kept."""
         if trainer.is_global_zero and not self.kept:
             config = {k: v for k, v in self.config.items() if k != "git"}
             note_change(Path(self.config["run_dir"]), config, self.resumed_from)

@@ -40,7 +40,7 @@ class Job:
         return self.status() in ("finished", "pruned")
 
     def in_use(self) -> bool:
-        """Tells whether a process trains in its folder, and so holds the lock of engine.run_directory.claim."""
+        """Tells whether a process trains in its folder, and holds its lock (engine.run_directory.claim)."""
         path = self.folder / ".lock"
         try:
             with FileLock(path, blocking=False) if path.exists() else nullcontext():
