@@ -59,7 +59,7 @@ def main(config: EvalConfig, run_dir: Path) -> float:
 
 
 def evaluation_trainer(trained: Node, wanted: Node, carried: tuple[str, ...]) -> TrainerConfig:
-    """Returns the config of an evaluating trainer: the checkpoint's values of `carried` keys, and `wanted`."""
+    """Returns an evaluating trainer's config: the checkpoint's values of `carried` keys, and `wanted`."""
     node = {**EVALUATION, **given(trained["trainer"], carried), **given(wanted)}
     config: TrainerConfig = configs.typed(node, TrainerConfig, "trainer")
     return config

@@ -6,20 +6,24 @@ import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import Field
+from safetensors.torch import save_model
+from torch import Tensor
 
 from imgcls.commands.eval import data_config
+from imgcls.commands.export_formats import metadata
 from imgcls.commands.predict import appearing, check_out
 from imgcls.config.paths import shown
+from imgcls.data.files import Failure, Files, images_of
+from imgcls.engine.build import build_data, prepare
 from imgcls.errors import UserError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from imgcls.spec import DataSpec
-    from imgcls.tasks.classification import ImageClassifier
+from imgcls.runs.checkpoints import find_checkpoint
+from imgcls.spec import DataSpec
+from imgcls.tasks.classification import ImageClassifier
+from imgcls.tasks.loading import load_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -49,13 +53,6 @@ def main(config: ExportConfig, run_dir: Path) -> float:
         raise UserError(
             f"format=onnx needs {' and '.join(missing)}; in the clone: pip install -e '.[export]'"
         )
-    import torch
-    from safetensors.torch import save_model
-
-    from imgcls.commands.export_formats import metadata
-    from imgcls.engine.build import prepare
-    from imgcls.runs.checkpoints import find_checkpoint
-    from imgcls.tasks.loading import load_checkpoint
 
     classifier, trained = load_checkpoint(find_checkpoint(config.checkpoint), config.trust)
     prepare(trained["seed"])
@@ -76,7 +73,7 @@ def main(config: ExportConfig, run_dir: Path) -> float:
 
 
 def write_checked(
-    config: ExportConfig, classifier: "ImageClassifier", images: "Tensor", origin: str, path: Path
+    config: ExportConfig, classifier: ImageClassifier, images: Tensor, origin: str, path: Path
 ) -> tuple[float, str]:
     """Writes the file and runs it; returns the largest difference of a logit, and words for it.
 
@@ -85,7 +82,6 @@ def write_checked(
             rounding grows.
     """
     from imgcls.commands.export_formats import Whole, compare, metadata, write_onnx, write_torch_export
-    from imgcls.runs.checkpoints import find_checkpoint
 
     write = write_onnx if config.format == "onnx" else write_torch_export
     written = write(Whole(classifier), images[:2], path, metadata(classifier.spec))
@@ -102,16 +98,12 @@ def write_checked(
 
 
 def real_images(
-    folder: str | None, trained: dict[str, Any], spec: "DataSpec", trust: list[str]
-) -> "tuple[Tensor, str]":
+    folder: str | None, trained: dict[str, Any], spec: DataSpec, trust: list[str]
+) -> tuple[Tensor, str]:
     """Returns images `(7, C, H, W) uint8` to compare on, and the words for where they are from.
 
     They are from the folder if one is given, else from the test of the training's data, else random.
     """
-    import torch
-
-    from imgcls.data.files import Failure, Files, images_of
-    from imgcls.engine.build import build_data
 
     most = max(BATCHES)
     if folder is not None:

@@ -10,23 +10,26 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
+import torch
+from lightning.pytorch import Trainer
 from pydantic import Field
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from imgcls.commands.eval import CARRIED, evaluation_trainer
+from imgcls.commands.prediction_files import Rows, writer
 from imgcls.config.paths import shown
 from imgcls.config.training import Node
+from imgcls.data.files import Failure, FileBatch, file_loader, images_of
+from imgcls.engine.build import build_trainer, prepare
 from imgcls.errors import UserError
-
-if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
-    from torch import Tensor
-    from torch.utils.data import DataLoader
-
-    from imgcls.commands.prediction_files import Rows
-    from imgcls.data.files import Failure, FileBatch
-    from imgcls.tasks.classification import ImageClassifier
+from imgcls.runs.checkpoints import find_checkpoint
+from imgcls.tasks.classification import ImageClassifier
+from imgcls.tasks.loading import load_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -58,11 +61,6 @@ def main(config: PredictConfig, run_dir: Path) -> None:
         raise UserError(
             f"out={out} needs the package pyarrow, which is not installed; install it, or take .jsonl"
         )
-    from imgcls.commands.prediction_files import writer
-    from imgcls.data.files import Failure, file_loader, images_of
-    from imgcls.engine.build import build_trainer, prepare
-    from imgcls.runs.checkpoints import find_checkpoint
-    from imgcls.tasks.loading import load_checkpoint
 
     failures: list[Failure] = []
     paths = images_of("source", config.source, failures)
@@ -115,7 +113,7 @@ def appearing(folder: Path) -> Iterator[Path]:
 class Predictor:
     """The network on the trainer's device and in its precision, as in a test."""
 
-    def __init__(self, classifier: "ImageClassifier", trainer: "Trainer", config: PredictConfig) -> None:
+    def __init__(self, classifier: ImageClassifier, trainer: Trainer, config: PredictConfig) -> None:
         self.device, self.precision = trainer.strategy.root_device, trainer.precision_plugin
         self.classifier = self.precision.convert_module(classifier).to(self.device)
         self.names, self.head_inputs = classifier.spec.class_names, list["Tensor"]()
@@ -124,11 +122,8 @@ class Predictor:
             head = classifier.network.get_submodule(classifier.head_name)
             head.register_forward_pre_hook(lambda module, inputs: self.head_inputs.append(inputs[0]))
 
-    def __call__(self, paths: list[str], images: "Tensor") -> "Rows":
+    def __call__(self, paths: list[str], images: Tensor) -> Rows:
         """Returns the rows of `images (N, C, H, W) uint8`; embeddings are of images as they are."""
-        import torch
-
-        from imgcls.commands.prediction_files import Rows
 
         with torch.inference_mode(), self.precision.forward_context():
             images = images.to(self.device, non_blocking=True)
@@ -147,16 +142,13 @@ class Predictor:
 
 
 def run(
-    loader: "DataLoader[FileBatch]",
+    loader: DataLoader[FileBatch],
     predict: Predictor,
     write: Callable[["Rows"], None],
-    failures: "list[Failure]",
+    failures: list[Failure],
     unreadable: Path,
 ) -> tuple[int, int]:
     """Writes a row for each image, and the unreadable ones to a file; returns how many of each there were."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
     done, failed, start, console = 0, 0, time.perf_counter(), Console()
     told = start
     columns = TextColumn("predicting"), BarColumn(24), TextColumn("{task.description}"), TimeElapsedColumn()
@@ -180,7 +172,7 @@ def run(
     return done, failed + len(failures)
 
 
-def write_failures(path: Path, failures: "list[Failure]") -> None:
+def write_failures(path: Path, failures: list[Failure]) -> None:
     """Appends paths and reasons to a CSV; without any it makes no file."""
     if failures:
         new = not path.exists()

@@ -92,7 +92,8 @@ def build_trainer(
     if trainer.world_size > 1 and config.on_oom == "halve":
         raise UserError(
             f"trainer.on_oom=halve works in a single process, and here are {trainer.world_size}: one that "
-            "runs out of memory can't tell the others; leave it out, or find the size before with tune=batch_size"
+            "runs out of memory can't tell the others; leave it out, or find the size before with "
+            "tune=batch_size"
         )
     if isinstance(trainer.accelerator, CPUAccelerator):
         prepare_cpu(trainer)

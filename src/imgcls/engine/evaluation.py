@@ -1,15 +1,13 @@
 """Test of a checkpoint, with its report."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lightning.pytorch import Trainer
 
 from imgcls.data.module import ImageDataModule
+from imgcls.report.report_page import draw_report
+from imgcls.report.test_report import Report, make_report, write_report
 from imgcls.tasks.classification import ImageClassifier
-
-if TYPE_CHECKING:
-    from imgcls.report.test_report import Report
 
 ORDER = (
     "top1", "top5", "loss", "precision", "recall", "f1", "calibration_error",
@@ -23,11 +21,8 @@ def run_test(
     data: ImageDataModule,
     folder: Path,
     path: str | None = None,
-) -> "Report | None":
+) -> Report | None:
     """Tests the checkpoint at `path` (none: the weights in memory); rank 0 writes and returns the report."""
-    from imgcls.report.report_page import draw_report
-    from imgcls.report.test_report import make_report, write_report
-
     metrics = trainer.test(classifier, datamodule=data, ckpt_path=path, verbose=False, weights_only=True)[0]
     if not trainer.is_global_zero:
         return None

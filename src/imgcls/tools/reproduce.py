@@ -5,15 +5,22 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import pandas as pd
+import torch
+
+from imgcls.commands import train
 from imgcls.config.paths import shown
 from imgcls.config.training import TrainConfig
+from imgcls.engine.ranks import single_job
+from imgcls.engine.run_directory import claim
+from imgcls.engine.signals import SIGNALS
 from imgcls.errors import UserError
+from imgcls.processes import rank
+from imgcls.runs.checkpoints import load_tensors
+from imgcls.runs.read import curves, read_run
 from imgcls.runs.record import rerooted
-
-if TYPE_CHECKING:
-    import pandas as pd
+from imgcls.runs.run_files import differences, read_config
 
 log = logging.getLogger(__name__)
 
@@ -35,13 +42,6 @@ def main(config: ReproduceConfig, run_dir: Path) -> None:
         UserError: the result differs.
     """
     given = config.run
-    from imgcls.commands import train
-    from imgcls.engine.ranks import single_job
-    from imgcls.engine.run_directory import claim
-    from imgcls.engine.signals import SIGNALS
-    from imgcls.processes import rank
-    from imgcls.runs.read import read_run
-    from imgcls.runs.run_files import read_config
 
     original = Path(given).expanduser().absolute()
     if not (original / "config.yaml").is_file():
@@ -80,8 +80,6 @@ def say_changes(original: Path) -> None:
 
 def report(original: Path, again: Path) -> None:
     """Says whether the result is the same, and how the circumstances differ; writes `reproduction.json`."""
-    from imgcls.runs.run_files import differences
-
     circumstances = {title: rows for title, rows in differences(original, again).items() if title != "config"}
     results = compared(original, again)
     record = {"original": str(original), "results": results, "circumstances": circumstances}
@@ -119,8 +117,6 @@ def file_diffs(path: Path) -> dict[str, str]:
 
 def compared(one: Path, other: Path) -> dict[str, list[str]]:
     """Returns how far metrics and weights of two runs differ, by what was compared; speed is not."""
-    from imgcls.runs.read import curves
-
     out = {"metrics.csv": curve_differences(curves(one), curves(other))}
     if (one / "test" / "metrics.json").exists():
         before, now = (json.loads((path / "test" / "metrics.json").read_text()) for path in (one, other))
@@ -135,7 +131,7 @@ def compared(one: Path, other: Path) -> dict[str, list[str]]:
     return out
 
 
-def curve_differences(before: "pd.DataFrame", now: "pd.DataFrame") -> list[str]:
+def curve_differences(before: pd.DataFrame, now: pd.DataFrame) -> list[str]:
     """Returns which columns of two metrics.csv differ, from which epoch on, and how far at most."""
     a, b = (table.drop(columns="images_per_second", errors="ignore") for table in (before, now))
     if a.shape != b.shape or list(a) != list(b):
@@ -150,9 +146,6 @@ def curve_differences(before: "pd.DataFrame", now: "pd.DataFrame") -> list[str]:
 
 def weight_differences(before: Path, now: Path) -> list[str]:
     """Returns how many tensors of two checkpoints differ, and how far at most."""
-    import torch
-
-    from imgcls.runs.checkpoints import load_tensors
 
     a, b = (load_tensors(path)["state_dict"] for path in (before, now))
     if {name: tensor.shape for name, tensor in a.items()} != {n: tensor.shape for n, tensor in b.items()}:

@@ -16,20 +16,26 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+from lightning.pytorch.strategies import ModelParallelStrategy
 from pydantic import Field
+from rich import box
+from rich.console import Console
+from rich.table import Table
 
 from imgcls.commands.build import build_all, build_classifier
 from imgcls.config import check as configs
 from imgcls.config.paths import shown
 from imgcls.config.training import Node, TrainConfig
+from imgcls.engine.build import build_data, build_trainer, prepare
+from imgcls.engine.ranks import single_job
 from imgcls.errors import UserError
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from imgcls.loggers.progress import EpochProgress
+from imgcls.tools.bench.meter import TakeTurns
 
 SPEEDS = {"floor": "bare network", "loader": "loader alone", "train": "imgcls train"}
 
@@ -52,7 +58,6 @@ def main(plain: Node, run_dir: Path) -> float:
         if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
             raise UserError(f"json={path}: expected a file, new or there already, that can be written")
     config = TrainConfig.read(plain)
-    from imgcls.engine.ranks import single_job
 
     with single_job():
         figures = measure(config, turns, run_dir)
@@ -76,13 +81,6 @@ def measure(config: TrainConfig, turns: Turns, run_dir: Path) -> dict[str, Any] 
     """Trains as `imgcls train` does, without end, validation and checkpoints, for as long as the turns take.
 
     Returns what was measured; None on all ranks but the first."""
-    from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
-    from lightning.pytorch.strategies import ModelParallelStrategy
-    from rich.console import Console
-
-    from imgcls.engine.build import build_data, build_trainer, prepare
-    from imgcls.loggers.progress import EpochProgress
-    from imgcls.tools.bench.meter import TakeTurns
 
     prepare(config.seed)
     data = build_data(config.data, config.augment, config.seed)
@@ -119,8 +117,6 @@ def measure(config: TrainConfig, turns: Turns, run_dir: Path) -> dict[str, Any] 
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Prints one run in full, or a table with a row for each."""
-    from rich.console import Console
-
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     if len(rows) > 1:
         return console.print(as_table(rows))
@@ -128,11 +124,8 @@ def show(rows: list[dict[str, Any]]) -> None:
         console.print(f"  {name:<25}{text}")
 
 
-def as_table(rows: list[dict[str, Any]]) -> "Table":
+def as_table(rows: list[dict[str, Any]]) -> Table:
     """Returns a table with a row for each run."""
-    from rich import box
-    from rich.table import Table
-
     table = Table("backbone", box=box.SIMPLE, caption="floor, loader, train: images a second")
     for name in ("parameters", "GFLOPs", *SPEEDS, "ratio", "reads a step", "memory"):
         table.add_column(name, justify="right")

@@ -2,18 +2,21 @@
 
 import contextlib
 import re
+import warnings
 from dataclasses import dataclass
 from operator import eq, ge, gt, le, lt, ne
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from scipy import stats
 
 from imgcls.config.metrics import direction
 from imgcls.config.paths import shown
 from imgcls.errors import UserError, nearest
 from imgcls.runs.read import COSTS, FACTS, METRICS, finished, read_runs, written
 from imgcls.runs.run_files import Damaged, differences
+from imgcls.tools.compare import page as compare_page
 
 OPERATORS = {"!=": ne, "<=": le, ">=": ge, "=": eq, "<": lt, ">": gt}
 
@@ -36,7 +39,6 @@ def main(config: CompareConfig, run_dir: Path) -> None:
         raise UserError(
             f"baseline={config.baseline} needs group=seed or group=fold, over which runs are paired"
         )
-    from imgcls.tools.compare import page as compare_page
 
     table = where(read_runs(config.runs), config.where)
     target = column(table, config.metric) if config.metric else optimised(table)
@@ -196,9 +198,6 @@ def grouped(
 
 def paired_test(values: "pd.Series[float]", baseline: "pd.Series[float]") -> dict[str, float]:
     """Compares two configs by their runs with the same seed or fold; of fewer than two pairs is no test."""
-    import warnings
-
-    from scipy import stats
 
     differences = (values - baseline).dropna()
     out = {"pairs": len(differences), "difference": differences.mean()}

@@ -11,17 +11,26 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
+from imgcls.augment.image import Augment
 from imgcls.config import check as configs
 from imgcls.config.training import Node
+from imgcls.data.imagefolder import ImageFolder
+from imgcls.data.imagenet import ImageNet
+from imgcls.data.loading.folders import named_splits
+from imgcls.data.memory import MemoryDataModule
+from imgcls.data.module import ImageDataModule
+from imgcls.engine.build import prepare
 from imgcls.errors import UserError, one_line
-
-if TYPE_CHECKING:
-    from imgcls.augment.image import Augment
-    from imgcls.data.module import ImageDataModule
+from imgcls.processes import cores
+from imgcls.tools.inspect.findings import findings, write_exclude
+from imgcls.tools.inspect.page import write
+from imgcls.tools.inspect.samples import draw_samples
+from imgcls.tools.inspect.scan import list_files, list_memory, scan
+from imgcls.tools.inspect.words import show
 
 log = logging.getLogger(__name__)
 
@@ -49,16 +58,6 @@ def main(config: InspectConfig, run_dir: Path) -> None:
 
 def report(config: InspectConfig, run_dir: Path) -> None:
     """Reads all images, compares them, writes the findings and prints them."""
-    from imgcls.augment.image import Augment
-    from imgcls.data.memory import MemoryDataModule
-    from imgcls.engine.build import prepare
-    from imgcls.processes import cores
-    from imgcls.tools.inspect.findings import findings, write_exclude
-    from imgcls.tools.inspect.page import write
-    from imgcls.tools.inspect.samples import draw_samples
-    from imgcls.tools.inspect.scan import list_files, list_memory, scan
-    from imgcls.tools.inspect.words import show
-
     prepare(config.seed)
     options = config.data
     data, refused = prepared(options, configs.typed(config.augment, Augment, "augment"), config.seed)
@@ -89,17 +88,13 @@ def report(config: InspectConfig, run_dir: Path) -> None:
 
 
 def prepared(
-    options: dict[str, Any], augment: "Augment", seed: int
-) -> "tuple[ImageDataModule | None, str | None]":
+    options: dict[str, Any], augment: Augment, seed: int
+) -> tuple[ImageDataModule | None, str | None]:
     """Returns the datamodule as training has it (None: it can't be made), and why training refuses the data.
 
     Raises:
         UserError: the mistake is in the config.
     """
-    from imgcls.data.imagefolder import ImageFolder
-    from imgcls.data.memory import MemoryDataModule
-    from imgcls.data.module import ImageDataModule
-
     target, data = options["_target_"], None
     kind = configs.locate(target, "data._target_")
     if not (isinstance(kind, type) and issubclass(kind, MemoryDataModule | ImageFolder)):
@@ -117,12 +112,8 @@ def prepared(
     return data, None
 
 
-def split_folders(data: "ImageDataModule | None", options: dict[str, Any]) -> dict[str, Path]:
+def split_folders(data: ImageDataModule | None, options: dict[str, Any]) -> dict[str, Path]:
     """Returns the folder of each split, also of a set that training refuses (None)."""
-    from imgcls.data.imagefolder import ImageFolder
-    from imgcls.data.imagenet import ImageNet
-    from imgcls.data.loading.folders import named_splits
-
     if isinstance(data, ImageFolder):
         return data.folders
     root = Path(options["root"]).expanduser()

@@ -8,17 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
+from filelock import FileLock, Timeout
 from pydantic import Field
 
 from imgcls.config import check as configs
 from imgcls.config.paths import hydra_quoted, shown
 from imgcls.config.training import Node
+from imgcls.data.imagefolder import ImageFolder
+from imgcls.data.module import ImageDataModule
+from imgcls.engine.build import prepare
 from imgcls.errors import UserError
-
-if TYPE_CHECKING:
-    from imgcls.data.imagefolder import ImageFolder
+from imgcls.tools.pack.packing import Form, write_pack
 
 log = logging.getLogger(__name__)
 
@@ -41,9 +43,6 @@ def main(config: PackConfig, run_dir: Path) -> None:
     if out.exists() or out.is_symlink():
         raise UserError(f"out={out} is there already; give another directory, or delete it")
     configs.check({"data": config.data})
-    from imgcls.data.imagefolder import ImageFolder
-    from imgcls.data.module import ImageDataModule
-    from imgcls.engine.build import prepare
 
     prepare(0)
     data = configs.build(config.data, "data", ImageDataModule)
@@ -62,10 +61,8 @@ def main(config: PackConfig, run_dir: Path) -> None:
     pack(data, out, config)
 
 
-def pack(data: "ImageFolder", out: Path, config: PackConfig) -> None:
+def pack(data: ImageFolder, out: Path, config: PackConfig) -> None:
     """Packs the images, and says how many there are and how to train on them."""
-    from imgcls.tools.pack.packing import Form, write_pack
-
     start, form = time.perf_counter(), Form(config.format, config.size, config.quality)
     try:
         with whole(out) as partial:
@@ -87,8 +84,6 @@ def whole(out: Path) -> Iterator[Path]:
     Raises:
         UserError: another process writes to it, or the disk does not take it.
     """
-    from filelock import FileLock, Timeout
-
     partial = out.with_name(f".{out.name}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
