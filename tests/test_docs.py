@@ -1,5 +1,6 @@
 """docs/reliability.md names tests that are there, and says which an ordinary run leaves out."""
 
+import ast
 import importlib.util
 import re
 from pathlib import Path
@@ -30,3 +31,14 @@ def test_the_tests_of_a_promise(row: str) -> None:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         assert ("slow" in after) == ("slow" in marks(getattr(module, test), module)), test
+
+
+STOPS = re.findall(r"`([\w/]+\.py)` \| `([\w.]+)`", (ROOT / "docs" / "architecture.md").read_text())
+
+
+@pytest.mark.parametrize(("file", "function"), STOPS, ids=" ".join)
+def test_the_places_in_the_architecture(file: str, function: str) -> None:
+    """docs/architecture.md names files and functions that are there."""
+    nodes = ast.walk(ast.parse((ROOT / "src" / "imgcls" / file).read_text()))
+    defined = {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    assert set(function.split(".")) <= defined
