@@ -39,17 +39,18 @@ class Loss(torch.nn.CrossEntropyLoss):
 """
 
 
-def train(fault: str, *options: str) -> subprocess.CompletedProcess[str]:
+def train(fault: str, *options: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     """Trains in a process of its own that finds faulty.py here."""
     path = f"{Path.cwd()}:{os.environ.get('PYTHONPATH', '')}"
-    return imgcls("train", *options, FAULT=fault, PYTHONPATH=path, timeout=200)
+    return imgcls("train", *options, FAULT=fault, PYTHONPATH=path, timeout=timeout)
 
 
 def faulty(fault: str, *options: str) -> subprocess.CompletedProcess[str]:
     """Trains in two processes; in the 28th step a fault befalls one of them."""
     Path("faulty.py").write_text(LOSS)
     given = ["trainer=ddp_cpu", "data.batch_size=32", "trainer.max_epochs=3", "logger=csv", "test=false"]
-    done = train(fault, *given, "hydra.run.dir=run", "loss._target_=faulty.Loss", *options)
+    given += ["hydra.run.dir=run", "loss._target_=faulty.Loss"]
+    done = train(fault, *given, *options, timeout=200)
     print(done.stdout, done.stderr)
     assert "Traceback" not in done.stdout + done.stderr
     last = torch.load("run/checkpoints/last.ckpt", weights_only=True)
