@@ -16,7 +16,7 @@ PUBLIC = {"_exit", "_replace", "_fields", "_fields_", "_target_"}  # documented,
 
 
 def private_names(text: str) -> int:
-    """Counts the attributes and imported names that begin with one underscore and are neither self's nor the file's."""
+    """Counts the attributes and imported names with a leading underscore, neither self's nor the file's."""
     tree = ast.parse(text)
     own = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     own |= {

@@ -1,4 +1,6 @@
-"""What a second process brings on two cores: images a second of whole trainings, in turns, and the sum of gradients.
+"""What a second process brings on two cores.
+
+Measures images a second of whole trainings, in turns, and the sum of gradients.
 
 python docs/ddp_cost.py [rounds]     in an empty folder; prints the figures of docs/scaling.md
 """
@@ -63,10 +65,11 @@ def forked(task: Callable[[], None], processes: int, threads: int) -> None:
 
 def train(folder: Path, network: str, processes: int, threads: int, size: int) -> float:
     """Returns the images a second of all processes together, the median of all epochs but the first."""
-    sys.argv = [
-        "imgcls", "train", f"backbone={network}", f"trainer={'ddp_cpu' if processes > 1 else 'cpu'}", "logger=csv",
-        "data.image_size=32", f"data.batch_size={size}", "trainer.max_epochs=4", "test=false", f"hydra.run.dir={folder}",
-    ]  # fmt: skip
+    trainer = "ddp_cpu" if processes > 1 else "cpu"
+    given = (
+        f"backbone={network} data.image_size=32 data.batch_size={size} trainer={trainer} trainer.max_epochs=4"
+    )
+    sys.argv = ["imgcls", "train", *given.split(), "logger=csv", "test=false", f"hydra.run.dir={folder}"]
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         forked(main, processes, threads)
     with (folder / "metrics.csv").open() as file:

@@ -1,7 +1,7 @@
 """Compares the weights that two checkouts of this project train: python docs/same_weights.py BEFORE AFTER
 
-Each of five configs is trained in both, in a process of its own, and all tensors of the last checkpoints are compared,
-bit for bit: weights, averaged weights and the optimizer's state.
+Each of five configs is trained in both, in a process of its own, and all tensors of the last checkpoints are
+compared, bit for bit: weights, averaged weights and the optimizer's state.
 """
 
 import os
@@ -17,15 +17,15 @@ from PIL import Image
 
 SHORT = ["trainer.max_epochs=3", "logger=csv", "test=false", "data.batch_size=64"]
 CONFIGS = {
-    "own network, EMA, mixing": ["backbone=resnet20", "augment=mix", "augment.erase=0.2", "callbacks=[default,ema]"],
-    "timm": ["backbone=timm", "backbone.name=resnet10t", "data.image_size=32", "trainer.limit_train_batches=8"],
-    "folder, two workers": [
-        "data=imagefolder", "data.root=pictures", "data.image_size=32", "data.num_workers=2", "augment=randaugment",
-        "backbone=resnet20", "data.batch_size=16",
-    ],
-    "gradual": ["backbone=resnet20", "finetune=gradual"],
-    "two processes": ["trainer=ddp_cpu", "augment=mix"],
-}  # fmt: skip
+    "own network, EMA, mixing": "backbone=resnet20 augment=mix augment.erase=0.2 callbacks=[default,ema]",
+    "timm": "backbone=timm backbone.name=resnet10t data.image_size=32 trainer.limit_train_batches=8",
+    "folder, two workers": (
+        "data=imagefolder data.root=pictures data.image_size=32 data.num_workers=2 augment=randaugment "
+        "backbone=resnet20 data.batch_size=16"
+    ),
+    "gradual": "backbone=resnet20 finetune=gradual",
+    "two processes": "trainer=ddp_cpu augment=mix",
+}
 
 
 def write_pictures(folder: Path) -> None:
@@ -66,14 +66,13 @@ def main() -> None:
         write_pictures(Path(folder) / "pictures")
         for i, (name, overrides) in enumerate(CONFIGS.items()):
             one, other = (
-                trained(checkout, overrides, Path(folder) / f"{word}{i}")
+                trained(checkout, overrides.split(), Path(folder) / f"{word}{i}")
                 for word, checkout in (("before", before), ("after", after))
             )
             differ = [key for key in one.keys() | other.keys() if not equal(one.get(key), other.get(key))]
             same = same and not differ
-            print(
-                f"{name}: {len(one)} tensors, {f'{len(differ)} differ, as {differ[0]}' if differ else 'all the same'}"
-            )
+            result = f"{len(differ)} differ, as {differ[0]}" if differ else "all the same"
+            print(f"{name}: {len(one)} tensors, {result}")
     sys.exit(0 if same else 1)
 
 

@@ -37,10 +37,9 @@ def marked_close(*arguments: object) -> None:
 
 
 fitting.fit_once, loggers.close_wandb = timed_fit, marked_close
-sys.argv = [
-    "imgcls", "train", "-m", "sweep=random", f"sweep.n_trials={trials}", "logger=csv", "test=false", "trainer=cpu",
-    "trainer.max_epochs=5", "optimizer.lr=tag(log,interval(1e-4,1e-2))",
-]  # fmt: skip
+sweep = f"sweep=random sweep.n_trials={trials} optimizer.lr=tag(log,interval(1e-4,1e-2))"
+each = "trainer=cpu trainer.max_epochs=5 logger=csv test=false"
+sys.argv = ["imgcls", "train", "-m", *sweep.split(), *each.split()]
 main()
 gaps = [b[1] - a[1] - seconds for a, b, seconds in zip(marks, marks[1:], fits[1:], strict=False)]
 inside = [json.loads(path.read_text())["seconds"] for path in Path("runs/sweeps").glob("*/*/status.json")]

@@ -3,8 +3,9 @@
     python docs/transfer.py split FOLDER OUT   FOLDER is CIFAR-10 as train/<class>/… and test/<class>/…
     python docs/transfer.py table SWEEP …      a sweep of one method each
 
-`split` makes OUT/first (every other class, all pictures) and, of the other classes, OUT/0 … OUT/4: in each another draw of
-50 pictures a class for train and 50 for val, and all of the test split. All are links; nothing is copied.
+`split` makes OUT/first (every other class, all pictures) and, of the other classes, OUT/0 … OUT/4: in each
+another draw of 50 pictures a class for train and 50 for val, and all of the test split. All are links;
+nothing is copied.
 """
 
 import json
@@ -49,7 +50,8 @@ def table(sweeps: list[Path]) -> None:
         for rate, values in sorted(runs.items()):
             test, val = zip(*values, strict=True)
             deviation = statistics.stdev(test) if len(test) > 1 else float("nan")
-            print(f"| {sweep.name} | {rate:g} | {statistics.mean(test):.1%} ± {deviation:.1%} | {statistics.mean(val):.1%} | {len(test)} |")  # fmt: skip
+            accuracies = f"{statistics.mean(test):.1%} ± {deviation:.1%} | {statistics.mean(val):.1%}"
+            print(f"| {sweep.name} | {rate:g} | {accuracies} | {len(test)} |")
 
 
 if __name__ == "__main__":

@@ -4,11 +4,13 @@
     python docs/usual_way.py loading data.root=FOLDER workers=2 packed=DIR packed=DIR …
     python docs/usual_way.py metrics
 
-`training`: the network of `backbone=simple_cnn` as templates train it (a torchvision data set of PIL images, v2
-transforms of each sample, float32 batches, torchmetrics' forward and a logged value in each step, Lightning's Rich bar)
-against `imgcls train` with its own default logging, metrics and bar. `loading`: ImageFolder with the transforms of
-torchvision's reference script (PIL, RandomResizedCrop, flip, float32, normalise, for each sample) against
-`data=imagefolder` and sets that `imgcls pack` made, all with the same workers.
+`training`: the network of `backbone=simple_cnn` as templates train it (a torchvision data set of PIL images,
+v2 transforms of each sample, float32 batches, torchmetrics' forward and a logged value in each step,
+Lightning's Rich bar) against `imgcls train` with its own default logging, metrics and bar.
+
+`loading`: ImageFolder with the transforms of torchvision's reference script (PIL, RandomResizedCrop, flip,
+float32, normalise, for each sample) against `data=imagefolder` and sets that `imgcls pack` made, all with the
+same workers.
 """
 
 import functools
@@ -103,19 +105,28 @@ def composed(*overrides: str) -> dict[str, Any]:
 
 def usual_training(root: str, width: int, batch_size: int, workers: int, steps: int) -> float:
     """Trains on Fashion-MNIST's files in torchvision's layout; returns images a second."""
-    transform = v2.Compose([
-        v2.RandomCrop(28, padding=4), v2.RandomHorizontalFlip(), v2.ToImage(), v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize((0.2860,), (0.3530,)),
-    ])  # fmt: skip
+    transform = v2.Compose(
+        [
+            v2.RandomCrop(28, padding=4),
+            v2.RandomHorizontalFlip(),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize((0.2860,), (0.3530,)),
+        ]
+    )
     data = datasets.FashionMNIST(root, train=True, transform=transform)
     loader = DataLoader(data, batch_size, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
     watch = Stopwatch(steps)
     keep_freed_memory(False)  # imgcls asks the C library for this; the usual way does not
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
-            accelerator="cpu", callbacks=[RichProgressBar(console_kwargs=UNSEEN), watch], logger=CSVLogger(folder), max_epochs=100,
-            enable_checkpointing=False, enable_model_summary=False,
-        )  # fmt: skip
+            accelerator="cpu",
+            callbacks=[RichProgressBar(console_kwargs=UNSEEN), watch],
+            logger=CSVLogger(folder),
+            max_epochs=100,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+        )
         trainer.fit(UsualModule(10, 1, 28, width), loader)
     return watch.rate
 
@@ -239,7 +250,7 @@ def timed(batches: Iterator[Any]) -> Callable[[], float]:
 
 
 def table(title: str, ways: dict[str, Callable[[], float]]) -> None:
-    """Lets each way take its turn `ROUNDS` times; prints medians, and the median of ratios to the usual way."""
+    """Gives each way `ROUNDS` turns; prints medians, and the median of the ratios to the usual way."""
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for name in [*ways, *list(ways) * ROUNDS]:
         rates[name].append(ways[name]())
@@ -252,9 +263,8 @@ def table(title: str, ways: dict[str, Callable[[], float]]) -> None:
             for base in bases
             if base != name
         ]
-        print(
-            f"  {name:<40}{statistics.median(values):>8,.0f} ({min(values):,.0f} to {max(values):,.0f})  {'; '.join(ratios)}"
-        )
+        spread = f"({min(values):,.0f} to {max(values):,.0f})"
+        print(f"  {name:<40}{statistics.median(values):>8,.0f} {spread}  {'; '.join(ratios)}")
 
 
 if __name__ == "__main__":

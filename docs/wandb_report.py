@@ -1,6 +1,8 @@
-"""Makes a W&B report of a sweep: a table of its runs, learning curves, parallel coordinates, what matters, scatter plots.
+"""Makes a W&B report of a sweep.
 
-python docs/wandb_report.py runs/sweeps/NAME [ENTITY]     prints the report's address; ENTITY is a user or a team
+It has a table of the runs, learning curves, parallel coordinates, what matters, and scatter plots.
+
+python docs/wandb_report.py runs/sweeps/NAME [ENTITY]     prints its address; ENTITY is a user or a team
 
 Needs a key of W&B, the runs there (logged online, or by `wandb sync`), and pip install -e ".[wandb]".
 """
@@ -70,9 +72,13 @@ def report(folder: Path, entity: str) -> Any:
         panel.layout = wr.Layout(x=place % 3 * 8, y=len(wide) * 10 + place // 3 * 6, w=8, h=6)
     owner = {"entity": entity} if entity else {}
     return wr.Report(
-        project=config["logger"]["wandb"]["project"], title=f"Sweep {folder.name}", description=sweep["command"],
-        blocks=[wr.PanelGrid(runsets=[runs], panels=[*wide, *panels])], width="fluid", **owner,
-    )  # fmt: skip
+        project=config["logger"]["wandb"]["project"],
+        title=f"Sweep {folder.name}",
+        description=sweep["command"],
+        blocks=[wr.PanelGrid(runsets=[runs], panels=[*wide, *panels])],
+        width="fluid",
+        **owner,
+    )
 
 
 def logged(config: dict[str, Any], key: str) -> str | None:
@@ -99,7 +105,8 @@ def main(path: str, entity: str = "") -> None:
 
     if not has_key():
         sys.exit(
-            "wandb_report: W&B has no key here, and a report is made on its server; `wandb login`, or WANDB_API_KEY=…"
+            "wandb_report: W&B has no key here, and a report is made on its server; "
+            "`wandb login`, or WANDB_API_KEY=…"
         )
     try:
         made = report(Path(path).resolve(), entity).save()
@@ -107,7 +114,8 @@ def main(path: str, entity: str = "") -> None:
         sys.exit('wandb_report: wandb-workspaces is not installed; in the clone: pip install -e ".[wandb]"')
     except FileNotFoundError as error:
         sys.exit(
-            f"wandb_report: {error.filename} is not there; expected a sweep's folder, with a job that ended an epoch"
+            f"wandb_report: {error.filename} is not there; "
+            "expected a sweep's folder, with a job that ended an epoch"
         )
     except Exception as error:  # of many types: no network, a key that is none, an entity that is another's
         sys.exit(f"wandb_report: {' '.join(str(error).split())}")

@@ -26,7 +26,7 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Runs the command in this process: no second import of torch and Lightning, which takes longer than most tests."""
+    """Runs the command in this process: to import torch and Lightning again takes longer than most tests."""
     from hydra.core.global_hydra import GlobalHydra
 
     from imgcls.__main__ import main
@@ -67,7 +67,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def train(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """Runs `imgcls train` in this process; `stop` are the batches, counted over all epochs, that get a SIGTERM."""
+    """Runs `imgcls train` in this process; at batch `stop`, counted over all epochs, it gets a SIGTERM."""
     from hydra.core.global_hydra import GlobalHydra
 
     from imgcls.__main__ import main

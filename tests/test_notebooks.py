@@ -21,7 +21,7 @@ wandb.Api = lambda timeout: types.SimpleNamespace(runs=lambda project, **_: [run
 
 
 def sources(name: str, settings: str = "") -> list[str]:
-    """Returns a notebook's code, with settings after its own, for a kernel that has forgotten other notebooks' names."""
+    """Returns a notebook's code, with settings after its own; the kernel first forgets all other names."""
     book = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
     code = [cell for cell in book.cells if cell.cell_type == "code"]
     assert code[0].metadata.tags == ["parameters"]

@@ -1,4 +1,4 @@
-"""Every mistake on the command line: what is given, what is said, in one line and before anything is trained."""
+"""Every mistake on the command line: what is given, what is said, in one line and before any training."""
 
 import os
 import pickle
@@ -30,7 +30,10 @@ MISTAKES = [
     ("train -m scheduler=null,cosine", "scheduler=null,cosine: null is no choice; write scheduler=constant"),
     ("train optimizer=null", "optimizer=null: null is no choice; leave it out, or choose one of: adamw"),
     ("train ~scheduler", "scheduler: nothing is chosen; write scheduler=…"),
-    ("train trainer=ddp_cpu trainer.on_oom=halve", "trainer.on_oom=halve works in a single process, and here are 2"),
+    (
+        "train trainer=ddp_cpu trainer.on_oom=halve",
+        "trainer.on_oom=halve works in a single process, and here are 2",
+    ),
     ("train debug=true", "debug=true: there is no such choice; choose one of: fast, overfit, profile"),
     ("train callbacks.ema.decay=0.9", "callbacks.ema: it is not chosen; write callbacks=[default,ema]"),
     ("train +callbacks.ema.decay=0.9", "callbacks.ema: it is not chosen; write callbacks=[default,ema]"),
@@ -39,7 +42,10 @@ MISTAKES = [
     ("train +optimiser.lr=0.1", "optimiser: there is no such key; did you mean 'optimizer'?"),
     ("train -m +optimiser.lr=0.1,0.2", "optimiser: there is no such key; did you mean 'optimizer'?"),
     ("compare runs=. +metrics=x", "metrics: there is no such key; did you mean 'metric'?"),
-    ("train hydra.run.dir=/proc/x", "hydra.run.dir=/proc/x: the folder can't be made (No such file or directory)"),
+    (
+        "train hydra.run.dir=/proc/x",
+        "hydra.run.dir=/proc/x: the folder can't be made (No such file or directory)",
+    ),
     ("train -m seed=1,2 hydra.sweep.dir=/proc/x", "hydra.sweep.dir=/proc/x: the folder can't be made"),
     ("bench json=empty", "json=empty: expected a file"),
     ("train optimizer.lr=[", "optimizer.lr=["),
@@ -50,41 +56,80 @@ MISTAKES = [
     ("train augment.crop=pad", "augment.crop=pad: input should be 'none', 'padded', 'resized' or 'auto'"),
     ("train augment.flip=3", "augment.flip=3: input should be less than or equal to 1"),
     ("train augment.scale=[0,0]", "augment.scale=0: input should be greater than 0"),
-    ("train augment.mixup.probability=-0.5", "augment.mixup.probability=-0.5: input should be greater than or equal to 0"),
+    (
+        "train augment.mixup.probability=-0.5",
+        "augment.mixup.probability=-0.5: input should be greater than or equal to 0",
+    ),
     ("train scheduler.final=-1", "scheduler.final=-1: input should be greater than or equal to 0"),
-    ("train scheduler.warmup_epochs=-1", "scheduler.warmup_epochs=-1: input should be greater than or equal to 0"),
-    ("train scheduler=one_cycle scheduler.div_factor=0", "scheduler.div_factor=0: input should be greater than 0"),
+    (
+        "train scheduler.warmup_epochs=-1",
+        "scheduler.warmup_epochs=-1: input should be greater than or equal to 0",
+    ),
+    (
+        "train scheduler=one_cycle scheduler.div_factor=0",
+        "scheduler.div_factor=0: input should be greater than 0",
+    ),
     ("train loss.label_smoothing=1", "loss.label_smoothing=1: input should be less than 1"),
-    ("train loss=binary loss.label_smoothing=-0.1", "loss.label_smoothing=-0.1: input should be greater than or equal to 0"),
+    (
+        "train loss=binary loss.label_smoothing=-0.1",
+        "loss.label_smoothing=-0.1: input should be greater than or equal to 0",
+    ),
     ("train loss=focal loss.gamma=-1", "loss.gamma=-1: input should be greater than or equal to 0"),
     ("train class_weights=[1,-1]", "class_weights"),
     ("train trainer.precision=foo", "trainer.precision=foo: expected 64 or 32"),
-    ("train trainer.strategy=ddp_spawn", "trainer.strategy=ddp_spawn: its processes can't take over what is built"),
+    (
+        "train trainer.strategy=ddp_spawn",
+        "trainer.strategy=ddp_spawn: its processes can't take over what is built",
+    ),
     ("train trainer.accelerator=foo", "invalid accelerator name"),
     ("train optimizer._target_=torch.optim.SDG", "no 'SDG' there; did you mean 'SGD'?"),
     ("train loss._target_=nowhere.Loss", "there is no package 'nowhere'"),
     ("train optimizer=timm optimizer.opt=adann", "Optimizer adann not found"),
     ("train data=imagefolder", "data.root must be given: data.root=…"),
-    ("train data=imagefolder data.root=/nowhere", "data.root=/nowhere: there is no such folder; expected root/<class>/…"),
+    (
+        "train data=imagefolder data.root=/nowhere",
+        "data.root=/nowhere: there is no such folder; expected root/<class>/…",
+    ),
     ("train data=imagefolder data.root=empty", "has no class folders"),
     ("train data=imagenet data.root=.", "holds no ImageNet; expected root/train/<WordNet id>/…"),
     ("train data=cifar10 data.download=false", "put cifar-10-batches-py into data"),
     ("train seed=-1", "seed=-1: input should be greater than or equal to 0"),
     ("train data.channels=2", "data.channels=2: input should be 1 or 3"),
     ("train data.num_workers=-1", "data.num_workers=-1: input should be greater than or equal to 0"),
-    ("train trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches=0: input should be greater than or equal to 1"),
-    ("train trainer.gradient_clip_val=-1", "trainer.gradient_clip_val=-1: input should be greater than or equal to 0"),
+    (
+        "train trainer.accumulate_grad_batches=0",
+        "trainer.accumulate_grad_batches=0: input should be greater than or equal to 1",
+    ),
+    (
+        "train trainer.gradient_clip_val=-1",
+        "trainer.gradient_clip_val=-1: input should be greater than or equal to 0",
+    ),
     ("train trainer.limit_test_batches=0", "trainer.limit_test_batches=0: input should be greater than 0"),
     ("train trainer.limit_train_batches=0", "trainer.limit_train_batches=0: input should be greater than 0"),
     ("train trainer.limit_val_batches=0", "val/top1: with trainer.limit_val_batches=0 nothing is validated"),
     ("train trainer.max_epochs=0", "val/top1: with trainer.max_epochs=0 nothing is validated"),
-    ("train trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch=0: input should be greater than or equal to 1"),
-    ("train trainer.check_val_every_n_epoch=3 trainer.max_epochs=2", "with trainer.check_val_every_n_epoch=3 in 2 epochs nothing"),
+    (
+        "train trainer.check_val_every_n_epoch=0",
+        "trainer.check_val_every_n_epoch=0: input should be greater than or equal to 1",
+    ),
+    (
+        "train trainer.check_val_every_n_epoch=3 trainer.max_epochs=2",
+        "with trainer.check_val_every_n_epoch=3 in 2 epochs nothing",
+    ),
     ("train trainer.max_epochs=null", "scheduler=cosine needs an end: set trainer.max_epochs"),
-    ("train trainer=ddp_cpu trainer.devices=9999", "trainer.devices=9999: each is a process, and this machine has"),
+    (
+        "train trainer=ddp_cpu trainer.devices=9999",
+        "trainer.devices=9999: each is a process, and this machine has",
+    ),
     ("train trainer.limit_train_batches=0.001 logger=csv", "trainer: "),
-    ("train optimized_metric=val/loss callbacks.checkpoint.mode=max", "ModelCheckpoint.mode=max: val/loss is better the other way; set mode=min"),
-    ("train scheduler=plateau scheduler.monitor=val/top1", "scheduler.mode=min: val/top1 is better the other way; set mode=max"),
+    (
+        "train optimized_metric=val/loss callbacks.checkpoint.mode=max",
+        "ModelCheckpoint.mode=max: val/loss is better the other way; set mode=min",
+    ),
+    (
+        "train scheduler=plateau scheduler.monitor=val/top1",
+        "scheduler.mode=min: val/top1 is better the other way; set mode=max",
+    ),
     ("train data.fraction=2", "data.fraction=2: input should be less than or equal to 1"),
     ("train data.batch_size=0", "data.batch_size=0: input should be greater than or equal to 1"),
     ("train data.batch_size=true", "data.batch_size=True: input should be a valid integer"),
@@ -92,20 +137,26 @@ MISTAKES = [
     ("train data=cifar10 data.std=[0,1,1]", "data.std=[0, 1, 1]: input should be greater than 0"),
     ("train +data.mean=[]", "data.mean=[]: list should have at least 1 item"),
     ("train backbone=vgg16_bn", "images of 1×8×8 do not fit this network"),
-    ("train backbone=torchvision backbone.name=resnet19", "torchvision has no such network; did you mean 'resnet18'?"),
+    (
+        "train backbone=torchvision backbone.name=resnet19",
+        "torchvision has no such network; did you mean 'resnet18'?",
+    ),
     ("train backbone=timm backbone.name=vit_smal_patch16_224", "did you mean 'vit_small_patch16_224'?"),
     ("train backbone=resnet18 backbone.pretrained=true", "add backbone.stem=imagenet or data.image_size=224"),
     ("train backbone=resnet20 backbone.depth=21", "backbone.depth=21: expected 6n+2"),
     ("train backbone=resnet20 backbone.weights=nowhere.pth", "weights=nowhere.pth: there is no such file"),
     ("train class_weights=[1,2]", "class_weights=[1.0, 2.0]: expected 10 numbers of 0 or more, not all 0"),
-    ("train callbacks.checkpoint.monitor=val/acc", "ModelCheckpoint.monitor=val/acc: no such metric is logged"),
+    (
+        "train callbacks.checkpoint.monitor=val/acc",
+        "ModelCheckpoint.monitor=val/acc: no such metric is logged",
+    ),
     ("train scheduler=plateau scheduler.monitor=val/los", "did you mean 'val/loss'?"),
     ("train optimized_metric=val/top", "optimized_metric=val/top: no such metric is logged"),
     ("train trainer.max_epochs=-1 logger=csv", "scheduler=cosine needs an end: set trainer.max_epochs"),
     ("eval", "checkpoint must be given"),
     ("eval checkpoint=nowhere", "checkpoint=nowhere: there is no such file"),
     ("eval checkpoint=.", "the folder has no checkpoints/best.ckpt"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("given", "expected"), MISTAKES, ids=[given for given, _ in MISTAKES])
@@ -148,7 +199,10 @@ def test_what_fails_in_the_hook_before_a_run(said: Said, monkeypatch: pytest.Mon
 def test_a_data_class_of_the_users_that_fails(
     said: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = "from imgcls.data.digits import Digits\nclass Mine(Digits):\n    def __init__(self, **given):\n        None + 1\n"
+    text = (
+        "from imgcls.data.digits import Digits\n"
+        "class Mine(Digits):\n    def __init__(self, **given):\n        None + 1\n"
+    )
     (tmp_path / "my_set.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     message = said("train", "data._target_=my_set.Mine", "hydra.run.dir=run")
@@ -191,7 +245,10 @@ def spoil(name: str, folder: Path) -> str:
         data = (folder / "fox" / "03.jpg").read_bytes()
         for picture in (folder / "fox").iterdir():
             picture.write_bytes(data[: len(data) // 2])
-        return "can't be read as an image (Image is incomplete or truncated); data.on_error=skip leaves out such images"
+        return (
+            "can't be read as an image (Image is incomplete or truncated); "
+            "data.on_error=skip leaves out such images"
+        )
     for split, classes in {"train": ("cat", "dog", "fox"), "val": ("cat", "dog", "fox", "owl")}.items():
         for label in classes:
             write_picture(folder / split / label / "1.png", seed=len(label))
@@ -251,9 +308,13 @@ def test_spoilt_checkpoints(said: Said, checkpoint: Path) -> None:
     torch.save(content, "other.ckpt")
     torch.save(content["state_dict"], "state.ckpt")
     for name, expected in {
-        "cut": "it is damaged", "empty": "it is damaged", "code": "it carries code", "code_in_zip": "it carries code",
-        "other": "its weights are of another network", "state": "it was not written by imgcls train",
-    }.items():  # fmt: skip
+        "cut": "it is damaged",
+        "empty": "it is damaged",
+        "code": "it carries code",
+        "code_in_zip": "it carries code",
+        "other": "its weights are of another network",
+        "state": "it was not written by imgcls train",
+    }.items():
         assert expected in said("eval", f"checkpoint={name}.ckpt"), name
     assert not Path("it_ran").exists()
     assert checkpoint.read_bytes() == whole
@@ -263,11 +324,15 @@ def test_spoilt_checkpoints(said: Said, checkpoint: Path) -> None:
 
 
 UNTRUSTED = {
-    "eval checkpoint=FILE": "checkpoint=FILE: it carries code or objects beside tensors, so it was not loaded",
+    "eval checkpoint=FILE": (
+        "checkpoint=FILE: it carries code or objects beside tensors, so it was not loaded"
+    ),
     "predict checkpoint=FILE source=pictures": "checkpoint=FILE: it carries code",
     "export checkpoint=FILE out=net.onnx": "checkpoint=FILE: it carries code",
     "train backbone.weights=FILE logger=csv": "weights=FILE: it carries code",
-    "train callbacks=[default,distillation] callbacks.distillation.teacher=FILE": "checkpoint=FILE: it carries code",
+    "train callbacks=[default,distillation] callbacks.distillation.teacher=FILE": (
+        "checkpoint=FILE: it carries code"
+    ),
 }
 
 
@@ -312,7 +377,10 @@ def test_help_and_completion_answer_at_once() -> None:
     assert "backbone=resnet18" in done.stdout.split() and "backbone=resnet110" in done.stdout.split(), done
     assert "eval" in imgcls("-sc", "query=bash", COMP_LINE="imgcls e").stdout.split()
 
-    imported = "import sys; sys.argv = ['imgcls', 'train', '--help']; from imgcls.__main__ import main\ntry: main()\nfinally: print(*sys.modules)"
+    imported = (
+        "import sys; sys.argv = ['imgcls', 'train', '--help']; from imgcls.__main__ import main\n"
+        "try: main()\nfinally: print(*sys.modules)"
+    )
     modules = (
         subprocess.run([sys.executable, "-c", imported], capture_output=True, text=True)
         .stdout.splitlines()[-1]

@@ -18,6 +18,13 @@ from support.command import imgcls
 
 Here = Callable[..., None]
 SHORT = ("trainer.max_epochs=2", "trainer.limit_train_batches=4")
+EVERYTHING = """
+    data=imagefolder data.image_size=32 data.crop_ratio=1 data.batch_size=4 data.num_workers=2
+    augment=randaugment augment.erase=0.5 augment.mixup.probability=0.5 augment.cutmix.probability=0.5
+    backbone=resnet20 loss=focal optimizer=sgd scheduler=one_cycle class_weights=balanced
+    callbacks=[default,ema,early_stopping] logger=[csv,tensorboard] seed=3
+    trainer.gradient_clip_val=1 trainer.accumulate_grad_batches=2
+"""
 
 
 def run_directory(under: str = "runs") -> Path:
@@ -41,7 +48,7 @@ def test_default_run_and_eval_say_the_same(here: Here, said: Callable[..., str])
     found = metrics(run / "test")
     assert float(epochs(run)[-1]["train/top1"]) >= 0.99
     assert max(float(row["val/top1"]) for row in epochs(run)) >= 0.98
-    # Which epoch is best on 143 images is decided by the rounding of a machine: at the test no more than this is sure.
+    # Which epoch is best on 143 images is decided by the rounding of a machine: at the test no more is sure.
     assert found["test/top1"] >= 0.96 and found["test/top5"] >= found["test/top1"]
     for line in (
         "data: 1,295 train, 143 val, 359 test",
@@ -53,10 +60,19 @@ def test_default_run_and_eval_say_the_same(here: Here, said: Callable[..., str])
     assert done.stderr == ""
     names = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and "wandb" not in p.parts}
     assert names >= {
-        "config.yaml", "environment.json", "metrics.csv", "run.log", ".hydra/overrides.yaml", "checkpoints/best.ckpt",
-        "checkpoints/last.ckpt", "test/metrics.json", "test/per_class.csv", "test/confusion_matrix.csv",
-        "test/confusion_matrix.png", "test/predictions.csv",
-    }  # fmt: skip
+        "config.yaml",
+        "environment.json",
+        "metrics.csv",
+        "run.log",
+        ".hydra/overrides.yaml",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "test/metrics.json",
+        "test/per_class.csv",
+        "test/confusion_matrix.csv",
+        "test/confusion_matrix.png",
+        "test/predictions.csv",
+    }
     rows = epochs(run)
     assert [row["epoch"] for row in rows] == [str(i) for i in range(20)]
     assert all(
@@ -102,12 +118,7 @@ def check_wandb(run: Path, rows: list[dict[str, str]]) -> None:
 
 
 def test_folder_with_workers_and_everything_on(folder: Path, here: Here, said: Callable[..., str]) -> None:
-    done = imgcls(
-        "train", f"data.root={folder}", "data=imagefolder", "data.image_size=32", "data.crop_ratio=1", "data.batch_size=4", "data.num_workers=2",
-        "augment=randaugment", "augment.erase=0.5", "augment.mixup.probability=0.5", "augment.cutmix.probability=0.5", "backbone=resnet20",
-        "loss=focal", "optimizer=sgd", "scheduler=one_cycle", "callbacks=[default,ema,early_stopping]", "class_weights=balanced",
-        "trainer.gradient_clip_val=1", "trainer.accumulate_grad_batches=2", "logger=[csv,tensorboard]", "seed=3", *SHORT,
-    )  # fmt: skip
+    done = imgcls("train", f"data.root={folder}", *EVERYTHING.split(), *SHORT)
     assert done.returncode == 0, done.stderr
     run = run_directory()
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -121,7 +132,7 @@ def test_folder_with_workers_and_everything_on(folder: Path, here: Here, said: C
 
 
 def other_data(run: Path, folder: Path, here: Here, said: Callable[..., str]) -> None:
-    """Another folder is matched by class name, whichever classes it has; a class unknown to the checkpoint is refused."""
+    """Another folder is matched by class name, whichever it has; what the checkpoint lacks is refused."""
     arguments = (
         "eval",
         f"checkpoint={run}",
@@ -203,7 +214,7 @@ def test_sharded_on_two_cpu_processes(here: Here) -> None:
 
 @pytest.mark.slow  # test_resume.py stops within this process
 def test_stopped_from_outside() -> None:
-    """The status says that it can go on, and so does a line; nothing is tested, and what was saved is whole."""
+    """The status and a line say that it can go on; nothing is tested, and what was saved is whole."""
     command = [sys.executable, "-m", "imgcls", "train", "trainer.max_epochs=1000", "logger=csv"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

@@ -36,16 +36,28 @@ def classifier(data: Digits) -> ImageClassifier:
     )  # fmt: skip
 
 
+def cpu_trainer(folder: Path, callbacks: list[Callback] | None = None) -> Trainer:
+    return Trainer(
+        accelerator="cpu",
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        limit_val_batches=0,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        use_distributed_sampler=False,
+        max_epochs=5,
+    )
+
+
 @pytest.mark.parametrize("kind", ["lr", "batch_size"])
 def test_nothing_is_changed(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = Digits(batch_size=32)
     data.setup()
     module = classifier(data)
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    trainer = Trainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, limit_val_batches=0,
-        enable_model_summary=False, default_root_dir=tmp_path, use_distributed_sampler=False, max_epochs=5,
-    )  # fmt: skip
+    trainer = cpu_trainer(tmp_path)
     found = tune(kind, trainer, module, data, tmp_path)
     assert 1e-3 < found <= 1 if kind == "lr" else found in (16, 32, 64, 128, 256, 512, 1024, 1295)
     assert data.batch_size == 32 and module.hparams["optimizer"]["lr"] == 0.1
@@ -57,7 +69,7 @@ def test_nothing_is_changed(kind: str, tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training")
 @pytest.mark.parametrize("kind", ["lr", "batch_size"])
 def test_what_is_learned_is_as_in_training(kind: str, tmp_path: Path) -> None:
-    """Frozen layers are frozen, a teacher is heard, and images grow; for the batch size they are the largest."""
+    """Frozen layers are frozen, a teacher is heard, images grow; for the batch size they are the largest."""
     data = Digits(batch_size=32, image_size=16)
     data.setup()
     module = classifier(data)
@@ -84,11 +96,7 @@ def test_what_is_learned_is_as_in_training(kind: str, tmp_path: Path) -> None:
         )
 
     module.network.register_forward_pre_hook(look)
-    trainer = Trainer(
-        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, limit_val_batches=0,
-        enable_model_summary=False, default_root_dir=tmp_path, use_distributed_sampler=False, max_epochs=5,
-        callbacks=callbacks,
-    )  # fmt: skip
+    trainer = cpu_trainer(tmp_path, callbacks)
     tune(kind, trainer, module, data, tmp_path)
     trained = {entry[1:] for entry in seen if entry[0]} - {
         (True, 8, False)

@@ -1,6 +1,7 @@
 """What befalls one of two processes that train together ends, or goes on, in both."""
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -38,12 +39,18 @@ class Loss(torch.nn.CrossEntropyLoss):
 """
 
 
+def train(fault: str, *options: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Trains in a process of its own that finds faulty.py here."""
+    path = f"{Path.cwd()}:{os.environ.get('PYTHONPATH', '')}"
+    return imgcls("train", *options, FAULT=fault, PYTHONPATH=path, timeout=timeout)
+
+
 def faulty(fault: str, *options: str) -> subprocess.CompletedProcess[str]:
     """Trains in two processes; in the 28th step a fault befalls one of them."""
     Path("faulty.py").write_text(LOSS)
     given = ["trainer=ddp_cpu", "data.batch_size=32", "trainer.max_epochs=3", "logger=csv", "test=false"]
-    done = imgcls("train", *given, "hydra.run.dir=run", "loss._target_=faulty.Loss", *options,
-                  FAULT=fault, PYTHONPATH=str(Path.cwd()), timeout=200)  # fmt: skip
+    given += ["hydra.run.dir=run", "loss._target_=faulty.Loss"]
+    done = train(fault, *given, *options, timeout=200)
     print(done.stdout, done.stderr)
     assert "Traceback" not in done.stdout + done.stderr
     last = torch.load("run/checkpoints/last.ckpt", weights_only=True)
@@ -97,4 +104,4 @@ def test_one_that_ends(fault: str) -> None:
         else "process 2 of this training ended (killed"
     ) in line
     assert json.loads(Path("run/status.json").read_text())["status"] == "failed"
-    assert imgcls("train", "resume=run", FAULT="none 0", PYTHONPATH=str(Path.cwd())).returncode == 0
+    assert train("none 0", "resume=run").returncode == 0

@@ -1,4 +1,7 @@
-"""Whatever becomes of W&B, the training goes on: its server gone, slow or refusing, its process killed, its disk full."""
+"""Whatever becomes of W&B, the training goes on.
+
+Its server may be gone, slow or refusing, its process killed, its disk full.
+"""
 
 import csv
 import gc
@@ -22,12 +25,17 @@ from support.command import imgcls
 from imgcls.tasks.classification import ImageClassifier
 
 OPTIONS = ["data.batch_size=64", "trainer.max_epochs=3", "test=false", "hydra.run.dir=run"]
-ANSWERS = {  # of W&B's GraphQL interface, as far as a run needs it to begin
-    "upsertBucket": {"upsertBucket": {"bucket": {
-        "id": "x", "name": "run", "displayName": "run", "sweepName": None, "historyLineCount": 0, "config": "{}",
-        "project": {"id": "p", "name": "p", "entity": {"id": "e", "name": "e"}},
-    }, "inserted": True}},
-}  # fmt: skip
+BUCKET = {
+    "id": "x",
+    "name": "run",
+    "displayName": "run",
+    "sweepName": None,
+    "historyLineCount": 0,
+    "config": "{}",
+    "project": {"id": "p", "name": "p", "entity": {"id": "e", "name": "e"}},
+}
+# of W&B's GraphQL interface, as far as a run needs it to begin
+ANSWERS = {"upsertBucket": {"upsertBucket": {"bucket": BUCKET, "inserted": True}}}
 
 # W&B's own process, where a test has killed it; it is collected before another module's tests begin
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")

@@ -3,7 +3,12 @@
 import os
 
 os.environ |= {
-    "OMP_NUM_THREADS": "1",  # several tests run at a time: threads of each on all cores would wait for one another
-    "WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true", "WANDB_CONSOLE": "off",
-    "WANDB_X_DISABLE_STATS": "true", "WANDB_X_DISABLE_MACHINE_INFO": "true",
-}  # fmt: skip
+    # several tests run at a time: threads of each on all cores would wait for one another
+    "OMP_NUM_THREADS": "1",
+    "WANDB_MODE": "offline",
+    "WANDB_ERROR_REPORTING": "false",
+    "WANDB_SILENT": "true",
+    "WANDB_CONSOLE": "off",
+    "WANDB_X_DISABLE_STATS": "true",
+    "WANDB_X_DISABLE_MACHINE_INFO": "true",
+}

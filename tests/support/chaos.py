@@ -1,8 +1,8 @@
 """Starts trainings and kills them: `python chaos.py FILE`, where FILE is a JSON list of attempts.
 
 An attempt is {"arguments": […], "event": "step" | "validation" | "writing" | "renaming" | null, "count": n,
-"signal": number}. Each runs in a process of its own, forked after the imports, in a session of its own; the signal
-goes to it at the event's n-th time. Prints a JSON list of the exit statuses.
+"signal": number}. Each runs in a process of its own, forked after the imports, in a session of its own; the
+signal goes to it at the event's n-th time. Prints a JSON list of the exit statuses.
 """
 
 import contextlib
@@ -56,7 +56,8 @@ def prepare(attempt: dict[str, Any]) -> None:
             file.seek(0)
             save(content, file)
 
-        checkpoint.torch = type("Torch", (), {"save": staticmethod(half), "load": checkpoint.torch.load})  # type: ignore[assignment]
+        torch = type("Torch", (), {"save": staticmethod(half), "load": checkpoint.torch.load})
+        checkpoint.torch = torch  # type: ignore[assignment]
 
 
 def run(attempt: dict[str, Any]) -> int:

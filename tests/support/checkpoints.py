@@ -20,10 +20,10 @@ RGB = DataSpec(("cat", "dog", "fox"), 3, 32, (0.485, 0.456, 0.406), (0.229, 0.22
 def write_checkpoint(
     path: Path, spec: DataSpec, *overrides: str, images: torch.Tensor | None = None, **changed: Any
 ) -> Path:
-    """Writes the checkpoint of an untrained network, as a training would, with batch statistics of `images`, by default
-    of coloured squares.
+    """Writes the checkpoint of an untrained network, as a training would.
 
-    Without these the logits of some networks are in the thousands, and all confidences 1.
+    It has batch statistics of `images`, by default of coloured squares. Without these the logits of some
+    networks are in the thousands, and all confidences 1.
     """
     config = composed(*overrides) | {"cwd": str(Path.cwd())}
     torch.manual_seed(0)

@@ -1,4 +1,7 @@
-"""A SLURM and a Ray of two nodes on this machine, for the tests. Of SLURM Debian's packages are unpacked, not installed."""
+"""A SLURM and a Ray of two nodes on this machine, for the tests.
+
+Debian's packages of SLURM are unpacked, not installed.
+"""
 
 import getpass
 import importlib.util
@@ -64,7 +67,8 @@ PartitionName=high Nodes=n1,n2 PriorityTier=10 State=UP
 SACCT = """#!/bin/sh
 echo 'JobID|State|NodeList'
 scontrol -o show jobs | sed -nE '
-s/^JobId=([0-9]+) ArrayJobId=([0-9]+) ArrayTaskId=([0-9]+) .* JobState=([A-Z_]+) .* NodeList=([^ ]*) .*/\\2_\\3|\\4|\\5/p
+s/^JobId=([0-9]+) ArrayJobId=([0-9]+) ArrayTaskId=([0-9]+) .* JobState=([A-Z_]+) \
+.* NodeList=([^ ]*) .*/\\2_\\3|\\4|\\5/p
 s/^JobId=([0-9]+) JobName.* JobState=([A-Z_]+) .* NodeList=([^ ]*) .*/\\1|\\2|\\3/p'
 """
 
@@ -74,9 +78,11 @@ class Unavailable(Exception):
 
 
 class Slurm:
-    """slurmctld and two slurmd of one CPU each, `n1` and `n2`, that listen on 127.0.0.1 until the `with` ends. What is
-    submitted to the partition `high` takes the place of what runs in `low`, which is put back into the queue. There is
-    no accounting, which takes a database: a script in the place of `sacct` answers from what slurmctld remembers.
+    """slurmctld and two slurmd of one CPU each, `n1` and `n2`, on 127.0.0.1 until the `with` ends.
+
+    What is submitted to the partition `high` takes the place of what runs in `low`, which is put back into
+    the queue. There is no accounting, which takes a database: a script in the place of `sacct` answers from
+    what slurmctld remembers.
 
     Args:
         folder: for all of its files.
@@ -183,7 +189,9 @@ def free_ports(number: int) -> list[int]:
 
 
 class Ray:
-    """A Ray of two nodes of one CPU each, until the `with` ends; to join it takes the token of the environment.
+    """A Ray of two nodes of one CPU each, until the `with` ends.
+
+    To join it takes the token of the environment.
 
     Raises:
         Unavailable: Ray isn't installed.
@@ -196,7 +204,8 @@ class Ray:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # else the driver takes 127.0.0.1 for the network's address
+            # else the driver takes 127.0.0.1 for the network's address
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         }
         os.environ |= self.environment
         from ray.cluster_utils import Cluster

@@ -28,7 +28,7 @@ def jobs(folder: Path) -> list[Path]:
 
 
 def outcome(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """What a training came to, all but times: the weights and all else in its last checkpoint, and the metrics."""
+    """What a training came to, all but times: the weights in its last checkpoint, and the metrics."""
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     table = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
     return checkpoint["state_dict"], [
@@ -98,7 +98,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 def read_back(folder: Path) -> dict[str, Any]:
-    """Returns what the one offline run in a run directory says: run, history, summary, exit status and artifacts."""
+    """Returns what a run directory's one offline run says: run, history, summary, exit status, artifacts."""
     (file,) = (folder / "wandb").glob("offline-run-*/*.wandb")
     command = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
