@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from imgcls.backbones.heads import reset_head
+from imgcls.backbones.layers import reset_head
 from imgcls.backbones.weights import load_weights
 from imgcls.config import check as configs
 from imgcls.config.allowed import allowed

@@ -1,9 +1,7 @@
-"""The layers of a network in order, from the input to the head."""
+"""The layers of a network in order, from the input to the heads, which give the logits."""
 
 from torch import nn
 from torchvision.models.vision_transformer import Encoder
-
-from imgcls.backbones.heads import head_names
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, Encoder)
 
@@ -39,3 +37,21 @@ def block_names(module: nn.Module, prefix: str = "") -> list[str]:
         elif any(True for _ in child.parameters()):
             names.append(f"{prefix}{name}.")
     return names
+
+
+def head_names(network: nn.Module) -> tuple[str, ...]:
+    """Returns the names of a network's heads, the main one first; none where the network says none."""
+    return tuple(getattr(network, "head_names", ()))
+
+
+def reset_head(network: nn.Module) -> None:
+    """Starts the heads at zero (Kolesnikov et al. 2019, BiT).
+
+    The first loss is then the logarithm of the number of classes at any scale of the features, and trained
+    weights below the head get no gradients of random logits. A head that is a convolution keeps its weights:
+    SqueezeNet's goes into a ReLU, which has no gradient at 0.
+    """
+    for name in head_names(network):
+        head = network.get_submodule(name)
+        for parameter in head.parameters() if isinstance(head, nn.Linear) else ():
+            nn.init.zeros_(parameter)

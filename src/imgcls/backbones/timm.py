@@ -5,7 +5,7 @@ from typing import Any
 import timm
 from torch import nn
 
-from imgcls.backbones.heads import reset_head
+from imgcls.backbones.layers import reset_head
 from imgcls.errors import UserError, nearest
 
 # Options of timm.create_model that name files and addresses: timm would read them by rules of its own.

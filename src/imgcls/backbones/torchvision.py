@@ -7,7 +7,7 @@ import torchvision.models as models
 from timm.models import adapt_input_conv
 from torch import nn
 
-from imgcls.backbones.heads import reset_head
+from imgcls.backbones.layers import reset_head
 from imgcls.backbones.weights import fitting
 from imgcls.errors import UserError, nearest
 

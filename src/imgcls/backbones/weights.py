@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from imgcls.backbones.heads import head_names
+from imgcls.backbones.layers import head_names
 from imgcls.errors import UserError
 from imgcls.runs.checkpoints import load_tensors, unloadable
 

@@ -13,8 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from pydantic import Field
 from torch import nn
 
-from imgcls.backbones.heads import head_names
-from imgcls.backbones.layers import layers
+from imgcls.backbones.layers import head_names, layers
 from imgcls.callbacks import linear_probe
 from imgcls.data.batch import ImageDataset
 from imgcls.tasks.classification import ImageClassifier

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim import Optimizer
 
-from imgcls.augment.batch import BatchAugment
-from imgcls.backbones.heads import head_names
+from imgcls.augment import BatchAugment
+from imgcls.backbones.layers import head_names
 from imgcls.data.batch import ImageDataset
 from imgcls.data.module import ImageDataModule
 from imgcls.tasks.classification import ImageClassifier

@@ -13,11 +13,9 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode
 
-from imgcls.data.batch import Batch, ImageDataset
+from imgcls.data.batch import Batch, EpochSampler, ImageDataset
 from imgcls.data.loading.decode import EXTENSIONS, MAX_PIXELS, UnreadableImage, decode
-from imgcls.data.loading.folders import class_folders, name_left_out, split_folders
-from imgcls.data.loading.listing import as_names, folder_index
-from imgcls.data.loading.sampler import EpochSampler
+from imgcls.data.loading.folders import as_names, class_folders, folder_index, name_left_out, split_folders
 from imgcls.data.loading.unreadable import Unreadable, with_stand_ins
 from imgcls.data.module import ImageDataModule, Loader, Place, Positive
 from imgcls.errors import UserError

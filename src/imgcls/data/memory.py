@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from imgcls.augment.image import worker_transform
-from imgcls.data.batch import Batch, ImageDataset, in_channels
-from imgcls.data.loading.sampler import EpochSampler
+from imgcls.augment import worker_transform
+from imgcls.data.batch import Batch, EpochSampler, ImageDataset, in_channels
 from imgcls.data.module import ImageDataModule
 from imgcls.errors import UserError
 

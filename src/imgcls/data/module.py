@@ -20,9 +20,8 @@ from lightning.pytorch import LightningDataModule
 from pydantic import Field
 from torch.utils.data import DataLoader
 
-from imgcls.augment.image import Augment, worker_transform
-from imgcls.data.batch import Batch, ImageDataset, keep_batch
-from imgcls.data.loading.sampler import EpochSampler
+from imgcls.augment import Augment, worker_transform
+from imgcls.data.batch import Batch, EpochSampler, ImageDataset, keep_batch
 from imgcls.data.loading.splits import SPLITS, Cut, check_targets, name_absent, stratified, stratified_fold
 from imgcls.errors import UserError
 from imgcls.spec import DataSpec

@@ -21,8 +21,7 @@ from torch.utils.data import DataLoader
 
 from imgcls.config.paths import cache_dir
 from imgcls.data.batch import Batch, in_channels
-from imgcls.data.loading.manifest import check_files, facts_of
-from imgcls.data.loading.shards import check_shards
+from imgcls.data.loading.manifest import check_files, check_shards, facts_of
 from imgcls.data.module import Place
 from imgcls.data.packed import Pack, PackedData, PackedImages
 from imgcls.errors import UserError

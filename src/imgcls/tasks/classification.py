@@ -10,15 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
-from imgcls.augment.batch import BatchAugment
-from imgcls.augment.image import Augment
+from imgcls.augment import Augment, BatchAugment
 from imgcls.backbones.build import FIRST_WEIGHTS, build_network, rebuild_network
-from imgcls.backbones.heads import head_names
+from imgcls.backbones.layers import head_names
 from imgcls.config import check as configs
 from imgcls.data.batch import Batch
 from imgcls.errors import UserError
-from imgcls.optim.optimizers import build_optimizer
-from imgcls.optim.schedulers import Schedule
+from imgcls.optim import Schedule, build_optimizer
 from imgcls.spec import DataSpec
 from imgcls.tasks.losses import build_loss
 from imgcls.tasks.metrics import MeanLoss, Predictions, Scores, metric_names

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from imgcls.data.batch import Batch
 from imgcls.data.module import ImageDataModule
 from imgcls.errors import UserError
-from imgcls.optim.schedulers import Steps
+from imgcls.optim import Steps
 from imgcls.runs.checkpoints import find_checkpoint, load_content
 from imgcls.seeding import key_seed
 from imgcls.spec import DataSpec
