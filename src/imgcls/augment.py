@@ -73,8 +73,8 @@ class Augment:
     def __post_init__(self) -> None:
         mixed = self.mixup.probability + self.cutmix.probability
         if mixed > 1:
-            total = f"augment.mixup.probability + cutmix.probability={mixed}"
-            raise UserError(f"{total}: expected a number from 0 to 1")
+            given = f"augment.mixup.probability + cutmix.probability={mixed}"
+            raise UserError(f"{given}: expected a number from 0 to 1")
 
     def crop_of(self, spec: DataSpec) -> str:
         """Returns the kind of crop for this data, "auto" decided."""
@@ -84,8 +84,7 @@ class Augment:
 def worker_transform(
     augment: Augment, spec: DataSpec, otherwise: nn.Module | None = None
 ) -> nn.Module | None:
-    """Returns a worker's transform of one training image: a resized crop, else `otherwise`; then the
-    policy."""
+    """Returns a worker's transform of a training image: a resized crop, else `otherwise`; then the policy."""
     first = otherwise
     if augment.crop_of(spec) == "resized":
         size, mode = spec.image_size, InterpolationMode(spec.interpolation)
@@ -159,8 +158,7 @@ def chosen(images: Tensor, probability: float) -> Tensor:
 
 
 def drawn(images: Tensor, *shape: int) -> Tensor:
-    """Returns random numbers from 0 to 1, in float32 also for images in half precision, which has few of
-    them."""
+    """Returns random numbers from 0 to 1, in float32 also for images in half precision, which has few."""
     return torch.rand(shape, device=images.device, dtype=torch.float32)
 
 
@@ -177,17 +175,13 @@ def patches(images: Tensor) -> Tensor:
         place = torch.arange(length, device=images.device)
         return (place >= start) & (place < start + side)
 
-    return (
-        inside(height, (area * ratio).sqrt())[:, None, :, None]
-        & inside(width, (area / ratio).sqrt())[:, None, None, :]
-    )
+    rows, columns = inside(height, (area * ratio).sqrt()), inside(width, (area / ratio).sqrt())
+    return rows[:, None, :, None] & columns[:, None, None, :]
 
 
 def rectangles(images: Tensor, area: Tensor) -> Tensor:
-    """Returns a mask `(N, 1, H, W)` with a random rectangle of the share `area (N,)` in each image.
-
-    Its centre is anywhere, so that a part can lie outside (as in CutMix, Yun et al. 2019).
-    """
+    """Returns a mask `(N, 1, H, W)` with a random rectangle of the share `area (N,)` in each image. Its
+    centre is anywhere, so that a part can lie outside (as in CutMix, Yun et al. 2019)."""
     n, _, height, width = images.shape
     side = area.sqrt()
 

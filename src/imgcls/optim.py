@@ -47,10 +47,8 @@ class Steps:
         if not steps or self.total is None or steps < self.total:
             return steps
         tenth = self.total // 10
-        said = (
-            f"scheduler.warmup_epochs={epochs:g} is as long as the training, which would never reach its rate"
-        )
-        rank_zero_only(log.warning)(f"{said}: shortened to {tenth} of its {self.total} steps")
+        said = f"scheduler.warmup_epochs={epochs:g} is as long as the training, which would never reach"
+        rank_zero_only(log.warning)(f"{said} its rate: shortened to {tenth} of its {self.total} steps")
         return tenth
 
 
@@ -109,10 +107,12 @@ def one_cycle(
     rates = [group["lr"] for group in optimizer.param_groups]
     total = steps.whole("one_cycle") + 1  # torch counts the rate after the last step too
     cycle_momentum = cycle_momentum and ("momentum" in optimizer.defaults or "betas" in optimizer.defaults)
-    shape: dict[str, Any] = {"div_factor": div_factor, "final_div_factor": final_div_factor}
-    schedule = OneCycleLR(
-        optimizer, rates, total, pct_start=pct_start, cycle_momentum=cycle_momentum, **shape
-    )
+    shape: dict[str, Any] = {
+        "pct_start": pct_start,
+        "div_factor": div_factor,
+        "final_div_factor": final_div_factor,
+    }
+    schedule = OneCycleLR(optimizer, rates, total, cycle_momentum=cycle_momentum, **shape)
     return [{"scheduler": schedule, "interval": "step"}]
 
 
@@ -159,9 +159,8 @@ def build_optimizer(
     target = configs.locate(name, "optimizer._target_")
     groups = parameter_groups(config, network, rate_scales or {})
     if rate_scales and config.get("lr") is None:
-        raise UserError(
-            f"optimizer={name} has no lr, which the layers would have a share of; set optimizer.lr"
-        )
+        fault = f"optimizer={name} has no lr, which the layers would have a share of"
+        raise UserError(f"{fault}; set optimizer.lr")
     for group in groups if rate_scales else ():
         group["lr"] = config["lr"] * group["scale"]
     if not any(parameter.requires_grad for parameter in network.parameters()):
@@ -180,11 +179,9 @@ def parameter_groups(
     config: Mapping[str, Any], network: nn.Module, scales: Mapping[str, float]
 ) -> list[dict[str, Any]]:
     """Returns the parameters by scale, the largest first, and weight decay: none for vectors and embeddings.
-
     Frozen ones too: they have no gradient, so no step changes them, and they may learn later. Muon is for
     inner weights: the head is marked `use_fallback`, for which timm's Muon takes AdamW (Jordan 2024).
-    (timm's `param_groups_weight_decay` knows no scales, and its import takes 2 s.)
-    """
+    (timm's `param_groups_weight_decay` knows no scales, and its import takes 2 s.)"""
     decay = config.get("weight_decay") or 0.0
     exempt = {*EMBEDDINGS, *getattr(network, "no_weight_decay", tuple)()}
     muon = "muon" in f"{config['_target_']} {config.get('opt', '')}".lower()

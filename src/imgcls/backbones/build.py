@@ -36,8 +36,8 @@ def build_network(
     weights = options.pop("weights", None)
     network = configs.build({**options, **shape}, "backbone")
     if not isinstance(network, nn.Module):
-        where = f"backbone._target_={options['_target_']}"
-        raise UserError(f"{where} returns {type(network).__name__}; expected a torch.nn.Module")
+        returned = f"backbone._target_={options['_target_']} returns {type(network).__name__}"
+        raise UserError(f"{returned}; expected a torch.nn.Module")
     if weights is not None:
         reset_head(network)
         load_weights(network, Path(weights), class_names)

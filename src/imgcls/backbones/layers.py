@@ -8,9 +8,7 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, Encoder)
 
 def layers(network: nn.Module) -> dict[str, int]:
     """Returns the number of the layer of each parameter: 0 at the input, the highest for the heads.
-
-    timm's networks say their layers. Of others, each child is a layer, or each child of a container.
-    """
+    timm's networks say their layers. Of others, each child is a layer, or each child of a container."""
     heads = tuple(f"{head}." for head in head_names(network))
     names = [name for name, _ in network.named_parameters()]
     if hasattr(network, "group_matcher"):
@@ -20,10 +18,9 @@ def layers(network: nn.Module) -> dict[str, int]:
         number = group_parameters(network, matcher, reverse=True)
     else:
         blocks = [block for block in block_names(network) if not block.startswith(heads)]
-        number = {
-            name: max((i for i, block in enumerate(blocks) if name.startswith(block)), default=0)
-            for name in names
-        }
+        number = dict.fromkeys(names, 0)
+        for i, block in enumerate(blocks):
+            number |= {name: i for name in names if name.startswith(block)}
     body = sorted({number[name] for name in names if not name.startswith(heads)})
     return {name: len(body) if name.startswith(heads) else body.index(number[name]) for name in names}
 

@@ -58,14 +58,11 @@ def defaults(name: str, in_channels: int, image_size: int, pretrained: bool) -> 
 
 def name_heads(network: Any, name: str, num_classes: int) -> None:
     """Sets `head_names`, by default the last layer with an output for each class, and `auxiliary_weight`."""
-    outputs = {}
-    for key, layer in network.named_modules():
-        if isinstance(layer, nn.Linear):
-            outputs[key] = layer.out_features
-        elif isinstance(layer, nn.Conv2d):
-            outputs[key] = layer.out_channels
-    last = [key for key, number in outputs.items() if number == num_classes][-1:]
-    network.head_names = tuple(head for head in AUXILIARY_HEADS.get(name, last) if head in outputs)
+    layers = {
+        key: layer for key, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)
+    }
+    last = [key for key, layer in layers.items() if len(layer.weight) == num_classes][-1:]
+    network.head_names = tuple(head for head in AUXILIARY_HEADS.get(name, last) if head in layers)
     if name in AUXILIARY_WEIGHT:
         network.auxiliary_weight = AUXILIARY_WEIGHT[name]
 
@@ -79,10 +76,8 @@ def load_published(network: Any, name: str, options: dict[str, Any]) -> None:
         state = weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"backbone.pretrained=true: the weights of {name} could not be downloaded ({reason}); "
-            "fetch them elsewhere and give backbone.weights=FILE"
-        ) from error
+        fault = f"backbone.pretrained=true: the weights of {name} could not be downloaded ({reason})"
+        raise UserError(f"{fault}; fetch them elsewhere and give backbone.weights=FILE") from error
     if "image_size" in options:
         size, patch = options["image_size"], network.patch_size
         state = models.vision_transformer.interpolate_embeddings(size, patch, state)

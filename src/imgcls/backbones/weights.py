@@ -16,25 +16,14 @@ from imgcls.errors import UserError
 from imgcls.runs.checkpoints import load_tensors, unloadable
 
 log = logging.getLogger(__name__)
-KEYS = (
-    "state_dict",
-    "model_state_dict",
-    "model",
-    "state_dict_ema",
-    "model_ema",
-    "net",
-)  # of a state in a file
+# Of a state in a file.
+KEYS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "net")
 WRAPPERS = ("module.", "network.", "_orig_mod.")  # prefixes of names in a state
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
-    """Returns the tensors of a .safetensors file, or of a pickle that carries nothing but data.
-
-    The second value is the names of the classes, where the file has them, as one of train or export has.
-
-    Raises:
-        UserError: no such file, not whole, a pickle that carries code (which is not run), or no state dict.
-    """
+    """Returns the tensors of a .safetensors file, or of a pickle that carries nothing but data (code is not
+    run), and the names of the classes, where the file has them, as one of train or export has."""
     if not path.is_file():
         raise UserError(f"weights={path}: there is no such file")
     try:
@@ -70,9 +59,9 @@ def check_state(state: object, path: Path) -> None:
     for key, value in state.items():
         plain = isinstance(value, Tensor) and value.layout is torch.strided
         if not (isinstance(key, str) and plain) or value.is_meta or value.is_quantized or value.is_complex():
+            expected = "expected a state dict, names to dense tensors of real numbers"
             raise UserError(
-                f"weights={path}: expected a state dict, names to dense tensors of real numbers, "
-                f"but {key!r:.60} is no such name, or has no such tensor"
+                f"weights={path}: {expected}, but {key!r:.60} is no such name, or has no such tensor"
             )
 
 

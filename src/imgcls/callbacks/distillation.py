@@ -40,11 +40,9 @@ class Distillation(Callback):
         assert isinstance(pl_module, ImageClassifier)
         theirs, own = self.teacher.spec, pl_module.spec
         if theirs.class_names != own.class_names or theirs.channels != own.channels:
-            raise UserError(
-                f"teacher={self.name} knows {theirs.num_classes} classes ({theirs.class_names[0]}, …) "
-                f"in {theirs.channels} channels, the data has {own.num_classes} ({own.class_names[0]}, …) "
-                f"in {own.channels}; expected the same"
-            )
+            known = f"{theirs.num_classes} classes ({theirs.class_names[0]}, …) in {theirs.channels} channels"
+            there = f"{own.num_classes} ({own.class_names[0]}, …) in {own.channels}"
+            raise UserError(f"teacher={self.name} knows {known}, the data has {there}; expected the same")
         self.teacher.to(pl_module.device)
         pl_module.distil = self.loss
 

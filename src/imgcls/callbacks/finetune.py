@@ -61,11 +61,10 @@ class Finetune(Callback):
             return
         self.layers = layers(pl_module.network)
         top = max(self.layers.values())
-        pl_module.rate_scales = {
-            name: 1.0 if layer == top else self.body_lr * self.layer_decay ** (top - layer)
-            for name, layer in self.layers.items()
-        }
+        pl_module.rate_scales = {}
         for name, parameter in pl_module.network.named_parameters():
+            below = top - self.layers[name]
+            pl_module.rate_scales[name] = self.body_lr * self.layer_decay**below if below else 1.0
             parameter.requires_grad_(self.layers[name] >= self.lowest_layer(0))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -107,7 +106,6 @@ class Finetune(Callback):
         self.scale = state_dict["scale"]
 
     def lowest_layer(self, epoch: int) -> int:
-        """Returns the number of the lowest layer that learns in an epoch."""
         top = max(self.layers.values())
         if self.head_epochs is None or epoch < self.head_epochs:
             return top
@@ -116,7 +114,7 @@ class Finetune(Callback):
         return max(top - 1 - int((epoch - self.head_epochs) / self.layer_epochs), 0)
 
     def freeze(self, network: nn.Module, epoch: int) -> bool:
-        """Lets the layers of an epoch learn and freezes the others; returns whether that is a change."""
+        """Freezes all but the layers of an epoch; returns whether that is a change."""
         before, self.lowest = self.lowest, self.lowest_layer(epoch)
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(self.layers[name] >= self.lowest)
@@ -153,10 +151,8 @@ class Finetune(Callback):
 
 
 def give_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Gives parameters that begin to learn a momentum of zero, beside others of their group that have one.
-
-    torch's fused SGD takes momentum of all or none. Without dampening, the first step is the same with it.
-    """
+    """Gives parameters that begin to learn a momentum of zero, where others of their group have one: torch's
+    fused SGD takes that of all or none. Without dampening, the first step is the same with it."""
     for group in optimizer.param_groups if isinstance(optimizer, torch.optim.SGD) else ():
         missing = [p for p in group["params"] if optimizer.state.get(p, {}).get("momentum_buffer") is None]
         if group["fused"] and len(missing) < len(group["params"]):

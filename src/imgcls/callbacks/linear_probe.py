@@ -19,7 +19,6 @@ from imgcls.tasks.classification import ImageClassifier
 
 
 def changes_images(batch: BatchAugment) -> bool:
-    """Says whether training sees other images than evaluation."""
     augment = batch.augment
     mixed = augment.mixup.probability + augment.cutmix.probability
     return augment.crop != "none" or augment.policy is not None or batch.flip + augment.erase + mixed > 0
@@ -56,11 +55,9 @@ def inputs_of(network: nn.Module, part: str) -> Iterator[list[Tensor]]:
 
 @torch.no_grad()
 def features(classifier: ImageClassifier, data: ImageDataModule, split: str) -> Tensor | None:
-    """Returns the input `(N, D)` of the part that learns, for all images of a split.
-
-    Returns None where the logits are not what that part makes of its input: another head counts too, or
-    something follows. The check takes drawn weights, as those of a new head are 0 and would show nothing.
-    """
+    """Returns the input `(N, D)` of the part that learns, for all images of a split; None where the logits
+    are not what that part makes of its input: another head counts too, or something follows. The check takes
+    drawn weights, as those of a new head are 0 and would show nothing."""
     network, part = classifier.network, classifier.features_into
     head, found = network.get_submodule(part), list[Tensor]()
     generator = torch.Generator().manual_seed(0)  # of its own: the training draws what it draws without this
@@ -82,10 +79,8 @@ def features(classifier: ImageClassifier, data: ImageDataModule, split: str) -> 
 
 
 def learning_part(network: nn.Module) -> str:
-    """Returns the name of the largest module around the head that has no parameters but the head's.
-
-    It has the head's dropout too.
-    """
+    """Returns the name of the largest module around the head that has no parameters but the head's: it has
+    the head's dropout too."""
     name = head_names(network)[0]
     own = set(network.get_submodule(name).parameters())
     while (around := name.rpartition(".")[0]) and set(network.get_submodule(around).parameters()) == own:
@@ -106,10 +101,8 @@ def scale_of_features(classifier: ImageClassifier, images: ImageDataset) -> floa
 
 
 def step_in_units(optimizer: Optimizer, weights: list[nn.Parameter], scale: float) -> None:
-    """Makes an optimizer step on `weights` as if the features, their inputs, were divided by `scale`.
-
-    Weights are then `scale` times as large. A power of 2 changes no digit.
-    """
+    """Makes an optimizer step on `weights` as if the features, their inputs, were divided by `scale`: weights
+    are then `scale` times as large. A power of 2 changes no digit."""
     plain = optimizer.step
 
     @functools.wraps(plain)  # with the mark that a schedule left on it

@@ -27,8 +27,9 @@ class Files:
 
     def __init__(self, spec: DataSpec, max_pixels: int = MAX_PIXELS) -> None:
         if spec.channels not in (1, 3):
-            taken = f"the checkpoint takes images of {spec.channels} channels"
-            raise UserError(f"{taken}; image files have 1 or 3")
+            raise UserError(
+                f"the checkpoint takes images of {spec.channels} channels; image files have 1 or 3"
+            )
         self.spec, self.max_pixels, self.transform = spec, max_pixels, evaluation_transform(spec)
 
     def __getitems__(self, paths: list[str]) -> FileBatch:
@@ -36,8 +37,9 @@ class Files:
         images, read, failures = [], [], []
         for path in paths:
             try:
-                image = decode(path, self.spec.channels, self.max_pixels, self.spec.bits)
-                images.append(self.transform(image))
+                images.append(
+                    self.transform(decode(path, self.spec.channels, self.max_pixels, self.spec.bits))
+                )
                 read.append(path)
             except UnreadableImage as error:
                 failures.append((path, error.reason()))
@@ -60,10 +62,7 @@ def file_loader(
 
 def images_of(key: str, source: str, failures: list[Failure]) -> Iterator[str]:
     """Returns the paths of a source (`find_images`); folders that can't be listed go to `failures`.
-
-    Raises:
-        UserError: the source, given as the config's `key`, is not there or has no image.
-    """
+    UserError: the source, given as the config's `key`, is not there or has no image."""
     place = source if source == "-" else str(Path(source).expanduser())
     if source != "-" and not os.path.exists(place) and not glob.has_magic(source):  # noqa: PTH110
         raise UserError(f"{key}={source}: there is no such file or folder")
@@ -77,11 +76,9 @@ def images_of(key: str, source: str, failures: list[Failure]) -> Iterator[str]:
 
 
 def find_images(source: str, failures: list[Failure]) -> Iterator[str]:
-    """Yields the paths of a file, a folder, a glob, or for `-` those that standard input lists.
-
-    Of a folder first its files by name, then its folders by name: no more names are in memory than one folder
-    has. As in training, hidden files are left out and links to folders not followed.
-    """
+    """Yields the paths of a file, a folder, a glob, or for `-` those that standard input lists. Of a folder
+    first its files by name, then its folders by name: no more names are in memory than one folder has. As in
+    training, hidden files are left out and links to folders not followed."""
     if source == "-":
         yield from filter(None, (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer))
     elif Path(source).is_dir():

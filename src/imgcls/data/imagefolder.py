@@ -41,8 +41,7 @@ class FolderImages(ImageDataset):
         self.evaluate = self.transform = evaluation_transform(spec)
 
     def __getitems__(self, keys: Sequence[int]) -> Batch:
-        """Returns a batch. An image that can't be read raises UnreadableImage, or with `on_error` "skip"
-        another stands for it (`with_stand_ins`)."""
+        """Returns a batch. For an image that can't be read another stands with `on_error` "skip"."""
         try:
             return super().__getitems__(keys)
         except UnreadableImage as error:
@@ -163,7 +162,12 @@ class ImageFolder(PictureModule):
         labels = {name: label for label, name in enumerate(self.classes)}  # val and test may lack some
         targets = torch.tensor([labels[name] for name in names]).repeat_interleave(counts)
         if self.excluded:
-            kept = self.kept(folder, paths)
+            inside = [entry for entry in self.excluded if entry.is_relative_to(folder)]
+            excluded = np.array([os.fsencode(os.path.relpath(entry, folder)) for entry in inside], np.bytes_)
+            known = np.isin(excluded, as_names(paths))
+            if not known.all():
+                raise self.no_such_entry(inside[known.argmin()])
+            kept = torch.from_numpy(~np.isin(as_names(paths), excluded))
             paths, targets = paths[kept], targets[kept]
         filled = {self.classes[label] for label in targets.unique().tolist()}
         if split == "train" and (empty := [name for name in self.classes if name not in filled]):
@@ -171,15 +175,6 @@ class ImageFolder(PictureModule):
             expected = f"expected files that end in one of {' '.join(sorted(EXTENSIONS))}"
             raise UserError(f"{folder / empty[0]} holds no image{kind}; {expected}")
         return FolderImages(folder, paths, targets, self.spec, self.max_pixels)
-
-    def kept(self, folder: Path, paths: Tensor) -> Tensor:
-        """Returns a mask `(N,) bool` of the paths of a split that `data.exclude` does not name."""
-        inside = [entry for entry in self.excluded if entry.is_relative_to(folder)]
-        excluded = np.array([os.fsencode(os.path.relpath(entry, folder)) for entry in inside], np.bytes_)
-        known = np.isin(excluded, as_names(paths))
-        if not known.all():
-            raise self.no_such_entry(inside[known.argmin()])
-        return torch.from_numpy(~np.isin(as_names(paths), excluded))
 
     def no_such_entry(self, entry: Path) -> UserError:
         named = f"data.exclude={self.exclude} names {os.path.relpath(entry, self.root)!r}"
@@ -195,11 +190,7 @@ def evaluation_transform(spec: DataSpec) -> nn.Module:
 
 def exclude_list(path: str | None) -> list[str]:
     """Returns the files that a list names, one in a line, relative to the root. A comment is what follows a
-    tab and `#`, and a line that starts with `#`; a path that starts so is written `./#…`.
-
-    Raises:
-        UserError: there is no such file, or it can't be read.
-    """
+    tab and `#`, and a line that starts with `#`; a path that starts so is written `./#…`."""
     try:
         lines = Path(path).expanduser().read_bytes().split(b"\n") if path is not None else []
     except OSError as error:

@@ -76,8 +76,7 @@ class MemoryDataModule(ImageDataModule):
 
     @abstractmethod
     def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """Returns images `(N, H, W) or (N, H, W, C) uint8` and targets `(N,)`, or None for a split to be
-        cut."""
+        """Returns images `(N, H, W) or (N, H, W, C) uint8`, targets `(N,)`; None for a split to be cut."""
 
     def load(self, split: str) -> MemoryImages | None:
         if (arrays := self.arrays(split)) is None:

@@ -24,10 +24,8 @@ from imgcls.tasks.task import Task, data_of
 
 
 class ImageClassifier(Task):
-    """Trains and evaluates a network on batches of uint8 images.
-
-    All arguments are plain Python, so that a checkpoint needs nothing beside itself:
-    `ImageClassifier.load_from_checkpoint(path)`.
+    """Trains and evaluates a network on batches of uint8 images. All arguments are plain Python, so that a
+    checkpoint needs nothing beside itself: `ImageClassifier.load_from_checkpoint(path)`.
 
     Args:
         spec: the fields of the data's `DataSpec`.
@@ -99,10 +97,8 @@ class ImageClassifier(Task):
         self.temperature = 1.0  # a checkpoint may bring another (imgcls.engine.calibration)
 
     def normalise(self, images: Tensor, size: int | None = None) -> Tensor:
-        """Returns `images (N, C, H, W) uint8` as floats with the data's mean 0 and deviation 1.
-
-        They get the side `size` in pixels, by default that of the data.
-        """
+        """Returns `images (N, C, H, W) uint8` as floats with the data's mean 0 and deviation 1, and with the
+        side `size` in pixels, by default that of the data."""
         size = size or self.spec.image_size
         out = images.to(self.scale.dtype).mul_(self.scale).add_(self.shift)
         if images.shape[-2:] != (size, size):
@@ -171,9 +167,8 @@ class ImageClassifier(Task):
     def configure_optimizers(self) -> Any:
         optimizer, scheduler = self.hparams["optimizer"], self.hparams["scheduler"]
         if optimizer is None or scheduler is None:
-            raise UserError(
-                "this classifier was made without an optimizer and a scheduler; it can only be evaluated"
-            )
+            fault = "this classifier was made without an optimizer and a scheduler"
+            raise UserError(f"{fault}; it can only be evaluated")
         built = build_optimizer(optimizer, self.network, self.device, self.fused_steps(), self.rate_scales)
         steps = self.steps(self.trainer, data_of(self.trainer))
         schedule: Schedule = configs.build(scheduler, "scheduler", optimizer=built, steps=steps)

@@ -1,7 +1,4 @@
-"""Losses: each takes logits `(N, K)` and targets, classes `(N,)` or shares `(N, K)`, and smooths both alike.
-
-Each has a weight for each class `(K,)`.
-"""
+"""Losses of logits `(N, K)` and targets, classes `(N,)` or shares `(N, K)`, which are smoothed alike."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any

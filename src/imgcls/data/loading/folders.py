@@ -54,8 +54,12 @@ def named(root: Path, names: Iterable[str]) -> list[Path]:
 
 def candidates(root: Path) -> dict[str, Path]:
     """Returns the folder of each split that is there by its name, with class folders in it."""
-    found = {split: [path for path in named(root, NAMES[split]) if holds_classes(path)] for split in SPLITS}
-    return {split: paths[0] for split, paths in found.items() if paths}
+    found: dict[str, Path] = {}
+    for split in SPLITS:
+        for path in named(root, NAMES[split]):
+            if any(images_below(*[path / name for name in subfolders(path)])):
+                found.setdefault(split, path)
+    return found
 
 
 def named_splits(root: Path) -> dict[str, Path]:
@@ -65,12 +69,9 @@ def named_splits(root: Path) -> dict[str, Path]:
 
 
 def is_flat(root: Path, found: dict[str, Path]) -> bool:
-    """Whether the folders with the names of splits are classes, as the folders beside them are.
-
-    They are splits where two of them have classes in common. Otherwise they are classes where no train folder
-    has two classes and any folder beside them holds images, or where two folders each hold a tenth of what
-    train holds.
-    """
+    """Whether the folders with the names of splits are classes, as the folders beside them are: not where two
+    of them have classes in common; else where no train folder has two classes and any folder beside them
+    holds images, or where two folders each hold a tenth of what train holds."""
     inside = [name for path in found.values() for name in subfolders(path)]
     if not found or len(inside) > len(set(inside)) > 1:
         return False
@@ -84,23 +85,14 @@ def is_flat(root: Path, found: dict[str, Path]) -> bool:
 
 
 def images_below(*folders: Path) -> Iterator[str]:
-    """Yields the names of the image files in the folders and below."""
     for folder in folders:
         for _, _, files in os.walk(folder):
             yield from filter(is_image, files)
 
 
-def holds_classes(folder: Path) -> bool:
-    """Whether there is a folder with an image in it or below."""
-    return any(images_below(*[folder / name for name in subfolders(folder)]))
-
-
 def split_folders(root: Path) -> dict[str, Path]:
-    """Returns the folder of each split that there is; a root without split folders is all train.
-
-    Raises:
-        UserError: there is no train folder, or what would be the classes has the names of splits.
-    """
+    """Returns the folder of each split that there is; a root without split folders is all train. UserError:
+    there is no train folder, or what would be the classes has the names of splits."""
     found = named_splits(root) or {"train": root}
     if "train" not in found:
         others = ", ".join(path.name for path in found.values())
@@ -133,9 +125,9 @@ def name_left_out(root: Path, folders: Iterable[Path]) -> None:
 
 def class_folders(folder: Path) -> list[str]:
     """Returns the names of the class folders, sorted."""
-    if names := subfolders(folder):
-        return names
-    raise UserError(f"{folder} has no class folders; expected {folder}/<class>/<image files>")
+    if not (names := subfolders(folder)):
+        raise UserError(f"{folder} has no class folders; expected {folder}/<class>/<image files>")
+    return names
 
 
 log = logging.getLogger(__name__)
@@ -149,10 +141,7 @@ SETTLED_NS = 2_000_000_000
 def folder_index(folder: Path, classes: list[str]) -> tuple[Tensor, Tensor]:
     """Returns how many image files each of the folders `classes` of a folder has, `(K,) int64`, and the paths
     of all, one class after another and sorted within it, relative to `folder`: bytes `(N, W) uint8`, filled
-    with zeros.
-
-    Workers share them, as any tensor.
-    """
+    with zeros. Workers share them, as any tensor."""
     try:
         kept = load_file(_place(folder, classes))  # mapped
         directories = [os.fsdecode(name) for name in as_names(kept["directories"]).tolist()]
@@ -171,15 +160,22 @@ def folder_index(folder: Path, classes: list[str]) -> tuple[Tensor, Tensor]:
         "stamps": _stamps(folder, directories),
     }
     if not errors and 0 < int(tensors["stamps"].min()) <= int(tensors["stamps"].max()) < started - SETTLED_NS:
-        _save(tensors, folder, classes)
+        try:  # under another name, then renamed: other processes see a whole file or none
+            place = _place(folder, classes)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=place.parent) as own:
+                save_file(tensors | {"crc32": _checksum(tensors)}, Path(own) / "index")
+                (Path(own) / "index").replace(place)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())
+            log.warning("the list of image files can't be kept (%s), so each start makes it anew", reason)
     return tensors["counts"], tensors["paths"]
 
 
 def list_images(folder: Path, name: str, errors: list[OSError]) -> tuple[list[str], list[str]]:
     """Returns the image files below `folder/name`, sorted, and all directories, as paths below `folder`.
-
-    Hidden ones are left out; links to files are taken, links to directories below `folder/name` not followed.
-    """
+    Hidden ones are left out; links to files are taken, links to directories below `folder/name` not
+    followed."""
     found, seen = [], []
     for directory, folders, files in os.walk(folder / name, onerror=errors.append):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -212,16 +208,3 @@ def _checksum(tensors: dict[str, Tensor]) -> Tensor:
 def _place(folder: Path, classes: list[str]) -> Path:
     depends_on = repr((str(folder.absolute()), classes, sorted(EXTENSIONS)))
     return cache_dir() / f"{hashlib.sha256(depends_on.encode()).hexdigest()}.safetensors"
-
-
-def _save(tensors: dict[str, Tensor], folder: Path, classes: list[str]) -> None:
-    """Writes the cache under another name, then renames it: other processes see a whole file or none."""
-    try:
-        place = _place(folder, classes)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent) as own:
-            save_file(tensors | {"crc32": _checksum(tensors)}, Path(own) / "index")
-            (Path(own) / "index").replace(place)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        log.warning("the list of image files can't be kept (%s), so each start makes it anew", reason)

@@ -1,4 +1,4 @@
-"""Manifest: reads the facts of a pack from manifest.json, and checks its files and the index of its shards."""
+"""Manifest: reads the facts of a pack from manifest.json, and checks its files and the index of shards."""
 
 import hashlib
 import json

@@ -19,10 +19,8 @@ Cut = Annotated[float, Field(gt=0, le=0.9)]  # the share of train that becomes a
 
 
 def stratified(targets: np.ndarray, fraction: float, seed: int = 0) -> np.ndarray:
-    """Returns the sorted indices of a part of `targets` with the same share of each class.
-
-    A class gives at least one sample and keeps one, where it has two.
-    """
+    """Returns the sorted indices of a part of `targets` with the same share of each class: at least one
+    sample, and not all where there are two."""
     generator = np.random.default_rng(seed)
     chosen = []
     by_label = np.argsort(targets, kind="stable")
@@ -34,10 +32,8 @@ def stratified(targets: np.ndarray, fraction: float, seed: int = 0) -> np.ndarra
 
 
 def stratified_fold(targets: np.ndarray, folds: int, fold: int, seed: int = 0) -> np.ndarray:
-    """Returns the sorted indices of one of `folds` disjoint parts that `targets` is divided into.
-
-    Of each class, and of all, each part has the same number of samples, or one more.
-    """
+    """Returns the sorted indices of one of `folds` disjoint parts that `targets` is divided into. Of each
+    class, and of all, each part has the same number of samples, or one more."""
     shuffled = np.random.default_rng(seed).permutation(len(targets))
     by_label = shuffled[np.argsort(targets[shuffled], kind="stable")]
     return np.sort(by_label[fold::folds])
@@ -63,7 +59,7 @@ def name_absent(targets: Tensor, class_names: Sequence[str], split: str) -> None
 
 
 def absent(targets: Tensor, class_names: Sequence[str]) -> str:
-    """Returns how many classes have no target, and the first of their names; "" where there is none."""
+    """Returns how many classes have no target, and the first of their names; "" where all have one."""
     counts = torch.bincount(targets, minlength=len(class_names))
     names = [class_names[i] for i in torch.nonzero(counts == 0).flatten().tolist()]
     shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

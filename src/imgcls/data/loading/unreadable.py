@@ -3,6 +3,7 @@
 import csv
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -19,25 +20,20 @@ log = logging.getLogger(__name__)
 def with_stand_ins(
     read: Callable[[list[int]], Batch], keys: Sequence[int], length: int, black: Tensor
 ) -> Batch:
-    """Returns a batch in which copies of its readable images, with their targets, stand for the others.
-
-    Runs in the workers: an index `~i` tells the host that the image `i` can't be read. Where none can, images
-    are `black (C, H, W)` and targets -1. The draws for an image depend on its key alone, so the others stay.
-    """
-    found: list[Batch | None] = []
-    for key in keys:
-        try:
-            found.append(read([key]))
-        except UnreadableImage:
-            found.append(None)
+    """Returns a batch in which copies of its readable images, with their targets, stand for the others; the
+    draws for these stay. An index `~i` tells the host that the image `i` can't be read. Where none can,
+    images are `black (C, H, W)` and targets -1."""
+    found: list[Batch | None] = [None] * len(keys)
+    for place, key in enumerate(keys):
+        with suppress(UnreadableImage):
+            found[place] = read([key])
     whole = [batch for batch in found if batch is not None]
     if not whole:
         whole = [Batch(black[None], torch.tensor([-1]), torch.tensor(0))]
     chosen = [batch or whole[place % len(whole)] for place, batch in enumerate(found)]
     index = torch.as_tensor(keys).clamp_min(0) % length
-    bad = torch.tensor([batch is None for batch in found])
     images, targets = (torch.cat([batch[column] for batch in chosen]) for column in (0, 1))
-    return Batch(images, targets, torch.where(bad, ~index, index))
+    return Batch(images, targets, torch.where(torch.tensor([b is None for b in found]), ~index, index))
 
 
 class Unreadable:
@@ -53,11 +49,8 @@ class Unreadable:
         self.path, self.names = folder / "unreadable.csv", set[str]()
 
     def note(self, batch: Batch) -> Batch:
-        """Lists the images that the workers could not read; in evaluation they become padding.
-
-        Raises:
-            UserError: there are too many, or in training none of a batch can be read.
-        """
+        """Lists the images that the workers could not read; in evaluation they become padding. UserError:
+        there are too many, or in training none of a batch can be read."""
         bad = batch.indices < 0
         if not bad.any():
             return batch
@@ -71,31 +64,25 @@ class Unreadable:
         return batch._replace(indices=indices)
 
     def add(self, index: int) -> None:
-        """Lists an image that is not listed yet: by this process, by another of the run, or before a
-        resume."""
+        """Lists an image, unless this or another process, or the run before a resume, has listed it."""
         name = self.images.name(index)
         if name in self.names:
             return
         self.names |= {row["path"] for row in listed(self.path) if row["split"] == self.split}
         if name not in self.names:
             log.warning("%s can't be read and is left out; see %s", shown(name), shown(self.path))
-            new = not self.path.exists()
+            new, reason = not self.path.exists(), "it can be read now"
+            try:
+                self.images.picture(index)
+            except UnreadableImage as error:
+                reason = error.reason()
             with self.path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
-                row = (self.split, name, self.reason(index))
-                csv.writer(file).writerows([("split", "path", "reason"), row] if new else [row])
+                csv.writer(file).writerows([("split", "path", "reason")] * new + [(self.split, name, reason)])
             self.names.add(name)
         if len(self.names) > self.most * len(self.images):
             count = f"{len(self.names)} of {len(self.images):,} {self.split} images can't be read"
             most = f"a larger share than data.max_errors={self.most:g}"
             raise UserError(f"{count}, {most}; see {shown(self.path)}: mend them, or allow more")
-
-    def reason(self, index: int) -> str:
-        """Returns why an image can't be read."""
-        try:
-            self.images.picture(index)
-        except UnreadableImage as error:
-            return error.reason()
-        return "it can be read now"
 
 
 def listed(path: Path) -> list[dict[str, str]]:
