@@ -13,7 +13,6 @@ from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import InterpolationMode
 
 from imgcls.config.check import build
 from imgcls.errors import UserError
@@ -87,7 +86,7 @@ def worker_transform(
     """Returns a worker's transform of a training image: a resized crop, else `otherwise`; then the policy."""
     first = otherwise
     if augment.crop_of(spec) == "resized":
-        size, mode = spec.image_size, InterpolationMode(spec.interpolation)
+        size, mode = spec.image_size, v2.InterpolationMode(spec.interpolation)
         first = v2.RandomResizedCrop(size, augment.scale, augment.ratio, mode, antialias=True)
     policy = None if augment.policy is None else build(augment.policy, "augment.policy", nn.Module)
     if policy is None and first is otherwise:
@@ -196,3 +195,10 @@ def rectangles(images: Tensor, area: Tensor) -> Tensor:
 def _beta(images: Tensor, alpha: float) -> Tensor:
     concentration = torch.full((len(images),), alpha, device=images.device, dtype=torch.float32)
     return torch.distributions.Beta(concentration, concentration, validate_args=False).sample()
+
+
+def changes_images(batch: BatchAugment) -> bool:
+    """Says whether training sees other images than evaluation."""
+    augment = batch.augment
+    mixed = augment.mixup.probability + augment.cutmix.probability
+    return augment.crop != "none" or augment.policy is not None or batch.flip + augment.erase + mixed > 0

@@ -107,12 +107,9 @@ def one_cycle(
     rates = [group["lr"] for group in optimizer.param_groups]
     total = steps.whole("one_cycle") + 1  # torch counts the rate after the last step too
     cycle_momentum = cycle_momentum and ("momentum" in optimizer.defaults or "betas" in optimizer.defaults)
-    shape: dict[str, Any] = {
-        "pct_start": pct_start,
-        "div_factor": div_factor,
-        "final_div_factor": final_div_factor,
-    }
-    schedule = OneCycleLR(optimizer, rates, total, cycle_momentum=cycle_momentum, **shape)
+    shape: dict[str, Any] = {"div_factor": div_factor, "final_div_factor": final_div_factor}
+    shape |= {"pct_start": pct_start, "cycle_momentum": cycle_momentum}
+    schedule = OneCycleLR(optimizer, rates, total, **shape)
     return [{"scheduler": schedule, "interval": "step"}]
 
 
@@ -201,3 +198,14 @@ def parameter_groups(
 def matches(name: str, patterns: Collection[str]) -> bool:
     """Says whether a parameter, or a module that it lies in, matches one of the patterns."""
     return any(fnmatch.fnmatchcase(name, p) or fnmatch.fnmatchcase(name, f"{p}.*") for p in patterns)
+
+
+def give_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Gives parameters that begin to learn a momentum of zero, where others of their group have one: torch's
+    fused SGD takes that of all or none. Without dampening, the first step is the same with it."""
+    for group in optimizer.param_groups if isinstance(optimizer, torch.optim.SGD) else ():
+        missing = [p for p in group["params"] if optimizer.state.get(p, {}).get("momentum_buffer") is None]
+        if group["fused"] and len(missing) < len(group["params"]):
+            for parameter in missing:
+                if parameter.requires_grad:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

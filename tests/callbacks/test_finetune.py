@@ -11,13 +11,12 @@ from support.command import imgcls
 from support.composed import composed, files
 from torch import Tensor, nn
 
-from imgcls.augment import Augment, BatchAugment
+from imgcls.augment import Augment, BatchAugment, changes_images
 from imgcls.backbones.build import build_network
 from imgcls.backbones.layers import head_names, layers, reset_head
 from imgcls.backbones.torchvision import torchvision_network
 from imgcls.callbacks.ema import EMA
-from imgcls.callbacks.finetune import Finetune
-from imgcls.callbacks.linear_probe import Features, changes_images, learning_part
+from imgcls.callbacks.finetune import Features, Finetune, learning_part
 from imgcls.config import check as configs
 from imgcls.data.digits import Digits
 from imgcls.errors import UserError

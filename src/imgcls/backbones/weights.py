@@ -35,7 +35,15 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
             pass
     if isinstance(state, Mapping):
         state = next((state[key] for key in KEYS if isinstance(state.get(key), Mapping)), state)
-    check_state(state, path)
+    if not isinstance(state, Mapping):
+        kind = type(state).__name__
+        raise UserError(f"weights={path}: expected a state dict, names to tensors, but found {kind}")
+    for key, value in state.items():
+        plain = isinstance(value, Tensor) and value.layout is torch.strided
+        if not (isinstance(key, str) and plain) or value.is_meta or value.is_quantized or value.is_complex():
+            expected = "expected a state dict, names to dense tensors of real numbers"
+            found = f"{key!r:.60} is no such name, or has no such tensor"
+            raise UserError(f"weights={path}: {expected}, but {found}")
     for prefix in WRAPPERS:
         if sum(key.startswith(prefix) for key in state) > len(state) / 2:
             state = {key.removeprefix(prefix): value for key, value in state.items()}
@@ -49,20 +57,6 @@ def load_safetensors(path: Path) -> tuple[Any, list[str] | None]:
         with suppress(KeyError, TypeError, ValueError):  # not a file of ours
             names = list(json.loads(file.metadata()["class_names"]))
         return {key: file.get_tensor(key) for key in file.keys()}, names  # noqa: SIM118  # it has no iterator
-
-
-def check_state(state: object, path: Path) -> None:
-    """Raises UserError for what is no state dict, or has tensors that no network's can be filled with."""
-    if not isinstance(state, Mapping):
-        kind = type(state).__name__
-        raise UserError(f"weights={path}: expected a state dict, names to tensors, but found {kind}")
-    for key, value in state.items():
-        plain = isinstance(value, Tensor) and value.layout is torch.strided
-        if not (isinstance(key, str) and plain) or value.is_meta or value.is_quantized or value.is_complex():
-            expected = "expected a state dict, names to dense tensors of real numbers"
-            raise UserError(
-                f"weights={path}: {expected}, but {key!r:.60} is no such name, or has no such tensor"
-            )
 
 
 def load_weights(network: nn.Module, path: Path, class_names: Sequence[str] | None = None) -> None:
@@ -82,17 +76,16 @@ def load_weights(network: nn.Module, path: Path, class_names: Sequence[str] | No
         "not in the file": [k for k in own if k not in state and not k.endswith("num_batches_tracked")],
         "not in the network": [key for key in state if key not in own],
     }
-    problems = [f"{what}: {shortened(keys)}" for what, keys in unfit.items() if keys]
+    problems = []
+    for what, keys in unfit.items():
+        more = f" and {len(keys) - 6} more" if len(keys) > 6 else ""
+        problems += [f"{what}: {', '.join(keys[:6])}{more}"] if keys else []
     matching = {key: value for key, value in fit.items() if key not in other}
     count = f"{len(matching)} of {len(own)} tensors"
     if 2 * len(matching) < len(own):
         raise UserError(f"weights={path}: only {count} fit this network ({'; '.join(problems)})")
     network.load_state_dict(matching, strict=False)
     log.info("%s", "\n  ".join([f"weights: {count} from {path}", *problems]))
-
-
-def shortened(keys: list[str]) -> str:
-    return ", ".join(keys) if len(keys) <= 6 else f"{', '.join(keys[:6])} and {len(keys) - 6} more"
 
 
 def fitting(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

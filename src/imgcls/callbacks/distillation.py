@@ -13,6 +13,9 @@ from torch.nn import functional as F
 from imgcls.errors import UserError
 from imgcls.tasks.classification import ImageClassifier
 
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
 
 class Distillation(Callback):
     """Adds the teacher's part: (1 - weight) · loss + weight · T² · KL(teacher ‖ student).
@@ -27,11 +30,7 @@ class Distillation(Callback):
     """
 
     def __init__(
-        self,
-        teacher: str,
-        temperature: Annotated[float, Field(gt=0)] = 4.0,
-        weight: Annotated[float, Field(ge=0, le=1)] = 0.9,
-        trust: Sequence[str] = (),
+        self, teacher: str, temperature: Positive = 4.0, weight: Share = 0.9, trust: Sequence[str] = ()
     ) -> None:
         self.teacher = ImageClassifier.load_from_checkpoint(teacher, trust=trust).requires_grad_(False)
         self.temperature, self.weight, self.name = temperature, weight, Path(teacher)

@@ -122,19 +122,17 @@ class EpochSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         rank, ranks = (distributed.get_rank(), distributed.get_world_size()) if world_size() > 1 else (0, 1)
-        keys = self._training_keys() if self.training else torch.arange(self.length)
+        keys = torch.arange(self.length)
+        if self.training:
+            turn, part = divmod(self.epoch, self.repeats)
+            generator = torch.Generator().manual_seed(key_seed(self.seed, turn if self.shuffle else 0))
+            order = torch.randperm(self.length, generator=generator)
+            samples = -(-self.length // self.repeats)
+            index = order.roll(-part * samples)[:samples].repeat_interleave(self.repeats)
+            rounds = self.epoch * self.repeats + torch.arange(self.repeats).repeat(samples)
+            keys = rounds * self.length + index  # see `ImageDataset` for what a key is
         padded = torch.full((len(self) * ranks,), -1)
         kept = min(self.length, len(padded))
         padded[:kept] = keys[:kept]
         first, self.skip = self.skip, 0
         yield from padded[rank::ranks].tolist()[first:]
-
-    def _training_keys(self) -> Tensor:
-        """Returns the keys of all ranks, `(length,) int64`; see `ImageDataset` for what a key is."""
-        turn, part = divmod(self.epoch, self.repeats)
-        generator = torch.Generator().manual_seed(key_seed(self.seed, turn if self.shuffle else 0))
-        order = torch.randperm(self.length, generator=generator)
-        samples = -(-self.length // self.repeats)
-        index = order.roll(-part * samples)[:samples].repeat_interleave(self.repeats)
-        rounds = self.epoch * self.repeats + torch.arange(self.repeats).repeat(samples)
-        return (rounds * self.length + index)[: self.length]

@@ -27,9 +27,8 @@ class Files:
 
     def __init__(self, spec: DataSpec, max_pixels: int = MAX_PIXELS) -> None:
         if spec.channels not in (1, 3):
-            raise UserError(
-                f"the checkpoint takes images of {spec.channels} channels; image files have 1 or 3"
-            )
+            taken = f"the checkpoint takes images of {spec.channels} channels"
+            raise UserError(f"{taken}; image files have 1 or 3")
         self.spec, self.max_pixels, self.transform = spec, max_pixels, evaluation_transform(spec)
 
     def __getitems__(self, paths: list[str]) -> FileBatch:
@@ -37,9 +36,8 @@ class Files:
         images, read, failures = [], [], []
         for path in paths:
             try:
-                images.append(
-                    self.transform(decode(path, self.spec.channels, self.max_pixels, self.spec.bits))
-                )
+                image = decode(path, self.spec.channels, self.max_pixels, self.spec.bits)
+                images.append(self.transform(image))
                 read.append(path)
             except UnreadableImage as error:
                 failures.append((path, error.reason()))

@@ -11,7 +11,6 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import InterpolationMode
 
 from imgcls.data.batch import Batch, EpochSampler, ImageDataset
 from imgcls.data.loading.decode import EXTENSIONS, MAX_PIXELS, UnreadableImage, decode
@@ -184,7 +183,7 @@ class ImageFolder(PictureModule):
 
 def evaluation_transform(spec: DataSpec) -> nn.Module:
     """Returns what evaluation does to a decoded image: resize of the short side, and the centre square."""
-    resize = v2.Resize(spec.resize, interpolation=InterpolationMode(spec.interpolation), antialias=True)
+    resize = v2.Resize(spec.resize, v2.InterpolationMode(spec.interpolation), antialias=True)
     return v2.Compose([resize, v2.CenterCrop(spec.image_size)])
 
 

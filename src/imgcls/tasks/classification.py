@@ -7,7 +7,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
 from imgcls.augment import Augment, BatchAugment
@@ -102,7 +101,7 @@ class ImageClassifier(Task):
         size = size or self.spec.image_size
         out = images.to(self.scale.dtype).mul_(self.scale).add_(self.shift)
         if images.shape[-2:] != (size, size):
-            out = F.interpolate(out, (size, size), mode="bilinear", antialias=True)
+            out = nn.functional.interpolate(out, (size, size), mode="bilinear", antialias=True)
         if self.hparams["channels_last"]:
             out = out.contiguous(memory_format=torch.channels_last)
         return out
@@ -134,7 +133,7 @@ class ImageClassifier(Task):
         if [self.current_epoch, batch_idx] in self.skipped:
             return self.skipped_loss()
         images, targets = batch.images, batch.targets
-        if images.is_floating_point():  # features, computed once (imgcls.callbacks.linear_probe)
+        if images.is_floating_point():  # features, computed once (imgcls.callbacks.finetune)
             outputs = self.raw_logits(images)
         else:
             images = self.augment.pixels(images)  # crop and mirror, in uint8

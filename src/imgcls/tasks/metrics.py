@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
@@ -23,7 +22,7 @@ class Scores(nn.Module):
         self.loss, self.metrics = MeanLoss(), Evaluation(num_classes)
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
-        self.loss.update(F.cross_entropy(logits, targets), len(targets))
+        self.loss.update(nn.functional.cross_entropy(logits, targets), len(targets))
         self.metrics.update(logits, targets)
 
     def compute_and_reset(self) -> dict[str, Tensor]:

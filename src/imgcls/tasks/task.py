@@ -10,7 +10,6 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.optim import Optimizer
 
 from imgcls.data.batch import Batch
 from imgcls.data.module import ImageDataModule
@@ -65,7 +64,7 @@ class Task(LightningModule):
 
     def configure_gradient_clipping(
         self,
-        optimizer: Optimizer,
+        optimizer: torch.optim.Optimizer,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:

@@ -152,9 +152,8 @@ def _from_pillow(opened: ImageFile.ImageFile, bits: int | None) -> Tensor:
             image = image.convert("RGBA")  # Pillow asks for this step
         array = np.array(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
         if numbers and bits is not None and bits <= 8:
-            raise ValueError(
-                f"of {numbers} the upper 8 bits are read, and none of them is in data.bits={bits}"
-            )
+            lost = f"none of them is in data.bits={bits}"
+            raise ValueError(f"of {numbers} the upper 8 bits are read, and {lost}")
         if numbers and bits is not None:
             array = _to_8_bits(array * 257.0, 2**bits - 1)
     return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)

@@ -1,7 +1,7 @@
 """Layout of a folder set: finds its splits and classes, `root/<class>/…` or `root/<split>/<class>/…`.
 
 A folder is a split by its name, in upper or lower case, and only where it holds class folders: a class may be
-called train or valid. Where other folders hold images beside it, it may still be a class (see `is_flat`).
+called train or valid. Where other folders hold images beside it, it may still be a class (`named_splits`).
 
 The list of the image files is kept in the user's cache, which may be deleted at any time. It holds as long as
 no directory in the folder changed; one `stat` for each directory tells.
@@ -63,25 +63,21 @@ def candidates(root: Path) -> dict[str, Path]:
 
 
 def named_splits(root: Path) -> dict[str, Path]:
-    """Returns the folder of each split; none where those with the names of splits are classes."""
+    """Returns the folder of each split; none where those with the names of splits are classes, as the folders
+    beside them are: not where two have classes in common; else where no train folder has two classes and any
+    folder beside them holds images, or where two folders each hold a tenth of what train holds."""
     found = candidates(root)
-    return {} if is_flat(root, found) else found
-
-
-def is_flat(root: Path, found: dict[str, Path]) -> bool:
-    """Whether the folders with the names of splits are classes, as the folders beside them are: not where two
-    of them have classes in common; else where no train folder has two classes and any folder beside them
-    holds images, or where two folders each hold a tenth of what train holds."""
     inside = [name for path in found.values() for name in subfolders(path)]
     if not found or len(inside) > len(set(inside)) > 1:
-        return False
+        return found
     beside = [root / name for name in subfolders(root) if not LIKE_A_SPLIT.fullmatch(name)]
     counts = [number for folder in beside if (number := len([*images_below(folder)]))]
     classes = [found["train"] / name for name in subfolders(found["train"])] if "train" in found else []
-    if len(classes) < 2 or len(counts) < 2:
-        return len(classes) < 2 and bool(counts)
-    tenth = len([*images_below(*classes)]) / 10
-    return sum(number >= tenth for number in counts) > 1
+    flat = len(classes) < 2 and bool(counts)
+    if len(classes) > 1 and len(counts) > 1:
+        tenth = len([*images_below(*classes)]) / 10
+        flat = sum(number >= tenth for number in counts) > 1
+    return {} if flat else found
 
 
 def images_below(*folders: Path) -> Iterator[str]:
@@ -174,8 +170,7 @@ def folder_index(folder: Path, classes: list[str]) -> tuple[Tensor, Tensor]:
 
 def list_images(folder: Path, name: str, errors: list[OSError]) -> tuple[list[str], list[str]]:
     """Returns the image files below `folder/name`, sorted, and all directories, as paths below `folder`.
-    Hidden ones are left out; links to files are taken, links to directories below `folder/name` not
-    followed."""
+    Hidden ones are left out; links to files are taken, links to directories below are not followed."""
     found, seen = [], []
     for directory, folders, files in os.walk(folder / name, onerror=errors.append):
         folders[:] = [name for name in folders if not name.startswith(".")]

@@ -19,8 +19,7 @@ Cut = Annotated[float, Field(gt=0, le=0.9)]  # the share of train that becomes a
 
 
 def stratified(targets: np.ndarray, fraction: float, seed: int = 0) -> np.ndarray:
-    """Returns the sorted indices of a part of `targets` with the same share of each class: at least one
-    sample, and not all where there are two."""
+    """Returns the sorted indices of a share of each class in `targets`: one or more, but not all of two."""
     generator = np.random.default_rng(seed)
     chosen = []
     by_label = np.argsort(targets, kind="stable")

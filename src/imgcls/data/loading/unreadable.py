@@ -77,7 +77,8 @@ class Unreadable:
             except UnreadableImage as error:
                 reason = error.reason()
             with self.path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
-                csv.writer(file).writerows([("split", "path", "reason")] * new + [(self.split, name, reason)])
+                row = (self.split, name, reason)
+                csv.writer(file).writerows([("split", "path", "reason"), row] if new else [row])
             self.names.add(name)
         if len(self.names) > self.most * len(self.images):
             count = f"{len(self.names)} of {len(self.images):,} {self.split} images can't be read"
