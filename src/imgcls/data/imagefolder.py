@@ -15,11 +15,14 @@ from torchvision.transforms import v2
 from imgcls.data.batch import Batch, EpochSampler, ImageDataset
 from imgcls.data.loading.decode import EXTENSIONS, MAX_PIXELS, UnreadableImage, decode
 from imgcls.data.loading.folders import as_names, class_folders, folder_index, name_left_out, split_folders
-from imgcls.data.loading.unreadable import Unreadable, with_stand_ins
+from imgcls.data.loading.splits import Unreadable, with_stand_ins
 from imgcls.data.module import ImageDataModule, Loader, Place, Positive
 from imgcls.errors import UserError
 from imgcls.processes import cores
 from imgcls.spec import DataSpec
+
+OnError = Literal["raise", "skip"]
+Portion = Annotated[float, Field(ge=0, le=1)]
 
 
 class FolderImages(ImageDataset):
@@ -83,13 +86,7 @@ class PictureModule(ImageDataModule):
         Other arguments: `ImageDataModule`.
     """
 
-    def __init__(
-        self,
-        *,
-        on_error: Literal["raise", "skip"] = "raise",
-        max_errors: Annotated[float, Field(ge=0, le=1)] = 0.01,
-        **common: Any,
-    ) -> None:
+    def __init__(self, *, on_error: OnError = "raise", max_errors: Portion = 0.01, **common: Any) -> None:
         super().__init__(**common)
         self.on_error, self.max_errors = on_error, max_errors
 
