@@ -19,6 +19,9 @@ from imgcls.runs.checkpoints import load_tensors, unloadable
 from imgcls.spec import DataSpec
 
 FIRST_WEIGHTS = ("pretrained", "weights")  # keys of a backbone that say where they come from
+# Of a state in a file.
+KEYS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "net")
+WRAPPERS = ("module.", "network.", "_orig_mod.")  # prefixes of names in a state
 
 
 def build_network(
@@ -29,12 +32,8 @@ def build_network(
     class_names: Sequence[str] | None = None,
 ) -> nn.Module:
     """Builds a backbone from the user's config, loads its first weights, and tries the shape of the data.
-
-    With `class_names`, a head that the weights' file has for other classes is left out.
-
-    Raises:
-        UserError: a key does not fit, the weights do not, or the images are too small for the network.
-    """
+    With `class_names`, a head that the weights' file has for other classes is left out. Raises UserError: a
+    key does not fit, the weights do not, or the images are too small for the network."""
     shape = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     options = dict(config)
     weights = options.pop("weights", None)
@@ -50,11 +49,8 @@ def build_network(
 
 
 def rebuild_network(config: Mapping[str, Any], spec: DataSpec, trust: Iterable[str] = ()) -> nn.Module:
-    """Builds the backbone that a checkpoint names, without first weights, if its allow-list has it.
-
-    Raises:
-        UserError: it is not allowed, and nothing of it was imported or called; or its settings do not fit.
-    """
+    """Builds the backbone that a checkpoint names, without first weights, if its allow-list has it. Raises
+    UserError: it is not allowed, and nothing of it was imported or called; or its settings do not fit."""
     target = allowed(config.get("_target_"), "backbone", trust)
     options = {key: value for key, value in config.items() if key not in FIRST_WEIGHTS}
     shape = {"num_classes": spec.num_classes, "in_channels": spec.channels, "image_size": spec.image_size}
@@ -92,20 +88,20 @@ def try_shapes(network: nn.Module, num_classes: int, in_channels: int, image_siz
 log = logging.getLogger(__name__)
 
 
-# Of a state in a file.
-KEYS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "net")
-
-
-WRAPPERS = ("module.", "network.", "_orig_mod.")  # prefixes of names in a state
-
-
 def read_state(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
     """Returns the tensors of a .safetensors file, or of a pickle that carries nothing but data (code is not
     run), and the names of the classes, where the file has them, as one of train or export has."""
     if not path.is_file():
         raise UserError(f"weights={path}: there is no such file")
+    names: list[str] | None = None
     try:
-        state, names = load_safetensors(path) if path.suffix == ".safetensors" else (load_tensors(path), None)
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                with suppress(KeyError, TypeError, ValueError):  # not a file of ours
+                    names = list(json.loads(file.metadata()["class_names"]))
+                state: Any = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # no iterator
+        else:
+            state = load_tensors(path)
     except Exception as error:  # many types, one for each way of being damaged
         raise UserError(f"weights={path}: {unloadable(path, error)}") from error
     match state:
@@ -128,21 +124,9 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
     return dict(state), names
 
 
-def load_safetensors(path: Path) -> tuple[Any, list[str] | None]:
-    """Returns tensors by name, and the names of the classes where the file's metadata has them."""
-    names = None
-    with safe_open(path, framework="pt") as file:
-        with suppress(KeyError, TypeError, ValueError):  # not a file of ours
-            names = list(json.loads(file.metadata()["class_names"]))
-        return {key: file.get_tensor(key) for key in file.keys()}, names  # noqa: SIM118  # it has no iterator
-
-
 def load_weights(network: nn.Module, path: Path, class_names: Sequence[str] | None = None) -> None:
-    """Loads a local state dict, without a head that learnt other classes; says which keys did not fit.
-
-    Raises:
-        UserError: fewer than half of the network's tensors found theirs in the file.
-    """
+    """Loads a local state dict, without a head that learnt other classes; says which keys did not fit. Raises
+    UserError: fewer than half of the network's tensors found theirs in the file."""
     own, (state, learnt) = network.state_dict(), read_state(path)
     fit, other = fitting(network, state), list[str]()
     if class_names is not None and learnt is not None and learnt != list(class_names):

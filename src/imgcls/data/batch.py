@@ -16,10 +16,8 @@ T = TypeVar("T")
 
 
 class Batch(NamedTuple):
-    """`images (N, C, H, W) uint8`, `targets (N,) int64`, `indices (N,) int64` into the split's dataset.
-
-    A target of -1 is padding: it keeps the ranks of a distributed evaluation in step and counts nowhere.
-    """
+    """`images (N, C, H, W) uint8`, `targets (N,) int64`, `indices (N,) int64` into the split's dataset. A
+    target of -1 is padding: it keeps the ranks of a distributed evaluation in step and counts nowhere."""
 
     images: Tensor
     targets: Tensor

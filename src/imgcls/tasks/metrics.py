@@ -109,8 +109,7 @@ class Predictions(Metric):
     """Gathers what was predicted for each sample, over all batches and processes. `compute` returns
     `indices`, `targets`, `predictions (N,) int64` and `confidences (N,) float32`, in the order of the data
     set; also `unscaled (N,)`, the confidences of `raw` logits where those are given, and the raw `logits (N,
-    K)` with `keep_logits`.
-    """
+    K)` with `keep_logits`."""
 
     NAMES = ("indices", "targets", "predictions", "confidences", "unscaled", "logits")
     keep_logits = False

@@ -126,9 +126,6 @@ def class_folders(folder: Path) -> list[str]:
     return names
 
 
-log = logging.getLogger(__name__)
-
-
 # Clocks of file systems are coarse (FAT: 2 s): a directory listed this soon after a change can change again
 # and keep its time stamp, so the list is not kept.
 SETTLED_NS = 2_000_000_000
