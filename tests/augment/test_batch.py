@@ -9,8 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from imgcls.augment.batch import BatchAugment, chosen, patches, rectangles
-from imgcls.augment.image import Augment, Mix, ThreeAugment, worker_transform
+from imgcls.augment import (
+    Augment,
+    BatchAugment,
+    Mix,
+    ThreeAugment,
+    chosen,
+    patches,
+    rectangles,
+    worker_transform,
+)
 from imgcls.config import check as configs
 from imgcls.data.memory import MemoryImages
 from imgcls.errors import UserError

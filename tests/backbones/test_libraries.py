@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models._api import WeightsEnum
 
 from imgcls.backbones.build import build_network, try_shapes
-from imgcls.backbones.heads import head_names
+from imgcls.backbones.layers import head_names
 from imgcls.backbones.timm import timm_network
 from imgcls.backbones.torchvision import adapt_stem, torchvision_network
 from imgcls.data.batch import Batch

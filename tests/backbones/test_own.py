@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from imgcls.backbones.build import build_network
-from imgcls.backbones.heads import head_names
+from imgcls.backbones.layers import head_names
 from imgcls.errors import UserError
 
 OWN = "imgcls.backbones"

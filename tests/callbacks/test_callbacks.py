@@ -25,7 +25,7 @@ def fit(
 ) -> ImageClassifier:
     module = ImageClassifier(
         vars(data.spec), backbone, {"_target_": "torch.nn.CrossEntropyLoss"},
-        {"_target_": "torch.optim.SGD", "lr": 0.1}, {"_target_": "imgcls.optim.schedulers.constant"},
+        {"_target_": "torch.optim.SGD", "lr": 0.1}, {"_target_": "imgcls.optim.constant"},
     )  # fmt: skip
     settings = {"max_epochs": 4, "limit_train_batches": 2, "limit_val_batches": 1, **settings}
     quiet: dict[str, Any] = {

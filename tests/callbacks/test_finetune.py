@@ -11,19 +11,16 @@ from support.command import imgcls
 from support.composed import composed, files
 from torch import Tensor, nn
 
-from imgcls.augment.batch import BatchAugment
-from imgcls.augment.image import Augment
+from imgcls.augment import Augment, BatchAugment, changes_images
 from imgcls.backbones.build import build_network
-from imgcls.backbones.heads import head_names, reset_head
-from imgcls.backbones.layers import layers
+from imgcls.backbones.layers import head_names, layers, reset_head
 from imgcls.backbones.torchvision import torchvision_network
 from imgcls.callbacks.ema import EMA
-from imgcls.callbacks.finetune import Finetune
-from imgcls.callbacks.linear_probe import Features, changes_images, learning_part
+from imgcls.callbacks.finetune import Features, Finetune, learning_part
 from imgcls.config import check as configs
 from imgcls.data.digits import Digits
 from imgcls.errors import UserError
-from imgcls.optim.optimizers import build_optimizer
+from imgcls.optim import build_optimizer
 from imgcls.tasks.classification import ImageClassifier
 from imgcls.tasks.loading import load_checkpoint
 from imgcls.tasks.task import data_of
@@ -52,7 +49,7 @@ def fit(
     data = Digits(batch_size=64, augment=Augment(**(augment or {})))
     module = ImageClassifier(
         vars(data.spec), backbone, {"_target_": "torch.nn.CrossEntropyLoss"}, optimizer,
-        {"_target_": "imgcls.optim.schedulers.constant"},
+        {"_target_": "imgcls.optim.constant"},
         augment or {},
     )  # fmt: skip
     quiet: dict[str, Any] = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from imgcls.callbacks.finetune import give_momentum
+from imgcls.optim import give_momentum
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

@@ -32,7 +32,7 @@ def classifier(data: Digits) -> ImageClassifier:
     return ImageClassifier(
         vars(data.spec), {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4},
         {"_target_": "torch.nn.CrossEntropyLoss"}, {"_target_": "torch.optim.SGD", "lr": 0.1},
-        {"_target_": "imgcls.optim.schedulers.constant"},
+        {"_target_": "imgcls.optim.constant"},
     )  # fmt: skip
 
 

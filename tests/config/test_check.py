@@ -12,14 +12,14 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from pydantic import Field
 
-from imgcls.augment.image import Augment, Mix
+from imgcls.augment import Augment, Mix
 from imgcls.config.check import arguments, build, check, locate, plain, typed
 from imgcls.config.messages import check_groups, check_keys, explain, take_unchosen
 from imgcls.config.paths import CONF
 from imgcls.errors import UserError, nearest
 
 SGD = "torch.optim.SGD"
-AUGMENT = "imgcls.augment.image.Augment"
+AUGMENT = "imgcls.augment.Augment"
 
 
 def refused(function: Callable[..., Any], *given: Any, **named: Any) -> str:

@@ -29,7 +29,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
         "source": "github", "trust_repo": True,
     },
     "a file of the victim's": {
-        "_target_": "imgcls.backbones.weights.logging.basicConfig", "filename": "precious.txt",
+        "_target_": "imgcls.backbones.build.logging.basicConfig", "filename": "precious.txt",
         "filemode": "w", "force": True,
     },
     "a download": {"_target_": "torch.hub.load_state_dict_from_url", "url": "http://127.0.0.1:9/x.pth"},

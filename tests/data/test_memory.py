@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from support.composed import CONF, files
 from torch import Tensor, nn
 
-from imgcls.augment.image import Augment
+from imgcls.augment import Augment
 from imgcls.config.check import build
 from imgcls.data.batch import Batch
 from imgcls.data.digits import Digits

@@ -10,12 +10,11 @@ import pytest
 import torch
 from torch import Tensor, distributed
 
-from imgcls.augment.image import Augment
+from imgcls.augment import Augment
 from imgcls.config.check import build
-from imgcls.data.batch import Batch
+from imgcls.data.batch import Batch, EpochSampler
 from imgcls.data.digits import Digits
 from imgcls.data.imagefolder import ImageFolder
-from imgcls.data.loading.sampler import EpochSampler
 from imgcls.data.memory import MemoryImages
 from imgcls.data.module import SPLITS, ImageDataModule, check_targets, name_absent, stratified
 from imgcls.errors import UserError

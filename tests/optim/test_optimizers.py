@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from imgcls.backbones.build import build_network
 from imgcls.errors import UserError
-from imgcls.optim.optimizers import build_optimizer
+from imgcls.optim import build_optimizer
 
 FILES = sorted((Path(__file__).parents[2] / "conf" / "optimizer").glob("*.yaml"))
 CHOICES: dict[str, list[dict[str, Any]]] = {

@@ -11,7 +11,7 @@ from torch.optim import SGD, AdamW, Optimizer
 
 from imgcls.config import check as configs
 from imgcls.errors import UserError
-from imgcls.optim.schedulers import Schedule, Steps, constant, cosine, multi_step, one_cycle, plateau
+from imgcls.optim import Schedule, Steps, constant, cosine, multi_step, one_cycle, plateau
 
 RATE = 0.5
 
@@ -185,6 +185,6 @@ def test_a_shape_with_an_end_needs_one(build: Callable[[Optimizer, Steps], Sched
     ],
 )  # fmt: skip
 def test_wrong_options(options: dict[str, Any]) -> None:
-    options = options | {"_target_": f"imgcls.optim.schedulers.{options['_target_']}"}
+    options = options | {"_target_": f"imgcls.optim.{options['_target_']}"}
     with pytest.raises(UserError, match=rf"scheduler\.{list(options)[-1]}"):
         configs.build(options, "scheduler", optimizer=sgd(), steps=Steps(10, 40))

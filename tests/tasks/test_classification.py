@@ -26,8 +26,8 @@ from imgcls.tasks.loading import load_checkpoint
 CNN = {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4}
 LOSS = {"_target_": "torch.nn.CrossEntropyLoss"}
 SGD = {"_target_": "torch.optim.SGD", "lr": 0.1, "momentum": 0.9}
-CONSTANT = {"_target_": "imgcls.optim.schedulers.constant"}
-COSINE = {"_target_": "imgcls.optim.schedulers.cosine", "warmup_epochs": 0.5}
+CONSTANT = {"_target_": "imgcls.optim.constant"}
+COSINE = {"_target_": "imgcls.optim.cosine", "warmup_epochs": 0.5}
 AUGMENT = {"crop": "padded", "erase": 0.3, "mixup": {"alpha": 0.8, "probability": 0.5}}
 
 

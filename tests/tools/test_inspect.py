@@ -25,7 +25,7 @@ from imgcls.__main__ import main
 from imgcls.commands.eval import data_config
 from imgcls.config import check as configs
 from imgcls.data.imagefolder import ImageFolder
-from imgcls.data.loading import listing as index
+from imgcls.data.loading import folders as index
 from imgcls.errors import UserError
 from imgcls.tools.inspect.command import InspectConfig
 from imgcls.tools.inspect.copies import near_duplicates, near_pairs, to_compare

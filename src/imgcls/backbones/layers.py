@@ -1,18 +1,14 @@
-"""The layers of a network in order, from the input to the head."""
+"""The layers of a network in order, from the input to the heads, which give the logits."""
 
 from torch import nn
 from torchvision.models.vision_transformer import Encoder
-
-from imgcls.backbones.heads import head_names
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, Encoder)
 
 
 def layers(network: nn.Module) -> dict[str, int]:
     """Returns the number of the layer of each parameter: 0 at the input, the highest for the heads.
-
-    timm's networks say their layers. Of others, each child is a layer, or each child of a container.
-    """
+    timm's networks say their layers. Of others, each child is a layer, or each child of a container."""
     heads = tuple(f"{head}." for head in head_names(network))
     names = [name for name, _ in network.named_parameters()]
     if hasattr(network, "group_matcher"):
@@ -22,10 +18,9 @@ def layers(network: nn.Module) -> dict[str, int]:
         number = group_parameters(network, matcher, reverse=True)
     else:
         blocks = [block for block in block_names(network) if not block.startswith(heads)]
-        number = {
-            name: max((i for i, block in enumerate(blocks) if name.startswith(block)), default=0)
-            for name in names
-        }
+        number = dict.fromkeys(names, 0)
+        for i, block in enumerate(blocks):
+            number |= {name: i for name in names if name.startswith(block)}
     body = sorted({number[name] for name in names if not name.startswith(heads)})
     return {name: len(body) if name.startswith(heads) else body.index(number[name]) for name in names}
 
@@ -39,3 +34,19 @@ def block_names(module: nn.Module, prefix: str = "") -> list[str]:
         elif any(True for _ in child.parameters()):
             names.append(f"{prefix}{name}.")
     return names
+
+
+def head_names(network: nn.Module) -> tuple[str, ...]:
+    """Returns the names of a network's heads, the main one first; none where the network says none."""
+    return tuple(getattr(network, "head_names", ()))
+
+
+def reset_head(network: nn.Module) -> None:
+    """Starts the heads at zero (Kolesnikov et al. 2019, BiT). The first loss is then the logarithm of the
+    number of classes at any scale of the features, and trained weights below the head get no gradients of
+    random logits. A head that is a convolution keeps its weights: SqueezeNet's goes into a ReLU, which has no
+    gradient at 0."""
+    for name in head_names(network):
+        head = network.get_submodule(name)
+        for parameter in head.parameters() if isinstance(head, nn.Linear) else ():
+            nn.init.zeros_(parameter)

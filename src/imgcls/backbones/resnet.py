@@ -23,10 +23,9 @@ def resnet(
     """Returns a ResNet. Stem "auto": "cifar" up to 64 pixels, "imagenet" above."""
     small = stem == "cifar" or (stem == "auto" and image_size <= 64)
     if small and pretrained:
-        raise UserError(
-            "backbone.pretrained=true: the weights are of the ImageNet stem, and images of "
-            f"{image_size} pixels take the CIFAR stem; add backbone.stem=imagenet or data.image_size=224"
-        )
+        taken = f"the weights are of the ImageNet stem, and images of {image_size} pixels take the CIFAR stem"
+        advice = "add backbone.stem=imagenet or data.image_size=224"
+        raise UserError(f"backbone.pretrained=true: {taken}; {advice}")
     network = torchvision_network(num_classes, in_channels, image_size, f"resnet{depth}", pretrained)
     if small:
         network.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)

@@ -29,14 +29,10 @@ class CifarResNet(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
-        rest = blocks - 1
-        self.layer1 = nn.Sequential(*(BasicBlock(16, 16) for _ in range(blocks)))
-        self.layer2 = nn.Sequential(
-            BasicBlock(16, 32, 2, Shortcut()), *(BasicBlock(32, 32) for _ in range(rest))
-        )
-        self.layer3 = nn.Sequential(
-            BasicBlock(32, 64, 2, Shortcut()), *(BasicBlock(64, 64) for _ in range(rest))
-        )
+        rest = range(blocks - 1)
+        self.layer1 = nn.Sequential(BasicBlock(16, 16), *(BasicBlock(16, 16) for _ in rest))
+        self.layer2 = nn.Sequential(BasicBlock(16, 32, 2, Shortcut()), *(BasicBlock(32, 32) for _ in rest))
+        self.layer3 = nn.Sequential(BasicBlock(32, 64, 2, Shortcut()), *(BasicBlock(64, 64) for _ in rest))
         self.linear = nn.Linear(64, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):

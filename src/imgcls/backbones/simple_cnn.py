@@ -17,11 +17,8 @@ def simple_cnn(
         if stage:
             layers.append(nn.MaxPool2d(2))
         for _ in range(2):
-            layers += [
-                nn.Conv2d(channels, stage_width, 3, padding=1, bias=False),
-                nn.BatchNorm2d(stage_width),
-                nn.ReLU(inplace=True),
-            ]
+            layers.append(nn.Conv2d(channels, stage_width, 3, padding=1, bias=False))
+            layers += [nn.BatchNorm2d(stage_width), nn.ReLU(inplace=True)]
             channels = stage_width
     network = nn.Sequential()
     network.add_module("features", nn.Sequential(*layers))

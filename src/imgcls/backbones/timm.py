@@ -5,7 +5,7 @@ from typing import Any
 import timm
 from torch import nn
 
-from imgcls.backbones.heads import reset_head
+from imgcls.backbones.layers import reset_head
 from imgcls.errors import UserError, nearest
 
 # Options of timm.create_model that name files and addresses: timm would read them by rules of its own.
@@ -15,11 +15,8 @@ REFUSED = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache
 def timm_network(
     num_classes: int, in_channels: int, image_size: int, name: str, pretrained: bool = False, **options: Any
 ) -> nn.Module:
-    """Returns `timm.create_model(name)`; `options` go to it (drop_rate, drop_path_rate, …).
-
-    Raises:
-        UserError: an unknown name or option, or weights that could not be had.
-    """
+    """Returns `timm.create_model(name)`; `options` go to it (drop_rate, drop_path_rate, …). Raises UserError:
+    an unknown name or option, or weights that could not be had."""
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
         advice = nearest(name, timm.list_models())

@@ -7,8 +7,8 @@ import torchvision.models as models
 from timm.models import adapt_input_conv
 from torch import nn
 
-from imgcls.backbones.heads import reset_head
-from imgcls.backbones.weights import fitting
+from imgcls.backbones.build import fitting
+from imgcls.backbones.layers import reset_head
 from imgcls.errors import UserError, nearest
 
 # Networks with auxiliary heads: weight of the losses (torchvision's; Szegedy et al. 2014), and names.
@@ -30,7 +30,14 @@ def torchvision_network(
     known = models.list_models(module=models)
     if name not in known:
         raise UserError(f"backbone.name={name}: torchvision has no such network; {nearest(name, known)}")
-    options = defaults(name, in_channels, image_size, pretrained) | options
+    module = models.get_model_builder(name).__module__
+    if module.endswith("vision_transformer"):  # networks of one size
+        options = {"image_size": image_size} | options
+    elif module.endswith("maxvit"):
+        options = {"input_size": (image_size, image_size)} | options
+    elif name in AUXILIARY_WEIGHT:  # inputs are scaled anew always, so that a checkpoint needs not say it
+        auxiliary = {"aux_logits": True, "init_weights": not pretrained, "transform_input": in_channels == 3}
+        options = auxiliary | options
     try:
         network: Any = models.get_model(name, num_classes=num_classes, **options)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
@@ -44,28 +51,12 @@ def torchvision_network(
     return network
 
 
-def defaults(name: str, in_channels: int, image_size: int, pretrained: bool) -> dict[str, Any]:
-    """Returns the options of a network that depend on the data, or on where its weights come from."""
-    module = models.get_model_builder(name).__module__
-    if module.endswith("vision_transformer"):  # networks of one size
-        return {"image_size": image_size}
-    if module.endswith("maxvit"):
-        return {"input_size": (image_size, image_size)}
-    if name in AUXILIARY_WEIGHT:  # inputs are scaled anew always, so that a checkpoint needs not say it
-        return {"aux_logits": True, "init_weights": not pretrained, "transform_input": in_channels == 3}
-    return {}
-
-
 def name_heads(network: Any, name: str, num_classes: int) -> None:
     """Sets `head_names`, by default the last layer with an output for each class, and `auxiliary_weight`."""
-    outputs = {}
-    for key, layer in network.named_modules():
-        if isinstance(layer, nn.Linear):
-            outputs[key] = layer.out_features
-        elif isinstance(layer, nn.Conv2d):
-            outputs[key] = layer.out_channels
-    last = [key for key, number in outputs.items() if number == num_classes][-1:]
-    network.head_names = tuple(head for head in AUXILIARY_HEADS.get(name, last) if head in outputs)
+    modules = network.named_modules()
+    layers = {key: layer for key, layer in modules if isinstance(layer, nn.Linear | nn.Conv2d)}
+    last = [key for key, layer in layers.items() if len(layer.weight) == num_classes][-1:]
+    network.head_names = tuple(head for head in AUXILIARY_HEADS.get(name, last) if head in layers)
     if name in AUXILIARY_WEIGHT:
         network.auxiliary_weight = AUXILIARY_WEIGHT[name]
 
@@ -79,10 +70,8 @@ def load_published(network: Any, name: str, options: dict[str, Any]) -> None:
         state = weights.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"backbone.pretrained=true: the weights of {name} could not be downloaded ({reason}); "
-            "fetch them elsewhere and give backbone.weights=FILE"
-        ) from error
+        fault = f"backbone.pretrained=true: the weights of {name} could not be downloaded ({reason})"
+        raise UserError(f"{fault}; fetch them elsewhere and give backbone.weights=FILE") from error
     if "image_size" in options:
         size, patch = options["image_size"], network.patch_size
         state = models.vision_transformer.interpolate_embeddings(size, patch, state)

@@ -13,6 +13,9 @@ from torch.nn import functional as F
 from imgcls.errors import UserError
 from imgcls.tasks.classification import ImageClassifier
 
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
 
 class Distillation(Callback):
     """Adds the teacher's part: (1 - weight) · loss + weight · T² · KL(teacher ‖ student).
@@ -27,11 +30,7 @@ class Distillation(Callback):
     """
 
     def __init__(
-        self,
-        teacher: str,
-        temperature: Annotated[float, Field(gt=0)] = 4.0,
-        weight: Annotated[float, Field(ge=0, le=1)] = 0.9,
-        trust: Sequence[str] = (),
+        self, teacher: str, temperature: Positive = 4.0, weight: Share = 0.9, trust: Sequence[str] = ()
     ) -> None:
         self.teacher = ImageClassifier.load_from_checkpoint(teacher, trust=trust).requires_grad_(False)
         self.temperature, self.weight, self.name = temperature, weight, Path(teacher)
@@ -40,11 +39,9 @@ class Distillation(Callback):
         assert isinstance(pl_module, ImageClassifier)
         theirs, own = self.teacher.spec, pl_module.spec
         if theirs.class_names != own.class_names or theirs.channels != own.channels:
-            raise UserError(
-                f"teacher={self.name} knows {theirs.num_classes} classes ({theirs.class_names[0]}, …) "
-                f"in {theirs.channels} channels, the data has {own.num_classes} ({own.class_names[0]}, …) "
-                f"in {own.channels}; expected the same"
-            )
+            known = f"{theirs.num_classes} classes ({theirs.class_names[0]}, …) in {theirs.channels} channels"
+            there = f"{own.num_classes} ({own.class_names[0]}, …) in {own.channels}"
+            raise UserError(f"teacher={self.name} knows {known}, the data has {there}; expected the same")
         self.teacher.to(pl_module.device)
         pl_module.distil = self.loss
 

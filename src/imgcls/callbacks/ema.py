@@ -13,10 +13,8 @@ from imgcls.errors import UserError
 
 
 class EMA(WeightAveraging):
-    """Exponential moving average of the weights, which validation, test and the checkpoint then use.
-
-    The decay rises to its value as (1 + n) / (10 + n) over the first updates n, so that short runs gain too.
-    """
+    """Exponential moving average of the weights, which validation, test and the checkpoint then use. The
+    decay rises to its value as (1 + n) / (10 + n) over the first updates n, so that short runs gain too."""
 
     def __init__(self, decay: float = 0.999, update_every_n_steps: int = 1) -> None:
         if not 0 <= decay <= 1 or update_every_n_steps < 1:

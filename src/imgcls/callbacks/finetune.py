@@ -4,19 +4,25 @@ What learns is a function of the epoch, so a resumed run goes on as it would hav
 evaluation mode: their batch norms keep the statistics they came with, and their dropout is off.
 """
 
+import functools
 import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
+from torch.func import functional_call
 
-from imgcls.backbones.heads import head_names
-from imgcls.backbones.layers import layers
-from imgcls.callbacks import linear_probe
+from imgcls.augment import changes_images
+from imgcls.backbones.layers import head_names, layers
 from imgcls.data.batch import ImageDataset
+from imgcls.data.module import ImageDataModule
+from imgcls.optim import give_momentum
 from imgcls.tasks.classification import ImageClassifier
 from imgcls.tasks.task import data_of
 
@@ -62,28 +68,25 @@ class Finetune(Callback):
             return
         self.layers = layers(pl_module.network)
         top = max(self.layers.values())
-        pl_module.rate_scales = {
-            name: 1.0 if layer == top else self.body_lr * self.layer_decay ** (top - layer)
-            for name, layer in self.layers.items()
-        }
+        pl_module.rate_scales = {}
         for name, parameter in pl_module.network.named_parameters():
+            below = top - self.layers[name]
+            pl_module.rate_scales[name] = self.body_lr * self.layer_decay**below if below else 1.0
             parameter.requires_grad_(self.layers[name] >= self.lowest_layer(0))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prepares a linear probe."""
         assert isinstance(pl_module, ImageClassifier)
         if self.head_epochs is not None:
             return
         self.reuse(trainer, pl_module)
         if self.scale is None:
-            self.scale = linear_probe.scale_of_features(pl_module, data_of(trainer).sets["train"])
+            self.scale = scale_of_features(pl_module, data_of(trainer).sets["train"])
         heads = [pl_module.network.get_submodule(name) for name in head_names(pl_module.network)]
         weights = [p for head in heads for p in head.parameters() if p.ndim > 1]
         for optimizer in trainer.optimizers:
-            linear_probe.step_in_units(optimizer, weights, self.scale)
+            step_in_units(optimizer, weights, self.scale)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Lets the layers of this epoch learn."""
         assert isinstance(pl_module, ImageClassifier)
         epoch, first = trainer.current_epoch, trainer.current_epoch == 0 or self.lowest is None
         changed = self.freeze(pl_module.network, epoch)
@@ -94,7 +97,11 @@ class Finetune(Callback):
             trainer.strategy.configure_ddp()
             first = True
         if trainer.is_global_zero and (first or self.layer_epochs or epoch == self.head_epochs):
-            self.log_what_learns(pl_module.network, epoch)
+            named = dict(pl_module.network.named_parameters())
+            learning = [name for name, parameter in named.items() if parameter.requires_grad]
+            counts = [f"{sum(named[name].numel() for name in names):,}" for names in (learning, named)]
+            place = learning[0].rpartition(".")[0] or learning[0]
+            log.info("epoch %d: %s of %s parameters learn, from %s on", epoch + 1, *counts, place)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.images:
@@ -108,7 +115,6 @@ class Finetune(Callback):
         self.scale = state_dict["scale"]
 
     def lowest_layer(self, epoch: int) -> int:
-        """Returns the number of the lowest layer that learns in an epoch."""
         top = max(self.layers.values())
         if self.head_epochs is None or epoch < self.head_epochs:
             return top
@@ -117,7 +123,7 @@ class Finetune(Callback):
         return max(top - 1 - int((epoch - self.head_epochs) / self.layer_epochs), 0)
 
     def freeze(self, network: nn.Module, epoch: int) -> bool:
-        """Lets the layers of an epoch learn and freezes the others; returns whether that is a change."""
+        """Freezes all but the layers of an epoch; returns whether that is a change."""
         before, self.lowest = self.lowest, self.lowest_layer(epoch)
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(self.layers[name] >= self.lowest)
@@ -128,39 +134,115 @@ class Finetune(Callback):
                 module.train()
         return before != self.lowest
 
-    def log_what_learns(self, network: nn.Module, epoch: int) -> None:
-        learning = sum(p.numel() for p in network.parameters() if p.requires_grad)
-        total = sum(p.numel() for p in network.parameters())
-        first = next(name for name, parameter in network.named_parameters() if parameter.requires_grad)
-        place, counts = first.rpartition(".")[0] or first, (f"{learning:,}", f"{total:,}")
-        log.info("epoch %d: %s of %s parameters learn, from %s on", epoch + 1, *counts, place)
-
     def reuse(self, trainer: Trainer, classifier: ImageClassifier) -> None:
         """Puts features in the place of images where that changes nothing but the time."""
         data = data_of(trainer)
         alone = trainer.world_size == 1 and data.on_error == "raise"
-        alike = classifier.distil is None and not linear_probe.changes_images(classifier.augment)
+        alike = classifier.distil is None and not changes_images(classifier.augment)
         if not (self.reuse_features and alone and alike):
             return
-        classifier.features_into = linear_probe.learning_part(classifier.network)
-        train, val = (linear_probe.features(classifier, data, split) for split in ("train", "val"))
+        classifier.features_into = learning_part(classifier.network)
+        train, val = (features(classifier, data, split) for split in ("train", "val"))
         if train is None or val is None:
             log.info("the features of this network can't be reused: there is more after its head")
             return
         self.images = {split: data.sets[split] for split in ("train", "val")}
-        data.sets["train"] = linear_probe.Features(data.sets["train"], train)
-        data.sets["val"] = linear_probe.Features(data.sets["val"], val)
+        data.sets["train"] = Features(data.sets["train"], train)
+        data.sets["val"] = Features(data.sets["val"], val)
         log.info("features computed once: %d numbers an image", train.shape[1])
 
 
-def give_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Gives parameters that begin to learn a momentum of zero, beside others of their group that have one.
+class Features(ImageDataset):
+    """What goes into the head `(N, D) float32`, in place of a split's images."""
 
-    torch's fused SGD takes momentum of all or none. Without dampening, the first step is the same with it.
-    """
-    for group in optimizer.param_groups if isinstance(optimizer, torch.optim.SGD) else ():
-        missing = [p for p in group["params"] if optimizer.state.get(p, {}).get("momentum_buffer") is None]
-        if group["fused"] and len(missing) < len(group["params"]):
-            for parameter in missing:
-                if parameter.requires_grad:
-                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    def __init__(self, images: ImageDataset, values: Tensor) -> None:
+        self.original, self.values, self.targets, self.seed = images, values, images.targets, images.seed
+
+    def images(self, keys: Tensor) -> Tensor:
+        return self.values[keys % len(self)]
+
+    def picture(self, index: int) -> Tensor:
+        return self.original.picture(index)
+
+    def name(self, index: int) -> str:
+        return self.original.name(index)
+
+
+@contextmanager
+def inputs_of(network: nn.Module, part: str) -> Iterator[list[Tensor]]:
+    """Puts a network in evaluation mode for a while, and keeps what goes into a part of it in each call."""
+    inputs: list[Tensor] = []
+    hook = network.get_submodule(part).register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    network.eval()
+    try:
+        yield inputs
+    finally:
+        hook.remove()
+        network.train()
+
+
+@torch.no_grad()
+def features(classifier: ImageClassifier, data: ImageDataModule, split: str) -> Tensor | None:
+    """Returns the input `(N, D)` of the part that learns, for all images of a split; None where the logits
+    are not what that part makes of its input: another head counts too, or something follows. The check takes
+    drawn weights, as those of a new head are 0 and would show nothing."""
+    network, part = classifier.network, classifier.features_into
+    head, found = network.get_submodule(part), list[Tensor]()
+    generator = torch.Generator().manual_seed(0)  # of its own: the training draws what it draws without this
+    drawn = {n: torch.randn(p.shape, generator=generator).to(p) for n, p in head.named_parameters()}
+    within = {f"{part}.{name}": value for name, value in drawn.items()}
+    with inputs_of(network, part) as inputs:
+        for batch in data.evaluation_loader(split):
+            with classifier.trainer.precision_plugin.forward_context():
+                images = classifier.normalise(batch.images.to(classifier.device))
+                logits = functional_call(network, within, images)
+                values = inputs[0]
+                if values.ndim != 2:
+                    return None
+                if not torch.allclose(functional_call(head, drawn, values), logits, atol=1e-4):
+                    return None
+            found.append(values.float().cpu())
+            inputs.clear()
+    return torch.cat(found)
+
+
+def learning_part(network: nn.Module) -> str:
+    """Returns the name of the largest module around the head that has no parameters but the head's: it has
+    the head's dropout too."""
+    name = head_names(network)[0]
+    own = set(network.get_submodule(name).parameters())
+    while (around := name.rpartition(".")[0]) and set(network.get_submodule(around).parameters()) == own:
+        name = around
+    return name
+
+
+@torch.no_grad()
+def scale_of_features(classifier: ImageClassifier, images: ImageDataset) -> float:
+    """Returns the power of 2 next to the root mean square of the head's inputs, for 64 training images."""
+    count = min(len(images), 64)
+    batch = images.__getitems__([i * len(images) // count for i in range(count)])
+    context = classifier.trainer.precision_plugin.forward_context()
+    with inputs_of(classifier.network, classifier.head_name) as inputs, context:
+        classifier.raw_logits(batch.images.to(classifier.device))
+    root = float(inputs[0].float().square().mean().sqrt())
+    return 2.0 ** round(math.log2(root)) if root > 0 and math.isfinite(root) else 1.0
+
+
+def step_in_units(optimizer: torch.optim.Optimizer, weights: list[nn.Parameter], scale: float) -> None:
+    """Makes an optimizer step on `weights` as if the features, their inputs, were divided by `scale`: weights
+    are then `scale` times as large. A power of 2 changes no digit."""
+    plain = optimizer.step
+
+    @functools.wraps(plain)  # with the mark that a schedule left on it
+    def step(closure: Callable[[], Any] | None = None, **given: Any) -> Any:
+        loss = None if closure is None else closure()
+        for weight in weights:
+            weight.data.mul_(scale)
+            if weight.grad is not None:
+                weight.grad.div_(scale)
+        plain(**given)
+        for weight in weights:
+            weight.data.div_(scale)
+        return loss
+
+    optimizer.step = step  # type: ignore[method-assign]

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import WandbLogger
 from imgcls.commands.build import assemble, build_all, build_classifier
 from imgcls.config.paths import shown
 from imgcls.config.training import Node, TrainConfig
-from imgcls.data.loading.unreadable import listed
+from imgcls.data.loading.splits import listed
 from imgcls.engine.build import build_data, build_trainer, prepare
 from imgcls.engine.ranks import single_job
 from imgcls.engine.recovery import Training, fit

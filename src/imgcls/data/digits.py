@@ -21,10 +21,7 @@ FACTS: dict[str, Any] = {"channels": 1, "image_size": 8, "mean": [0.305], "std":
 
 
 class Digits(MemoryDataModule):
-    """All ten digits; test and validation are cut from train.
-
-    Arguments: those of `MemoryDataModule`.
-    """
+    """All ten digits; test and validation are cut from train. Arguments: those of `MemoryDataModule`."""
 
     def __init__(self, **common: Any) -> None:
         super().__init__(**common)

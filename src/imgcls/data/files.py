@@ -60,10 +60,7 @@ def file_loader(
 
 def images_of(key: str, source: str, failures: list[Failure]) -> Iterator[str]:
     """Returns the paths of a source (`find_images`); folders that can't be listed go to `failures`.
-
-    Raises:
-        UserError: the source, given as the config's `key`, is not there or has no image.
-    """
+    UserError: the source, given as the config's `key`, is not there or has no image."""
     place = source if source == "-" else str(Path(source).expanduser())
     if source != "-" and not os.path.exists(place) and not glob.has_magic(source):  # noqa: PTH110
         raise UserError(f"{key}={source}: there is no such file or folder")
@@ -77,11 +74,9 @@ def images_of(key: str, source: str, failures: list[Failure]) -> Iterator[str]:
 
 
 def find_images(source: str, failures: list[Failure]) -> Iterator[str]:
-    """Yields the paths of a file, a folder, a glob, or for `-` those that standard input lists.
-
-    Of a folder first its files by name, then its folders by name: no more names are in memory than one folder
-    has. As in training, hidden files are left out and links to folders not followed.
-    """
+    """Yields the paths of a file, a folder, a glob, or for `-` those that standard input lists. Of a folder
+    first its files by name, then its folders by name: no more names are in memory than one folder has. As in
+    training, hidden files are left out and links to folders not followed."""
     if source == "-":
         yield from filter(None, (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer))
     elif Path(source).is_dir():

@@ -11,18 +11,18 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
-from torchvision.transforms.v2 import InterpolationMode
 
-from imgcls.data.batch import Batch, ImageDataset
+from imgcls.data.batch import Batch, EpochSampler, ImageDataset
 from imgcls.data.loading.decode import EXTENSIONS, MAX_PIXELS, UnreadableImage, decode
-from imgcls.data.loading.folders import class_folders, name_left_out, split_folders
-from imgcls.data.loading.listing import as_names, folder_index
-from imgcls.data.loading.sampler import EpochSampler
-from imgcls.data.loading.unreadable import Unreadable, with_stand_ins
+from imgcls.data.loading.folders import as_names, class_folders, folder_index, name_left_out, split_folders
+from imgcls.data.loading.splits import Unreadable, with_stand_ins
 from imgcls.data.module import ImageDataModule, Loader, Place, Positive
 from imgcls.errors import UserError
 from imgcls.processes import cores
 from imgcls.spec import DataSpec
+
+OnError = Literal["raise", "skip"]
+Portion = Annotated[float, Field(ge=0, le=1)]
 
 
 class FolderImages(ImageDataset):
@@ -43,8 +43,7 @@ class FolderImages(ImageDataset):
         self.evaluate = self.transform = evaluation_transform(spec)
 
     def __getitems__(self, keys: Sequence[int]) -> Batch:
-        """Returns a batch. An image that can't be read raises UnreadableImage, or with `on_error` "skip"
-        another stands for it (`with_stand_ins`)."""
+        """Returns a batch. For an image that can't be read another stands with `on_error` "skip"."""
         try:
             return super().__getitems__(keys)
         except UnreadableImage as error:
@@ -87,13 +86,7 @@ class PictureModule(ImageDataModule):
         Other arguments: `ImageDataModule`.
     """
 
-    def __init__(
-        self,
-        *,
-        on_error: Literal["raise", "skip"] = "raise",
-        max_errors: Annotated[float, Field(ge=0, le=1)] = 0.01,
-        **common: Any,
-    ) -> None:
+    def __init__(self, *, on_error: OnError = "raise", max_errors: Portion = 0.01, **common: Any) -> None:
         super().__init__(**common)
         self.on_error, self.max_errors = on_error, max_errors
 
@@ -165,7 +158,12 @@ class ImageFolder(PictureModule):
         labels = {name: label for label, name in enumerate(self.classes)}  # val and test may lack some
         targets = torch.tensor([labels[name] for name in names]).repeat_interleave(counts)
         if self.excluded:
-            kept = self.kept(folder, paths)
+            inside = [entry for entry in self.excluded if entry.is_relative_to(folder)]
+            excluded = np.array([os.fsencode(os.path.relpath(entry, folder)) for entry in inside], np.bytes_)
+            known = np.isin(excluded, as_names(paths))
+            if not known.all():
+                raise self.no_such_entry(inside[known.argmin()])
+            kept = torch.from_numpy(~np.isin(as_names(paths), excluded))
             paths, targets = paths[kept], targets[kept]
         filled = {self.classes[label] for label in targets.unique().tolist()}
         if split == "train" and (empty := [name for name in self.classes if name not in filled]):
@@ -173,15 +171,6 @@ class ImageFolder(PictureModule):
             expected = f"expected files that end in one of {' '.join(sorted(EXTENSIONS))}"
             raise UserError(f"{folder / empty[0]} holds no image{kind}; {expected}")
         return FolderImages(folder, paths, targets, self.spec, self.max_pixels)
-
-    def kept(self, folder: Path, paths: Tensor) -> Tensor:
-        """Returns a mask `(N,) bool` of the paths of a split that `data.exclude` does not name."""
-        inside = [entry for entry in self.excluded if entry.is_relative_to(folder)]
-        excluded = np.array([os.fsencode(os.path.relpath(entry, folder)) for entry in inside], np.bytes_)
-        known = np.isin(excluded, as_names(paths))
-        if not known.all():
-            raise self.no_such_entry(inside[known.argmin()])
-        return torch.from_numpy(~np.isin(as_names(paths), excluded))
 
     def no_such_entry(self, entry: Path) -> UserError:
         named = f"data.exclude={self.exclude} names {os.path.relpath(entry, self.root)!r}"
@@ -191,17 +180,13 @@ class ImageFolder(PictureModule):
 
 def evaluation_transform(spec: DataSpec) -> nn.Module:
     """Returns what evaluation does to a decoded image: resize of the short side, and the centre square."""
-    resize = v2.Resize(spec.resize, interpolation=InterpolationMode(spec.interpolation), antialias=True)
+    resize = v2.Resize(spec.resize, v2.InterpolationMode(spec.interpolation), antialias=True)
     return v2.Compose([resize, v2.CenterCrop(spec.image_size)])
 
 
 def exclude_list(path: str | None) -> list[str]:
     """Returns the files that a list names, one in a line, relative to the root. A comment is what follows a
-    tab and `#`, and a line that starts with `#`; a path that starts so is written `./#…`.
-
-    Raises:
-        UserError: there is no such file, or it can't be read.
-    """
+    tab and `#`, and a line that starts with `#`; a path that starts so is written `./#…`."""
     try:
         lines = Path(path).expanduser().read_bytes().split(b"\n") if path is not None else []
     except OSError as error:

@@ -27,10 +27,8 @@ TARS = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
 
 
 class ImageNet(ImageFolder):
-    """`root/train/<WordNet id>/…` and `root/val/<WordNet id>/…`, or a root with the two tar files.
-
-    Arguments: those of `ImageFolder`.
-    """
+    """`root/train/<WordNet id>/…` and `root/val/<WordNet id>/…`, or a root with the two tar files. Arguments:
+    those of `ImageFolder`."""
 
     layout = f"root/train/<WordNet id>/… and root/val/<WordNet id>/…, or {' and '.join(TARS.values())} in it"
 
@@ -45,16 +43,15 @@ class ImageNet(ImageFolder):
             return folders, sorted(_names())
         classes = class_folders(train)
         if strange := [name for name in classes if name not in _names()]:
-            no_id = "which is no WordNet id of ImageNet-1k; use data=imagefolder"
-            raise UserError(f"{train} has the folder {strange[0]!r}, {no_id}")
+            fault = f"{train} has the folder {strange[0]!r}, which is no WordNet id of ImageNet-1k"
+            raise UserError(f"{fault}; use data=imagefolder")
         return folders, classes
 
     def class_names(self) -> tuple[str, ...]:
         return tuple(_names()[wnid] for wnid in self.classes)
 
     def prepare_data(self) -> None:
-        """Unpacks the tar files by torchvision, which compares their checksums first; a folder gets its name
-        when it is whole."""
+        """Unpacks the tar files, with a look at checksums; a folder gets its name when it is whole."""
         for split, tar in TARS.items():
             partial, done = self.root / f"{split}.partial", self.root / split
             if done.is_dir() or not (self.root / tar).is_file():
@@ -69,9 +66,8 @@ class ImageNet(ImageFolder):
                     else:
                         imagenet.parse_val_archive(self.root, wnids=_val_labels(), folder=partial.name)
                 except (tarfile.TarError, OSError, EOFError, ValueError, RuntimeError) as error:
-                    reason = " ".join(str(error).split()).rstrip(".")
-                    advice = "fetch it again or free some disk"
-                    raise UserError(f"{self.root / tar}: {reason}; {advice}") from error
+                    fault = f"{self.root / tar}: {' '.join(str(error).split()).rstrip('.')}"
+                    raise UserError(f"{fault}; fetch it again or free some disk") from error
                 partial.rename(done)
 
 

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from imgcls.augment.image import worker_transform
-from imgcls.data.batch import Batch, ImageDataset, in_channels
-from imgcls.data.loading.sampler import EpochSampler
+from imgcls.augment import worker_transform
+from imgcls.data.batch import Batch, EpochSampler, ImageDataset, in_channels
 from imgcls.data.module import ImageDataModule
 from imgcls.errors import UserError
 
@@ -77,8 +76,7 @@ class MemoryDataModule(ImageDataModule):
 
     @abstractmethod
     def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """Returns images `(N, H, W) or (N, H, W, C) uint8` and targets `(N,)`, or None for a split to be
-        cut."""
+        """Returns images `(N, H, W) or (N, H, W, C) uint8`, targets `(N,)`; None for a split to be cut."""
 
     def load(self, split: str) -> MemoryImages | None:
         if (arrays := self.arrays(split)) is None:

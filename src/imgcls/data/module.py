@@ -20,9 +20,8 @@ from lightning.pytorch import LightningDataModule
 from pydantic import Field
 from torch.utils.data import DataLoader
 
-from imgcls.augment.image import Augment, worker_transform
-from imgcls.data.batch import Batch, ImageDataset, keep_batch
-from imgcls.data.loading.sampler import EpochSampler
+from imgcls.augment import Augment, worker_transform
+from imgcls.data.batch import Batch, EpochSampler, ImageDataset, keep_batch
 from imgcls.data.loading.splits import SPLITS, Cut, check_targets, name_absent, stratified, stratified_fold
 from imgcls.errors import UserError
 from imgcls.spec import DataSpec
@@ -34,11 +33,8 @@ Natural = Annotated[int, Field(ge=0, strict=True)]
 
 
 class Loader(DataLoader[Batch]):
-    """A DataLoader that can resume within an epoch.
-
-    It reads its sampler when the first batch is asked for. By then Lightning has set the epoch, also at a
-    resume.
-    """
+    """A DataLoader that can resume within an epoch. It reads its sampler at the first batch, when Lightning
+    has set the epoch, also at a resume."""
 
     sampler: EpochSampler  # type: ignore[assignment]
     samples = 0  # that this process was given in this epoch
@@ -72,8 +68,8 @@ class ImageDataModule(LightningDataModule):
             number, counted from 0, is the validation split, in place of the set's own.
         shuffle: false: training has the same order in each epoch.
         repeats: how often each sample comes in an epoch, augmented anew each time, on different ranks where
-            there are several (Hoffer et al. 2019). An epoch keeps its length: it has so many times fewer
-            samples.
+            there are several (Hoffer et al. 2019). An epoch keeps its length, with so many times fewer
+        samples.
         seed: of the order and of the draws in workers.
         augment: what is done to training images (conf/augment).
         image_size, channels, mean, std, crop_ratio, interpolation, mirror: as in `DataSpec`; null: the
@@ -136,7 +132,11 @@ class ImageDataModule(LightningDataModule):
             if own is not None and (split == "test" or self.folds is None):
                 sets[split] = own.part(torch.arange(len(own)))
                 continue
-            cut = rest[self._cut(train.targets.numpy()[rest], split)]
+            targets = train.targets.numpy()[rest]
+            if split == "val" and self.folds is not None and self.fold is not None:
+                cut = rest[stratified_fold(targets, self.folds, self.fold)]
+            else:
+                cut = rest[stratified(targets, self.val_fraction if split == "val" else self.test_fraction)]
             rest = np.setdiff1d(rest, cut, assume_unique=True)
             sets[split] = train.part(torch.from_numpy(cut))
         if self.fraction < 1:
@@ -149,15 +149,8 @@ class ImageDataModule(LightningDataModule):
             sets[split].seed = self.seed
         self.sets = sets
 
-    def _cut(self, targets: np.ndarray, split: str) -> np.ndarray:
-        """Returns the indices into `targets` that become the validation or the test split."""
-        if split == "val" and self.folds is not None and self.fold is not None:
-            return stratified_fold(targets, self.folds, self.fold)
-        return stratified(targets, self.val_fraction if split == "val" else self.test_fraction)
-
     def setup_test(self, split: str) -> None:
-        """Makes the test set of another split, read as in evaluation, or of "all" images of a set without
-        splits."""
+        """Makes the test set of another split, as evaluation reads it, or "all" of a set without any."""
         if split == "all":
             if self.load("test") is not None or self.load("val") is not None:
                 raise UserError("split=all: this data has splits of its own; choose train, val or test")
@@ -170,14 +163,11 @@ class ImageDataModule(LightningDataModule):
 
     def class_counts(self) -> list[int]:
         """Returns how many training images each class has."""
-        counts: list[int] = torch.bincount(
-            self.sets["train"].targets, minlength=self.spec.num_classes
-        ).tolist()
-        return counts
+        counts = torch.bincount(self.sets["train"].targets, minlength=self.spec.num_classes)
+        return [int(count) for count in counts]
 
     def fingerprint(self) -> dict[str, Any]:
-        """Returns a hash of each split: of its targets and images in their order; of files the names, and the
-        sizes of a sample of them."""
+        """Returns a hash of each split: of its targets and images; of files the names, some sizes."""
         out = {}
         for split, dataset in self.sets.items():
             digest = hashlib.blake2b(dataset.targets.cpu().numpy().data, digest_size=8)
@@ -207,7 +197,6 @@ class ImageDataModule(LightningDataModule):
         return self._loader(split, sampler, drop_last=False)
 
     def default_workers(self) -> int:
-        """Returns how many workers there are where `num_workers` is null."""
         return 0
 
     def _loader(self, split: str, sampler: EpochSampler, drop_last: bool) -> DataLoader[Batch]:

@@ -35,8 +35,7 @@ RECORD = [("offset", "<i8"), ("bytes", "<i8"), ("height", "<i4"), ("width", "<i4
 
 @dataclass
 class Pack:
-    """The files of a split, mapped into memory: all workers read the same pages. A pickle holds no
-    content."""
+    """The files of a split, mapped into memory: workers read the same pages. A pickle holds no content."""
 
     root: Path
     split: str
@@ -47,7 +46,6 @@ class Pack:
 
     @cached_property
     def records(self) -> np.ndarray:
-        """The table."""
         path = self.root / f"{self.split}.npy"
         try:
             table = np.lib.format.open_memmap(path, mode="r").view(np.ndarray)  # it reads no Python objects
@@ -99,7 +97,6 @@ class PackedImages(FolderImages):
 
     @property
     def as_stored(self) -> bool:
-        """Whether no image needs a transform."""
         size, alike = self.spec.image_size, self.pack.alike
         fits = alike is not None and alike.shape[1:3] == (size, size) and self.spec.resize == size
         return fits and self.transform is self.evaluate
@@ -150,11 +147,9 @@ class PackedData(PictureModule):
     ) -> None:
         self.root, self.verify = self.place(root), verify
         self.manifest = read_manifest(self.root, self.formats)
-        super().__init__(
-            val_fraction=self.manifest.val_fraction if val_fraction is None else val_fraction,
-            test_fraction=self.manifest.test_fraction if test_fraction is None else test_fraction,
-            **common,
-        )
+        val_fraction = self.manifest.val_fraction if val_fraction is None else val_fraction
+        test_fraction = self.manifest.test_fraction if test_fraction is None else test_fraction
+        super().__init__(val_fraction=val_fraction, test_fraction=test_fraction, **common)
         self.spec = replace(self.manifest.spec, **self.facts)
         size, wanted = self.manifest.size, self.spec.image_size
         if "image_size" not in self.facts and size is not None and size < wanted:

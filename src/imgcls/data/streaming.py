@@ -1,5 +1,4 @@
-"""StreamingData source: sets that `imgcls pack format=litdata` made, read from a directory or from object
-storage.
+"""StreamingData source: sets that `imgcls pack format=litdata` made, read from a directory or object storage.
 
 Training reads one shard after another, in litdata's order for (seed, epoch, batch size, ranks, workers); the
 draws for a sample are a function of (seed, epoch, index) as everywhere. Evaluation reads by index, so that
@@ -21,8 +20,7 @@ from torch.utils.data import DataLoader
 
 from imgcls.config.paths import cache_dir
 from imgcls.data.batch import Batch, in_channels
-from imgcls.data.loading.manifest import check_files, facts_of
-from imgcls.data.loading.shards import check_shards
+from imgcls.data.loading.manifest import check_files, check_shards, facts_of
 from imgcls.data.module import Place
 from imgcls.data.packed import Pack, PackedData, PackedImages
 from imgcls.errors import UserError
@@ -68,8 +66,8 @@ class Shards(Pack):
             settings["cache_dir"] = str(self.root / "shards")
         where = f"{self.url}/{self.split}"
         stream = kind(where, storage_options=self.options, index_path=str(index), **settings)
-        copy = Path(stream.input_dir.path or "", index.name)  # litdata's, which may be an older one
-        check_shards(copy, len(self.records))
+        # litdata's copy may be an older one.
+        check_shards(Path(stream.input_dir.path or "", index.name), len(self.records))
         # Its way for local files gives whole shards to ranks: not the same number to each, and to some none.
         stream.posix_fast = None
         return stream
@@ -77,9 +75,8 @@ class Shards(Pack):
     def image(self, index: int, channels: int) -> Tensor:
         if self.stream is None:
             self.stream = self.open(StreamingDataset)
-            self.stream[
-                :1
-            ]  # after a slice litdata keeps whole shards; else it would ask for each image by itself
+            # After a slice litdata keeps whole shards; else it would ask for each image by itself.
+            _ = self.stream[:1]
         return self.read(self.stream[index], index, channels)
 
     def read(self, item: dict[str, Any], index: int, channels: int) -> Tensor:
@@ -88,8 +85,7 @@ class Shards(Pack):
 
 
 class TrainingStream(StreamingDataset):
-    """The training samples of one rank, augmented in the workers: `(image (C, H, W) uint8, target,
-    index)`."""
+    """The training samples of one rank, augmented in workers: `(image (C, H, W) uint8, target, index)`."""
 
     images: PackedImages
     shards: Shards
@@ -107,8 +103,7 @@ class StreamLoader(StreamingDataLoader):
     resumed = False
 
     def __iter__(self) -> Any:
-        # litdata's own sign stays where an epoch's last batch is not asked for twice: the next epoch would be
-        # empty
+        # litdata's own sign stays if an epoch's last batch is not asked for twice: the next would be empty
         self.restore, self.resumed = self.resumed, False
         yield from super().__iter__()
 
@@ -153,8 +148,8 @@ class StreamingData(PackedData):
             raise UserError(f"{keys}: a stream is read whole, once an epoch; leave them out")
         for split in ("val", "test"):
             if split not in self.manifest.splits:
-                lacking = f"has no {split} split, and a stream can't be cut"
-                raise UserError(f"data.root={root} {lacking}; pack it again")
+                fault = f"data.root={root} has no {split} split, and a stream can't be cut"
+                raise UserError(f"{fault}; pack it again")
 
     def place(self, root: str) -> Path:
         if "://" not in root and not root.startswith("local:"):
@@ -167,8 +162,7 @@ class StreamingData(PackedData):
         return folder
 
     def fetch(self, folder: Path, name: str) -> None:
-        """Fetches a file, then replaces the one of that name: other processes see the one or the other
-        whole."""
+        """Fetches a file, then replaces the one of that name: other processes see one or the other, whole."""
         with tempfile.TemporaryDirectory(dir=folder) as own:
             try:
                 downloader = get_downloader(self.url, own, [], self.storage_options)
@@ -177,8 +171,8 @@ class StreamingData(PackedData):
                 Path(own, "fetched").replace(folder / name)
             except Exception as error:  # each kind of storage has errors of its own
                 reason = " ".join(str(error).split())[:120] or type(error).__name__
-                advice = "check data.root and the access"
-                raise UserError(f"{self.url}/{name} can't be fetched ({reason}); {advice}") from error
+                fault = f"{self.url}/{name} can't be fetched ({reason})"
+                raise UserError(f"{fault}; check data.root and the access") from error
 
     def prepare_data(self) -> None:
         """Fetches the tables and the indices of the shards; the shards come while they are read."""

@@ -1,5 +1,4 @@
-"""TorchvisionImages source: Fashion-MNIST, CIFAR-10 and CIFAR-100, downloaded by torchvision, held in
-memory."""
+"""TorchvisionImages source: Fashion-MNIST, CIFAR-10 and CIFAR-100, downloaded by torchvision."""
 
 import gzip
 import zlib
@@ -41,7 +40,6 @@ class TorchvisionImages(MemoryDataModule):
         self.spec = DataSpec(class_names, **self.facts)
 
     def find(self, name: str) -> Path | None:
-        """Returns the path of a file: in any of the places where people keep it."""
         folders = (self.root, self.root / "raw", self.root / self.dataset / "raw")
         paths = (folder / f"{name}{ending}" for folder in folders for ending in (".gz", ""))
         return next((path for path in paths if path.exists()), None)
@@ -68,12 +66,11 @@ class TorchvisionImages(MemoryDataModule):
             return None
         self.prepare_data()
         if self.dataset == "FashionMNIST":
-            images, targets = (
-                self.read(name, read_idx) for name in (IDX[:2] if split == "train" else IDX[2:])
-            )
+            names = IDX[:2] if split == "train" else IDX[2:]
+            images, targets = (self.read(name, read_idx) for name in names)
             if len(images) != len(targets):
-                counts = f"{len(images)} {split} images and {len(targets)} labels"
-                raise UserError(f"{self.root} has {counts}; fetch them again")
+                fault = f"{self.root} has {len(images)} {split} images and {len(targets)} labels"
+                raise UserError(f"{fault}; fetch them again")
             return images, targets
         kind = getattr(datasets, self.dataset)
         loaded = self.read(FILES[self.dataset][0], lambda path: kind(path.parent, train=split == "train"))

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from imgcls.augment.image import Augment
+from imgcls.augment import Augment
 from imgcls.config import check as configs
 from imgcls.config.paths import cache_dir
 from imgcls.config.training import Node, TrainerConfig

@@ -7,18 +7,15 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
-from imgcls.augment.batch import BatchAugment
-from imgcls.augment.image import Augment
+from imgcls.augment import Augment, BatchAugment
 from imgcls.backbones.build import FIRST_WEIGHTS, build_network, rebuild_network
-from imgcls.backbones.heads import head_names
+from imgcls.backbones.layers import head_names
 from imgcls.config import check as configs
 from imgcls.data.batch import Batch
 from imgcls.errors import UserError
-from imgcls.optim.optimizers import build_optimizer
-from imgcls.optim.schedulers import Schedule
+from imgcls.optim import Schedule, build_optimizer
 from imgcls.spec import DataSpec
 from imgcls.tasks.losses import build_loss
 from imgcls.tasks.metrics import MeanLoss, Predictions, Scores, metric_names
@@ -26,10 +23,8 @@ from imgcls.tasks.task import Task, data_of
 
 
 class ImageClassifier(Task):
-    """Trains and evaluates a network on batches of uint8 images.
-
-    All arguments are plain Python, so that a checkpoint needs nothing beside itself:
-    `ImageClassifier.load_from_checkpoint(path)`.
+    """Trains and evaluates a network on batches of uint8 images. All arguments are plain Python, so that a
+    checkpoint needs nothing beside itself: `ImageClassifier.load_from_checkpoint(path)`.
 
     Args:
         spec: the fields of the data's `DataSpec`.
@@ -101,14 +96,12 @@ class ImageClassifier(Task):
         self.temperature = 1.0  # a checkpoint may bring another (imgcls.engine.calibration)
 
     def normalise(self, images: Tensor, size: int | None = None) -> Tensor:
-        """Returns `images (N, C, H, W) uint8` as floats with the data's mean 0 and deviation 1.
-
-        They get the side `size` in pixels, by default that of the data.
-        """
+        """Returns `images (N, C, H, W) uint8` as floats with the data's mean 0 and deviation 1, and with the
+        side `size` in pixels, by default that of the data."""
         size = size or self.spec.image_size
         out = images.to(self.scale.dtype).mul_(self.scale).add_(self.shift)
         if images.shape[-2:] != (size, size):
-            out = F.interpolate(out, (size, size), mode="bilinear", antialias=True)
+            out = nn.functional.interpolate(out, (size, size), mode="bilinear", antialias=True)
         if self.hparams["channels_last"]:
             out = out.contiguous(memory_format=torch.channels_last)
         return out
@@ -140,7 +133,7 @@ class ImageClassifier(Task):
         if [self.current_epoch, batch_idx] in self.skipped:
             return self.skipped_loss()
         images, targets = batch.images, batch.targets
-        if images.is_floating_point():  # features, computed once (imgcls.callbacks.linear_probe)
+        if images.is_floating_point():  # features, computed once (imgcls.callbacks.finetune)
             outputs = self.raw_logits(images)
         else:
             images = self.augment.pixels(images)  # crop and mirror, in uint8
@@ -173,9 +166,8 @@ class ImageClassifier(Task):
     def configure_optimizers(self) -> Any:
         optimizer, scheduler = self.hparams["optimizer"], self.hparams["scheduler"]
         if optimizer is None or scheduler is None:
-            raise UserError(
-                "this classifier was made without an optimizer and a scheduler; it can only be evaluated"
-            )
+            fault = "this classifier was made without an optimizer and a scheduler"
+            raise UserError(f"{fault}; it can only be evaluated")
         built = build_optimizer(optimizer, self.network, self.device, self.fused_steps(), self.rate_scales)
         steps = self.steps(self.trainer, data_of(self.trainer))
         schedule: Schedule = configs.build(scheduler, "scheduler", optimizer=built, steps=steps)

@@ -33,11 +33,8 @@ class RunConfig(TypedDict):
 
 
 def load_checkpoint(path: Path, trust: Sequence[str] = ()) -> tuple[ImageClassifier, dict[str, Any]]:
-    """Returns the classifier of a checkpoint and the config of its run.
-
-    Raises:
-        UserError: as `Task.load_from_checkpoint`; or the config is missing, or of wrong types.
-    """
+    """Returns the classifier of a checkpoint and the config of its run. Raises UserError: as
+    `Task.load_from_checkpoint`; or the config is missing, or of wrong types."""
     content = load_content(path)
     if not isinstance(content.get("config"), dict):
         raise UserError(f"checkpoint={path}: it was not written by imgcls train, and has no config of a run")

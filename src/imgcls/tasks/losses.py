@@ -1,7 +1,4 @@
-"""Losses: each takes logits `(N, K)` and targets, classes `(N,)` or shares `(N, K)`, and smooths both alike.
-
-Each has a weight for each class `(K,)`.
-"""
+"""Losses of logits `(N, K)` and targets, classes `(N,)` or shares `(N, K)`, which are smoothed alike."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -15,6 +12,7 @@ from imgcls.config import check as configs
 from imgcls.errors import UserError
 
 Smoothing = Annotated[float, Field(ge=0, lt=1)]
+NotNegative = Annotated[float, Field(ge=0)]
 
 
 def build_loss(config: Mapping[str, Any], weights: Sequence[float] | None, num_classes: int) -> nn.Module:
@@ -85,10 +83,7 @@ class FocalLoss(nn.Module):
     weight: Tensor | None
 
     def __init__(
-        self,
-        gamma: Annotated[float, Field(ge=0)] = 2.0,
-        label_smoothing: Smoothing = 0.0,
-        weight: Tensor | None = None,
+        self, gamma: NotNegative = 2.0, label_smoothing: Smoothing = 0.0, weight: Tensor | None = None
     ) -> None:
         super().__init__()
         self.gamma, self.label_smoothing = gamma, label_smoothing

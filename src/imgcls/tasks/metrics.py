@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
@@ -23,8 +22,7 @@ class Scores(nn.Module):
         self.loss, self.metrics = MeanLoss(), Evaluation(num_classes)
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
-        """Adds a batch of `logits (N, K)` and `targets (N,)`."""
-        self.loss.update(F.cross_entropy(logits, targets), len(targets))
+        self.loss.update(nn.functional.cross_entropy(logits, targets), len(targets))
         self.metrics.update(logits, targets)
 
     def compute_and_reset(self) -> dict[str, Tensor]:
@@ -72,13 +70,10 @@ class Evaluation(Metric):
         recall, precision = right / there.clamp_min(1), right / predicted.clamp_min(1)
         f1 = 2 * right / (predicted + there).clamp_min(1)
         samples, hits, confidence = self.bins
-        values = {
-            "top1": right.sum() / total,
-            "precision": (precision * seen).sum() / seen.sum(),
-            "recall": (recall * seen).sum() / seen.sum(),
-            "f1": (f1 * seen).sum() / seen.sum(),
-            "calibration_error": (hits - confidence).abs().sum() / samples.sum(),
-        }
+        values = {"top1": right.sum() / total}
+        for name, scores in (("precision", precision), ("recall", recall), ("f1", f1)):
+            values[name] = (scores * seen).sum() / seen.sum()
+        values["calibration_error"] = (hits - confidence).abs().sum() / samples.sum()
         if self.num_classes > 5:
             values["top5"] = self.within5 / total
         return values
@@ -91,9 +86,7 @@ def confidence_bins(confidences: Tensor) -> Tensor:
 
 class MeanLoss(Metric):
     """The mean of batch means, each weighted by the number of its samples; never reads from the device.
-
-    (torchmetrics' MeanMetric looks for NaN on the host, and with that switched off it drops the weights.)
-    """
+    (torchmetrics' MeanMetric looks for NaN on the host, and with that switched off it drops the weights.)"""
 
     full_state_update = False
     total: Tensor
@@ -113,16 +106,13 @@ class MeanLoss(Metric):
 
 
 class Predictions(Metric):
-    """Gathers what was predicted for each sample, over all batches and processes.
-
-    `compute` returns `indices`, `targets`, `predictions (N,) int64` and `confidences (N,) float32`, in the
-    order of the data set; also `unscaled (N,)`, the confidences of `raw` logits where those are given, and
-    the raw `logits (N, K)` with `keep_logits`.
-    """
+    """Gathers what was predicted for each sample, over all batches and processes. `compute` returns
+    `indices`, `targets`, `predictions (N,) int64` and `confidences (N,) float32`, in the order of the data
+    set; also `unscaled (N,)`, the confidences of `raw` logits where those are given, and the raw `logits (N,
+    K)` with `keep_logits`."""
 
     NAMES = ("indices", "targets", "predictions", "confidences", "unscaled", "logits")
     keep_logits = False
-
     full_state_update = False
 
     def __init__(self) -> None:
@@ -132,12 +122,8 @@ class Predictions(Metric):
 
     def update(self, logits: Tensor, targets: Tensor, indices: Tensor, raw: Tensor | None = None) -> None:
         confidences, predictions = logits.softmax(1).max(1)
-        found = {
-            "indices": indices,
-            "targets": targets,
-            "predictions": predictions,
-            "confidences": confidences,
-        }
+        found = {"indices": indices, "targets": targets, "predictions": predictions}
+        found["confidences"] = confidences
         if raw is not None:
             found["unscaled"] = raw.softmax(1).amax(1)
         if self.keep_logits:

@@ -10,12 +10,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.optim import Optimizer
 
 from imgcls.data.batch import Batch
 from imgcls.data.module import ImageDataModule
 from imgcls.errors import UserError
-from imgcls.optim.schedulers import Steps
+from imgcls.optim import Steps
 from imgcls.runs.checkpoints import find_checkpoint, load_content
 from imgcls.seeding import key_seed
 from imgcls.spec import DataSpec
@@ -32,9 +31,8 @@ def data_of(trainer: Trainer) -> ImageDataModule:
 
 class Task(LightningModule):
     """A network in Lightning's training loop. A subclass makes `spec` and `network`, and says what steps do.
-
-    Its hyper-parameters have `seed` (of what is drawn in training) and `fused` (take fused optimizer steps).
-    """
+    Its hyper-parameters have `seed` (of what is drawn in training) and `fused` (take fused optimizer
+    steps)."""
 
     spec: DataSpec
     network: nn.Module
@@ -55,10 +53,8 @@ class Task(LightningModule):
         return torch.stack([0 * p.sum() for p in self.network.parameters() if p.requires_grad]).sum()
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Makes an optimizer step that of the mean over the batches that it accumulates.
-
-        Lightning divides by `accumulate_grad_batches`, also where an epoch's last step has fewer batches.
-        """
+        """Makes a step that of the mean over the batches that it accumulates: Lightning divides by
+        `accumulate_grad_batches`, also where an epoch's last step has fewer."""
         every, batches = self.trainer.accumulate_grad_batches, self.trainer.num_training_batches
         done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready - 1
         first = done - done % every
@@ -68,7 +64,7 @@ class Task(LightningModule):
 
     def configure_gradient_clipping(
         self,
-        optimizer: Optimizer,
+        optimizer: torch.optim.Optimizer,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
@@ -98,10 +94,8 @@ class Task(LightningModule):
         return Steps(per_epoch, min(ends) if ends else None)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Moves all to a device, but casts the network and its input alone.
-
-        Lightning casts all in bf16-true and 16-true; sums and class weights would be wrong in half precision.
-        """
+        """Moves all to a device, but casts the network and its input alone, where Lightning casts all: sums
+        and class weights would be wrong in half precision."""
         if dtype := kwargs.pop("dtype", None):
             self.network.to(dtype)
             for name, value in self.named_buffers(recurse=False):
@@ -163,9 +157,8 @@ class Task(LightningModule):
             task.on_load_checkpoint(dict(content))
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise UserError(
-                f"checkpoint={path}: its weights are of another network than its settings say ({reason})"
-            ) from error
+            fault = f"its weights are of another network than its settings say ({reason})"
+            raise UserError(f"checkpoint={path}: {fault}") from error
         return task.eval()
 
     @classmethod

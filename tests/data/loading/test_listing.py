@@ -13,8 +13,8 @@ import pytest
 from support.pictures import write_picture
 
 from imgcls.data.imagefolder import FolderImages, ImageFolder
-from imgcls.data.loading import listing as module
-from imgcls.data.loading.listing import as_names, folder_index
+from imgcls.data.loading import folders as module
+from imgcls.data.loading.folders import as_names, folder_index
 
 CLASSES = ["cat", "dog", "fox"]
 TICK = 0.02  # seconds; longer than a step of the clock that stamps files
@@ -254,7 +254,7 @@ def test_a_full_disk_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch: p
 @pytest.mark.slow
 def test_several_processes_at_once(folder: Path, tmp_path: Path) -> None:
     code = f"""
-import time; from pathlib import Path; from imgcls.data.loading import listing as index
+import time; from pathlib import Path; from imgcls.data.loading import folders as index
 index.SETTLED_NS = 0
 for i in range(100):
     index._place(Path({str(folder)!r}), {CLASSES}).unlink(missing_ok=True)

@@ -1,12 +1,12 @@
-"""Manifest: reads the facts of a pack and of its files from manifest.json, and checks the files."""
+"""Manifest: reads the facts of a pack from manifest.json, and checks its files and the index of shards."""
 
 import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from imgcls.data.loading.splits import Cut
 from imgcls.errors import UserError
@@ -15,12 +15,11 @@ from imgcls.spec import DataSpec
 VERSION = 1
 # A file that `imgcls pack` writes. No name leads out of the folder of the pack.
 Name = Annotated[str, Field(pattern=r"^(train|val|test)(\.npy|\.bin|/[a-z0-9][a-z0-9._-]*)$")]
+FORBID = ConfigDict(extra="forbid")  # a key more or a key less is refused
 
 
 @dataclass
 class SplitFacts:
-    """The facts of a split."""
-
     images: int
     shape: list[int]  # (H, W, C) of the images, 0 for what differs
     classes: dict[str, int]
@@ -28,17 +27,13 @@ class SplitFacts:
 
 @dataclass
 class FileFacts:
-    """The facts of a file."""
-
     bytes: int
     sha256: str
 
 
-@dataclass
+@dataclass(config=FORBID)
 class Manifest:
-    """The facts of a set; a key more or a key less is refused."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    """The facts of a set."""
 
     version: int
     format: str
@@ -71,20 +66,22 @@ def read_manifest(root: Path, formats: tuple[str, ...]) -> Manifest:
         raise UserError(f"data.root={root} is packed as {found}; {expected}")
     try:
         manifest = TypeAdapter(Manifest).validate_python(stored)
-    except ValidationError as error:
-        first = error.errors()[0]
-        fault = f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
-        raise UserError(f"{path}: {fault}; {advice}") from error
-    except UserError as error:  # of the spec
-        raise UserError(f"{path}: {error}; {advice}") from error
+    except (ValidationError, UserError) as error:  # the second is of the spec
+        raise UserError(f"{path}: {fault_of(error)}; {advice}") from error
     for split in ("train", *manifest.splits):
         if split not in manifest.splits or f"{split}.npy" not in manifest.files:
             raise UserError(f"{path} has no split {split}, or no file {split}.npy; {advice}")
     return manifest
 
 
+def fault_of(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors(include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg'].lower()}"
+
+
 def facts_of(path: Path) -> FileFacts:
-    """Returns the facts of a file."""
     with path.open("rb") as file:
         return FileFacts(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
 
@@ -102,3 +99,57 @@ def check_files(root: Path, files: dict[str, FileFacts], verify: bool) -> None:
         else:
             continue
         raise UserError(f"{path} {fault}; copy the pack again or make it again")
+
+
+# The index.json of a split's shards. litdata takes from it where to write and how to read the shards, which
+# may be by running code in them; so only what `imgcls pack` writes is let through.
+
+
+@dataclass(config=FORBID)
+class ShardFacts:
+    chunk_bytes: PositiveInt
+    chunk_size: PositiveInt  # images
+    filename: Annotated[str, Field(pattern=r"^chunk-[0-9]+-[0-9]+\.bin$")]
+    dim: None = None
+
+
+@dataclass(config=FORBID)
+class ShardConfig:
+    """How shards are read: bytes of an image and an integer, neither packed nor encrypted."""
+
+    chunk_bytes: PositiveInt
+    data_format: tuple[Literal["bytes"], Literal["int"]]
+    data_spec: Literal[
+        r'[1, {"type": "builtins.dict", "context": "[\"image\", \"label\"]", "children_spec": '
+        '[{"type": null, "context": null, "children_spec": []}, '
+        '{"type": null, "context": null, "children_spec": []}]}]'
+    ]
+    item_loader: Literal["PyTreeLoader"]
+    types: dict[str, str] | None = None  # nothing reads them
+    chunk_size: None = None
+    compression: None = None
+    compression_batch_size: None = None
+    compression_level: None = None
+    encryption: None = None
+    ipc_compression: None = None
+
+
+@dataclass(config=FORBID)
+class ShardIndex:
+    chunks: list[ShardFacts]
+    config: ShardConfig
+    updated_at: Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]+$")]  # s since 1970; litdata names a folder so
+
+
+def check_shards(path: Path, images: int) -> None:
+    """Raises UserError where an index.json is not as `imgcls pack` writes it for so many images."""
+    try:
+        index = TypeAdapter(ShardIndex).validate_json(path.read_bytes())
+        found = sum(shard.chunk_size for shard in index.chunks)
+        fault = "" if found == images else f"it has {found:,} images, and the table {images:,}"
+    except OSError as error:
+        fault = f"it can't be read ({type(error).__name__})"
+    except ValidationError as error:
+        fault = " ".join(fault_of(error).split())
+    if fault:
+        raise UserError(f"{path}: {fault}; expected shards that `imgcls pack` made: pack again")

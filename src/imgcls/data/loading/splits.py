@@ -1,7 +1,10 @@
-"""Splits: their names, the cut of one from another, and the check of what each must hold."""
+"""Splits: their names, the cut of one from another, the checks of each, and its unreadable images."""
 
+import csv
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -9,6 +12,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from imgcls.config.paths import shown
+from imgcls.data.batch import Batch, ImageDataset
+from imgcls.data.loading.decode import UnreadableImage
 from imgcls.errors import UserError
 from imgcls.processes import rank
 
@@ -19,10 +25,7 @@ Cut = Annotated[float, Field(gt=0, le=0.9)]  # the share of train that becomes a
 
 
 def stratified(targets: np.ndarray, fraction: float, seed: int = 0) -> np.ndarray:
-    """Returns the sorted indices of a part of `targets` with the same share of each class.
-
-    A class gives at least one sample and keeps one, where it has two.
-    """
+    """Returns the sorted indices of a share of each class in `targets`: one or more, but not all of two."""
     generator = np.random.default_rng(seed)
     chosen = []
     by_label = np.argsort(targets, kind="stable")
@@ -34,10 +37,8 @@ def stratified(targets: np.ndarray, fraction: float, seed: int = 0) -> np.ndarra
 
 
 def stratified_fold(targets: np.ndarray, folds: int, fold: int, seed: int = 0) -> np.ndarray:
-    """Returns the sorted indices of one of `folds` disjoint parts that `targets` is divided into.
-
-    Of each class, and of all, each part has the same number of samples, or one more.
-    """
+    """Returns the sorted indices of one of `folds` disjoint parts that `targets` is divided into. Of each
+    class, and of all, each part has the same number of samples, or one more."""
     shuffled = np.random.default_rng(seed).permutation(len(targets))
     by_label = shuffled[np.argsort(targets[shuffled], kind="stable")]
     return np.sort(by_label[fold::folds])
@@ -63,8 +64,85 @@ def name_absent(targets: Tensor, class_names: Sequence[str], split: str) -> None
 
 
 def absent(targets: Tensor, class_names: Sequence[str]) -> str:
-    """Returns how many classes have no target, and the first of their names; "" where there is none."""
+    """Returns how many classes have no target, and the first of their names; "" where all have one."""
     counts = torch.bincount(targets, minlength=len(class_names))
     names = [class_names[i] for i in torch.nonzero(counts == 0).flatten().tolist()]
     shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
     return f"{len(names)} of {len(class_names)} classes ({shown})" if names else ""
+
+
+def with_stand_ins(
+    read: Callable[[list[int]], Batch], keys: Sequence[int], length: int, black: Tensor
+) -> Batch:
+    """Returns a batch in which copies of its readable images, with their targets, stand for the others; the
+    draws for these stay. An index `~i` tells the host that the image `i` can't be read. Where none can,
+    images are `black (C, H, W)` and targets -1."""
+    found: list[Batch | None] = [None] * len(keys)
+    for place, key in enumerate(keys):
+        with suppress(UnreadableImage):
+            found[place] = read([key])
+    whole = [batch for batch in found if batch is not None]
+    if not whole:
+        whole = [Batch(black[None], torch.tensor([-1]), torch.tensor(0))]
+    chosen = [batch or whole[place % len(whole)] for place, batch in enumerate(found)]
+    index = torch.as_tensor(keys).clamp_min(0) % length
+    images, targets = (torch.cat([batch[column] for batch in chosen]) for column in (0, 1))
+    return Batch(images, targets, torch.where(torch.tensor([b is None for b in found]), ~index, index))
+
+
+class Unreadable:
+    """The images of a split that a run can't read.
+
+    Args:
+        most: the share of the split's images above which the run ends.
+        folder: the run directory, with the list `unreadable.csv` of all splits.
+    """
+
+    def __init__(self, split: str, images: ImageDataset, training: bool, most: float, folder: Path) -> None:
+        self.split, self.images, self.training, self.most = split, images, training, most
+        self.path, self.names = folder / "unreadable.csv", set[str]()
+
+    def note(self, batch: Batch) -> Batch:
+        """Lists the images that the workers could not read; in evaluation they become padding. UserError:
+        there are too many, or in training none of a batch can be read."""
+        bad = batch.indices < 0
+        if not bad.any():
+            return batch
+        indices = torch.where(bad, ~batch.indices, batch.indices)
+        for index in indices[bad].unique().tolist():
+            self.add(index)
+        if not self.training:
+            return Batch(batch.images, batch.targets.masked_fill(bad, -1), indices)
+        if (batch.targets < 0).any():
+            raise UserError(f"no image of a batch can be read; see {shown(self.path)}")
+        return batch._replace(indices=indices)
+
+    def add(self, index: int) -> None:
+        """Lists an image, unless this or another process, or the run before a resume, has listed it."""
+        name = self.images.name(index)
+        if name in self.names:
+            return
+        self.names |= {row["path"] for row in listed(self.path) if row["split"] == self.split}
+        if name not in self.names:
+            log.warning("%s can't be read and is left out; see %s", shown(name), shown(self.path))
+            new, reason = not self.path.exists(), "it can be read now"
+            try:
+                self.images.picture(index)
+            except UnreadableImage as error:
+                reason = error.reason()
+            with self.path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+                row = (self.split, name, reason)
+                csv.writer(file).writerows([("split", "path", "reason"), row] if new else [row])
+            self.names.add(name)
+        if len(self.names) > self.most * len(self.images):
+            count = f"{len(self.names)} of {len(self.images):,} {self.split} images can't be read"
+            most = f"a larger share than data.max_errors={self.most:g}"
+            raise UserError(f"{count}, {most}; see {shown(self.path)}: mend them, or allow more")
+
+
+def listed(path: Path) -> list[dict[str, str]]:
+    """Returns the rows of an unreadable.csv: split, path, reason."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))

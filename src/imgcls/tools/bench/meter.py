@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from imgcls.backbones.build import on_meta
 from imgcls.data.batch import Batch
 from imgcls.data.module import ImageDataModule
-from imgcls.optim.optimizers import build_optimizer
+from imgcls.optim import build_optimizer
 from imgcls.spec import DataSpec
 from imgcls.tasks.classification import ImageClassifier
 

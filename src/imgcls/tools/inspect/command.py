@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from imgcls.augment.image import Augment
+from imgcls.augment import Augment
 from imgcls.config import check as configs
 from imgcls.config.training import Node
 from imgcls.data.imagefolder import ImageFolder

@@ -6,8 +6,8 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from imgcls.augment.batch import BatchAugment
-from imgcls.data.loading.sampler import EpochSampler
+from imgcls.augment import BatchAugment
+from imgcls.data.batch import EpochSampler
 from imgcls.data.module import ImageDataModule
 
 

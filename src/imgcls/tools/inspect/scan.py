@@ -22,8 +22,7 @@ from imgcls.config.paths import shown
 from imgcls.data.batch import ImageDataset
 from imgcls.data.imagefolder import exclude_list
 from imgcls.data.loading.decode import MAX_PIXELS, UnreadableImage, decode, header
-from imgcls.data.loading.folders import left_out
-from imgcls.data.loading.listing import list_images
+from imgcls.data.loading.folders import left_out, list_images
 from imgcls.data.memory import MemoryDataModule
 from imgcls.errors import UserError
 

@@ -1,0 +1,211 @@
+"""Optimizers of torch and timm, by config, and learning-rate schedules: a warm-up in a line, then a shape.
+
+A schedule gets the optimizer and `Steps`; `warmup_epochs` may be a fraction. All but plateau change the rate
+at every step.
+"""
+
+import fnmatch
+import inspect
+import logging
+import math
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from pydantic import Field
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LinearLR, OneCycleLR, ReduceLROnPlateau
+
+from imgcls.config import check as configs
+from imgcls.errors import UserError
+
+log = logging.getLogger(__name__)
+NotNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Optimizer steps: in an epoch and in the whole training (null: without end)."""
+
+    per_epoch: int
+    total: int | None
+
+    def whole(self, name: str) -> int:
+        """Returns the steps of the whole training; raises UserError where it has no end."""
+        if self.total is None:
+            raise UserError(f"scheduler={name} needs an end: set trainer.max_epochs or trainer.max_steps")
+        return self.total
+
+    def warmup(self, epochs: float) -> int:
+        """Returns the steps of a warm-up; of one as long as the whole training, a tenth of the training."""
+        steps = round(epochs * self.per_epoch)
+        if not steps or self.total is None or steps < self.total:
+            return steps
+        tenth = self.total // 10
+        said = f"scheduler.warmup_epochs={epochs:g} is as long as the training, which would never reach"
+        rank_zero_only(log.warning)(f"{said} its rate: shortened to {tenth} of its {self.total} steps")
+        return tenth
+
+
+Schedule = list[dict[str, Any]]  # as Lightning's configure_optimizers takes them
+
+
+def by_step(optimizer: Optimizer, warmup: int, factor: Callable[[int], float]) -> Schedule:
+    """Returns the schedule that multiplies the rate by `factor(step)`, after a warm-up of so many steps."""
+
+    def rate(step: int) -> float:
+        return (step + 1) / (warmup + 1) if step < warmup else factor(step)
+
+    return [{"scheduler": LambdaLR(optimizer, rate), "interval": "step"}]
+
+
+def cosine(
+    optimizer: Optimizer, steps: Steps, warmup_epochs: NotNegative = 0.0, final: NotNegative = 0.0
+) -> Schedule:
+    """Half a cosine down to `final` times the rate (Loshchilov and Hutter 2016)."""
+    total, warmup = steps.whole("cosine"), steps.warmup(warmup_epochs)
+
+    def factor(step: int) -> float:
+        progress = min((step - warmup) / max(total - warmup, 1), 1.0)
+        return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
+
+    return by_step(optimizer, warmup, factor)
+
+
+def constant(optimizer: Optimizer, steps: Steps, warmup_epochs: NotNegative = 0.0) -> Schedule:
+    """The same rate throughout."""
+    return by_step(optimizer, steps.warmup(warmup_epochs), lambda step: 1.0)
+
+
+def multi_step(
+    optimizer: Optimizer,
+    steps: Steps,
+    milestones: list[Share],
+    gamma: Positive = 0.1,
+    warmup_epochs: NotNegative = 0.0,
+) -> Schedule:
+    """The rate times `gamma` at each milestone, a share of the training (He et al. 2015: 0.5 and 0.75)."""
+    places = [milestone * steps.whole("multi_step") for milestone in milestones]
+    warmup = steps.warmup(warmup_epochs)
+    return by_step(optimizer, warmup, lambda step: gamma ** sum(step >= place for place in places))
+
+
+def one_cycle(
+    optimizer: Optimizer,
+    steps: Steps,
+    pct_start: Share = 0.3,
+    div_factor: Positive = 25.0,
+    final_div_factor: Positive = 1e4,
+    cycle_momentum: bool = True,
+) -> Schedule:
+    """Up to the optimizer's rate, then down; momentum the other way round (Smith and Topin 2017)."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    total = steps.whole("one_cycle") + 1  # torch counts the rate after the last step too
+    cycle_momentum = cycle_momentum and ("momentum" in optimizer.defaults or "betas" in optimizer.defaults)
+    shape: dict[str, Any] = {"div_factor": div_factor, "final_div_factor": final_div_factor}
+    shape |= {"pct_start": pct_start, "cycle_momentum": cycle_momentum}
+    schedule = OneCycleLR(optimizer, rates, total, **shape)
+    return [{"scheduler": schedule, "interval": "step"}]
+
+
+def plateau(
+    optimizer: Optimizer,
+    steps: Steps,
+    monitor: str = "val/loss",
+    mode: Literal["min", "max"] = "min",
+    factor: Annotated[float, Field(gt=0, lt=1)] = 0.1,
+    patience: Annotated[int, Field(ge=0)] = 5,
+    warmup_epochs: NotNegative = 0.0,
+) -> Schedule:
+    """The rate times `factor` where `monitor` has not improved for `patience` epochs."""
+    reduce = ReduceLROnPlateau(optimizer, mode, factor, patience)
+    schedule: Schedule = [{"scheduler": reduce, "interval": "epoch", "monitor": monitor}]
+    if warmup := steps.warmup(warmup_epochs):
+        line = LinearLR(optimizer, 1 / (warmup + 1), total_iters=warmup)
+        schedule.append({"scheduler": line, "interval": "step"})
+    return schedule
+
+
+# No weights of a layer, though of more than one dimension: torchvision's names; timm's networks say theirs.
+EMBEDDINGS = ("*class_token", "*pos_embedding", "*relative_position_bias_table", "*layer_scale")
+FUSED = ("cuda", "cpu", "mps")  # devices for which torch has fused steps
+
+
+def build_optimizer(
+    config: Mapping[str, Any],
+    network: nn.Module,
+    device: torch.device,
+    fused: bool,
+    rate_scales: Mapping[str, float] | None = None,
+) -> Optimizer:
+    """Builds an optimizer over two groups: weight decay for weights, none for norms, biases and embeddings.
+
+    Args:
+        fused: take the fused step where the optimizer has one for this device and the config says nothing.
+        rate_scales: what each parameter's learning rate is multiplied by, by name; none: 1.
+
+    Raises:
+        UserError: the optimizer does not take these keys, values or parameters.
+    """
+    name = config["_target_"]
+    target = configs.locate(name, "optimizer._target_")
+    groups = parameter_groups(config, network, rate_scales or {})
+    if rate_scales and config.get("lr") is None:
+        fault = f"optimizer={name} has no lr, which the layers would have a share of"
+        raise UserError(f"{fault}; set optimizer.lr")
+    for group in groups if rate_scales else ():
+        group["lr"] = config["lr"] * group["scale"]
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise UserError("the network has no parameter to train")
+    arguments = configs.arguments(config, "optimizer")
+    has_fused = device.type in FUSED and "fused" in inspect.signature(target).parameters
+    if fused and has_fused and not {"fused", "foreach", "differentiable"} & set(config):
+        arguments["fused"] = True
+    try:
+        return target(groups, **arguments)
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
+        raise UserError(f"optimizer={name}: {' '.join(str(error).split())}") from error
+
+
+def parameter_groups(
+    config: Mapping[str, Any], network: nn.Module, scales: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """Returns the parameters by scale, the largest first, and weight decay: none for vectors and embeddings.
+    Frozen ones too: they have no gradient, so no step changes them, and they may learn later. Muon is for
+    inner weights: the head is marked `use_fallback`, for which timm's Muon takes AdamW (Jordan 2024).
+    (timm's `param_groups_weight_decay` knows no scales, and its import takes 2 s.)"""
+    decay = config.get("weight_decay") or 0.0
+    exempt = {*EMBEDDINGS, *getattr(network, "no_weight_decay", tuple)()}
+    muon = "muon" in f"{config['_target_']} {config.get('opt', '')}".lower()
+    fallback: tuple[str, ...] = getattr(network, "head_names", ()) if muon else ()
+    groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        bare = parameter.ndim <= 1 or name.endswith(".bias") or matches(name, exempt)
+        key = (-scales.get(name, 1.0), matches(name, fallback), bool(decay) and not bare)
+        groups.setdefault(key, []).append(parameter)
+    out = []
+    for scale, other, decayed in sorted(groups):
+        group = {"params": groups[scale, other, decayed], "weight_decay": decay * decayed, "scale": -scale}
+        out.append(group | ({"use_fallback": True} if other else {}))
+    return out
+
+
+def matches(name: str, patterns: Collection[str]) -> bool:
+    """Says whether a parameter, or a module that it lies in, matches one of the patterns."""
+    return any(fnmatch.fnmatchcase(name, p) or fnmatch.fnmatchcase(name, f"{p}.*") for p in patterns)
+
+
+def give_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Gives parameters that begin to learn a momentum of zero, where others of their group have one: torch's
+    fused SGD takes that of all or none. Without dampening, the first step is the same with it."""
+    for group in optimizer.param_groups if isinstance(optimizer, torch.optim.SGD) else ():
+        missing = [p for p in group["params"] if optimizer.state.get(p, {}).get("momentum_buffer") is None]
+        if group["fused"] and len(missing) < len(group["params"]):
+            for parameter in missing:
+                if parameter.requires_grad:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
