@@ -36,10 +36,8 @@ class CompareConfig:
 def main(config: CompareConfig, run_dir: Path) -> None:
     """Compares runs, and names those that are damaged or did not finish."""
     if config.baseline and not config.group:
-        raise UserError(
-            f"baseline={config.baseline} needs group=seed or group=fold, over which runs are paired"
-        )
-
+        needed = "group=seed or group=fold, over which runs are paired"
+        raise UserError(f"baseline={config.baseline} needs {needed}")
     table = where(read_runs(config.runs), config.where)
     target = column(table, config.metric) if config.metric else optimised(table)
     if not table[target].dtype.kind == "f" or table[target].isna().all():
@@ -53,12 +51,11 @@ def main(config: CompareConfig, run_dir: Path) -> None:
         keys = [name for name in differing if name != over]
         counted, notes = once_each(table, [*keys, over], target)
         groups = grouped(counted, over, keys, target, config.baseline)
+        groups.to_csv(run_dir / "groups.csv", index=False, errors="backslashreplace")
     if len(table) == 2:
         with contextlib.suppress(Damaged):  # which is named
             pair = differences(*map(Path, table["path"]))
     table.to_csv(run_dir / "runs.csv", index=False, errors="backslashreplace")
-    if groups is not None:
-        groups.to_csv(run_dir / "groups.csv", index=False, errors="backslashreplace")
     found = compare_page.Comparison(table, differing, target, groups, pair, notes)
     compare_page.show(found)
     compare_page.write_page(found, run_dir / "index.html")
@@ -140,12 +137,9 @@ def differing_config(table: pd.DataFrame) -> list[str]:
 
 def comes_with_choice(config: pd.DataFrame, name: str, differing: list[str]) -> bool:
     """Says whether each choice of a group above a name, such as `backbone`, has one value of it alone."""
-    for group in (name[: dot.start()] for dot in re.finditer(r"\.", name)):
-        if group in differing:
-            values = config.groupby(group, dropna=False)[name].nunique(dropna=False)
-            if values.max() == 1:
-                return True
-    return False
+    above = [group for group in differing if name.startswith(f"{group}.")]
+    counts = (config.groupby(group, dropna=False)[name].nunique(dropna=False) for group in above)
+    return any(count.max() == 1 for count in counts)
 
 
 def once_each(table: pd.DataFrame, names: list[str], target: str) -> tuple[pd.DataFrame, list[str]]:
@@ -176,10 +170,10 @@ def grouped(
     if not len(done):
         raise UserError(f"group={over}: no run has finished, so there is no mean of {target}")
     keys = keys or ["data"]
-    numbers = [n for n in (target, f"test/{target.rpartition('/')[2]}", "seconds") if n in table]
+    by, numbers = ", ".join(keys), (target, f"test/{target.rpartition('/')[2]}", "seconds")
     done = done.assign(**{name: done[name].map(written) for name in keys})
     groups = done.groupby(keys, sort=False)
-    out = groups[list(dict.fromkeys(numbers))].agg(["mean", "std"])
+    out = groups[[name for name in dict.fromkeys(numbers) if name in table]].agg(["mean", "std"])
     out.columns = [" ".join(name) for name in out.columns]
     out.insert(0, "runs", groups.size())
     if baseline is not None:
@@ -187,8 +181,7 @@ def grouped(
         chosen = where(done, baseline, "baseline")[keys].drop_duplicates()
         if len(chosen) > 1:
             raise UserError(
-                f"baseline={baseline}: {len(chosen)} configs are like this; "
-                f"expected one, by {', '.join(keys)}"
+                f"baseline={baseline}: {len(chosen)} configs are like this; expected one, by {by}"
             )
         place: Any = tuple(chosen.iloc[0]) if len(keys) > 1 else chosen.iloc[0, 0]
         tests = [{} if i == place else paired_test(row, values.loc[place]) for i, row in values.iterrows()]
@@ -198,7 +191,6 @@ def grouped(
 
 def paired_test(values: "pd.Series[float]", baseline: "pd.Series[float]") -> dict[str, float]:
     """Compares two configs by their runs with the same seed or fold; of fewer than two pairs is no test."""
-
     differences = (values - baseline).dropna()
     out = {"pairs": len(differences), "difference": differences.mean()}
     if len(differences) > 1 and differences.std() > 0:

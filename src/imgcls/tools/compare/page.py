@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 from rich.measure import Measurement
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from imgcls.config.metrics import direction
@@ -82,9 +82,8 @@ def show(found: Comparison) -> None:
     for name, kind, reason in wrong[:10]:
         console.print(plain(f"{kind}: {name}" + (f": {reason}" if reason else "")))
     if len(wrong) > 10:
-        console.print(
-            f"{len(wrong) - 10:,} more did not finish or are damaged: where=status!=finished names them"
-        )
+        more = f"{len(wrong) - 10:,} more did not finish or are damaged"
+        console.print(f"{more}: where=status!=finished names them")
     for note in found.notes:
         console.print(plain(note))
     if found.groups is not None:
@@ -118,16 +117,14 @@ def fit(console: Console, frame: pd.DataFrame, first_to_go: list[str], file: str
 
 def terminal_table(frame: pd.DataFrame, wrap: bool = False) -> Table:
     """Returns a table for the terminal; without `wrap` each row is one line, and metrics have short heads."""
-    grid = Table(show_edge=False, pad_edge=False, header_style="bold")
+    columns = []
     for name, word in labels(frame.columns).items():
         head = name if wrap else name.partition("/")[0] if name.startswith(METRICS) else word
-        grid.add_column(
-            Text(plain(head)),
-            justify="right" if pd.api.types.is_numeric_dtype(frame[name]) else "left",
-            no_wrap=not wrap,
-            overflow="fold" if wrap else "ellipsis",
-            max_width=22 if name == "name" else None,
-        )
+        column = Column(Text(plain(head)), no_wrap=not wrap, max_width=22 if name == "name" else None)
+        column.overflow = "fold" if wrap else "ellipsis"
+        column.justify = "right" if pd.api.types.is_numeric_dtype(frame[name]) else "left"
+        columns.append(column)
+    grid = Table(*columns, show_edge=False, pad_edge=False, header_style="bold")
     for row in texts(frame):
         grid.add_row(*map(Text, row))
     return grid
@@ -168,9 +165,10 @@ def side_by_side(rows: list[tuple[str, Any, Any]], table: pd.DataFrame) -> pd.Da
 
 def write_page(found: Comparison, path: Path) -> None:
     """Writes the page: all of the data and of the script in one file."""
-    table, target, groups = found.table, found.target, found.groups
+    table, target = found.table, found.target
     shares, why = importances(table, found.differing, target)
     best = table.sort_values(target, ascending=direction(target) == "min", kind="stable").iloc[0]
+    groups = None if found.groups is None else spread(found.groups).rename(columns={"seconds": "time"})
     render(
         "tools/compare/page.html",
         path,
@@ -182,7 +180,7 @@ def write_page(found: Comparison, path: Path) -> None:
         shares=shares,
         why=why,
         differences={title: rows and grid(side_by_side(rows, table)) for title, rows in found.pair.items()},
-        groups=None if groups is None else grid(spread(groups).rename(columns={"seconds": "time"})),
+        groups=None if groups is None else grid(groups),
         data=page_data(table, found.differing, target),
     )
 
@@ -199,30 +197,18 @@ def page_data(table: pd.DataFrame, differing: list[str], target: str) -> dict[st
     metrics.sort(key=lambda name: name != target)
     kinds = dict.fromkeys(("name", "status"), "fact") | dict.fromkeys(differing, "config")
     kinds |= dict.fromkeys(metrics, "metric") | dict.fromkeys(COSTS, "cost")
-    hidden = set(metrics) - {target, *beside(target)}
-    if not troubles(table):
-        hidden.add("status")
+    hidden = set(metrics) - {target, *beside(target)} | (set() if troubles(table) else {"status"})
     numbers = {name for name in table.select_dtypes("number") if table[name].notna().any()}
     heads = labels(kinds)
-    columns = [
-        {
-            "name": name,
-            "label": heads[name],
-            "kind": kind,
-            "number": name in numbers,
-            "shown": name not in hidden,
-            "better": direction(name) if kind == "metric" else None,
-        }
-        for name, kind in kinds.items()
-    ]
+    columns = []
+    for name, kind in kinds.items():
+        better = direction(name) if kind == "metric" else None
+        facts = {"number": name in numbers, "shown": name not in hidden, "better": better}
+        columns.append({"name": name, "label": heads[name], "kind": kind, **facts})
     cells = [[in_json(value, name in numbers) for value in table[name]] for name in kinds]
-    return {
-        "columns": columns,
-        "rows": list(zip(*cells, strict=True)),
-        "target": target,
-        "curve": target.partition("/")[2],
-        "curves": [curve(path, len(table)) for path in table["path"]],
-    }
+    rows, metric = list(zip(*cells, strict=True)), target.partition("/")[2]
+    lines = [curve(path, len(table)) for path in table["path"]]
+    return {"columns": columns, "rows": rows, "target": target, "curve": metric, "curves": lines}
 
 
 def curve(path: str, runs: int) -> dict[str, list[float | None]] | None:
