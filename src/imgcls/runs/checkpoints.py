@@ -56,10 +56,8 @@ def load_content(path: Path) -> dict[str, Any]:
     except Exception as error:  # many types, one for each way of being damaged
         raise UserError(f"checkpoint={path}: {unloadable(path, error)}") from error
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= content.keys():
-        raise UserError(
-            f"checkpoint={path}: it was not written by imgcls train; "
-            f"for a state dict use backbone.weights={path}"
-        )
+        advice = f"for a state dict use backbone.weights={path}"
+        raise UserError(f"checkpoint={path}: it was not written by imgcls train; {advice}")
     return content
 
 
@@ -78,10 +76,7 @@ def newest(folder: Path) -> tuple[Path | None, dict[Path, str]]:
 
 
 def damage(path: Path) -> str | None:
-    """Returns what is wrong with a checkpoint's file, or None.
-
-    Each of its records has a checksum (CRC-32), and its weights and buffers are finite.
-    """
+    """Returns what is wrong with a checkpoint's file, by checksums and for weights that are not finite."""
     try:
         with zipfile.ZipFile(path) as file:
             bad = file.testzip()
@@ -99,10 +94,7 @@ def damage(path: Path) -> str | None:
 
 
 def not_finite(state: Mapping[str, Tensor]) -> list[str]:
-    """Returns the names of the tensors that have NaN or infinity in them.
-
-    Where there are none, it reads from the device once.
-    """
+    """Returns the names of the tensors with NaN or infinity; where there are none, reads the device once."""
     local = {name: value.to_local() if isinstance(value, DTensor) else value for name, value in state.items()}
     floats = {name: value.detach() for name, value in local.items() if value.is_floating_point()}
     if bool(get_total_norm(list(floats.values())).isfinite()):

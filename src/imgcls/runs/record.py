@@ -62,23 +62,8 @@ def git_state(folder: Path, run_dir: Path | None = None) -> dict[str, Any]:
 
 
 def new_files(top: Path, run_dir: Path | None) -> tuple[list[str], list[str]]:
-    """Returns the files that git neither knows nor ignores: those to record, and those left out, with sizes.
-
-    Python and YAML files come first, because a run is made of them.
-    """
-    kept, left_out, total = list[str](), list[str](), 0
-    sizes = untracked(top, run_dir)
-    for name in sorted(sizes, key=lambda name: (not name.endswith((".py", ".yaml")), sizes[name])):
-        if sizes[name] > NEW_FILE or total + sizes[name] > ALL_NEW or len(kept) == NEW_FILES:
-            left_out.append(name if name.endswith("/") else f"{name} ({sizes[name] / 1e6:.1f} MB)")
-        else:
-            kept.append(name)
-            total += sizes[name]
-    return kept, left_out
-
-
-def untracked(top: Path, run_dir: Path | None) -> dict[str, int]:
-    """Returns the size by name of each file that git neither knows nor ignores and that is not of a run."""
+    """Returns the files that git neither knows nor ignores and that are not of a run: those to record, and
+    those left out, with sizes. Python and YAML files come first, because a run is made of them."""
 
     @functools.cache
     def is_run(folder: Path) -> bool:
@@ -91,7 +76,14 @@ def untracked(top: Path, run_dir: Path | None) -> dict[str, int]:
             with suppress(OSError):  # it is gone by now
                 another_repository = name.endswith("/")
                 sizes[name] = NEW_FILE + 1 if another_repository else (top / name).lstat().st_size
-    return sizes
+    kept, left_out, total = list[str](), list[str](), 0
+    for name in sorted(sizes, key=lambda name: (not name.endswith((".py", ".yaml")), sizes[name])):
+        if sizes[name] > NEW_FILE or total + sizes[name] > ALL_NEW or len(kept) == NEW_FILES:
+            left_out.append(name if name.endswith("/") else f"{name} ({sizes[name] / 1e6:.1f} MB)")
+        else:
+            kept.append(name)
+            total += sizes[name]
+    return kept, left_out
 
 
 def git_diff(top: Path, new: list[str]) -> str | None:
@@ -139,9 +131,7 @@ def environment() -> dict[str, Any]:
 def write_record(run_dir: Path, config: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
     """Writes `config.yaml`, `environment.json` and `git.diff`; returns the git state without the diff.
 
-    Args:
-        config: the resolved config.
-        data: the fingerprint of the data.
+    `config` is resolved, and `data` the fingerprint of the data.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     write_config(run_dir, config)
@@ -183,9 +173,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def keeping_status(
-    run_dir: Path, parameters: int, trained: Callable[[], bool] = lambda: True
-) -> Iterator[None]:
+def keeping_status(run_dir: Path, parameters: int, trained: Callable[[], bool]) -> Iterator[None]:
     """Around a training, on rank 0: keeps `status.json`, which tells a killed run from a finished one.
 
     The status is running, then finished, stopped (from outside), pruned or failed; the seconds are those of
@@ -205,9 +193,8 @@ def keeping_status(
     try:
         yield
     except BaseException as error:
-        status = "stopped" if isinstance(error, SystemExit | KeyboardInterrupt) else "failed"
-        if isinstance(error, TrialPruned):
-            status = "pruned"
+        stopped = isinstance(error, SystemExit | KeyboardInterrupt)
+        status = "pruned" if isinstance(error, TrialPruned) else "stopped" if stopped else "failed"
         say(status, error=f"{type(error).__name__}: {' '.join(str(error).split())}")
         if found and status == "failed" and not trained():
             write_text(path, found)

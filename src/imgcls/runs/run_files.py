@@ -130,18 +130,8 @@ def text_of(path: Path) -> str:
         return ""
 
 
-@dataclass(frozen=True)
-class Circumstances:
-    """The values by name of which a run was made."""
-
-    config: dict[str, Any]
-    environment: dict[str, Any]
-    git: dict[str, Any]
-    data: dict[str, Any]
-
-
-def circumstances(path: Path) -> Circumstances:
-    """Reads the circumstances of a run from its directory. Raises Damaged."""
+def circumstances(path: Path) -> dict[str, dict[str, Any]]:
+    """Reads the values by which a run was made: config, environment, git and data. Raises Damaged."""
 
     def parse(text: str) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(text)
@@ -154,9 +144,9 @@ def circumstances(path: Path) -> Circumstances:
     packages, git, data = (environment.pop(name, None) or {} for name in ("packages", "git", "data"))
     environment |= {f"{name} (package)": version for name, version in packages.items()}
     diff = text_of(path / "git.diff")
-    size = f"{diff.count(chr(10)):,} lines" if diff else "none"
-    git = {"commit": git.get("commit"), "diff": size}
-    return Circumstances(config, environment, git, {name: str(value) for name, value in data.items()})
+    git = {"commit": git.get("commit"), "diff": f"{diff.count(chr(10)):,} lines" if diff else "none"}
+    data = {name: str(value) for name, value in data.items()}
+    return {"config": config, "environment": environment, "git": git, "data": data}
 
 
 def differences(one: Path, other: Path) -> dict[str, list[tuple[str, Any, Any]]]:
@@ -165,14 +155,10 @@ def differences(one: Path, other: Path) -> dict[str, list[tuple[str, Any, Any]]]
     Raises:
         Damaged: a file of one of them can't be read.
     """
-    ours, theirs = vars(circumstances(one)), vars(circumstances(other))
-    found = {part: _different(ours[part], theirs[part]) for part in ours}
+    found, theirs = dict[str, list[tuple[str, Any, Any]]](), circumstances(other)
+    for part, ours in circumstances(one).items():
+        values = {name: (ours.get(name), theirs[part].get(name)) for name in ours | theirs[part]}
+        found[part] = [(name, *pair) for name, pair in values.items() if pair[0] != pair[1]]
     if not found["git"] and text_of(one / "git.diff") != text_of(other / "git.diff"):  # of as many lines
         found["git"] = [("diff", "differs", "differs")]
     return found
-
-
-def _different(one: dict[str, Any], other: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    return [
-        (name, one.get(name), other.get(name)) for name in one | other if one.get(name) != other.get(name)
-    ]
