@@ -48,9 +48,7 @@ def best_of_many(last: Path) -> Path:
 def load_content(path: Path) -> dict[str, Any]:
     """Returns the content of a checkpoint, without running code that it may carry.
 
-    Raises:
-        UserError: the file is damaged, carries code, or was not written by a training of ours.
-    """
+    Raises UserError where the file is damaged, carries code, or was not written by a training of ours."""
     try:
         content = load_tensors(path)
     except Exception as error:  # many types, one for each way of being damaged
@@ -62,11 +60,9 @@ def load_content(path: Path) -> dict[str, Any]:
 
 
 def newest(folder: Path) -> tuple[Path | None, dict[Path, str]]:
-    """Returns the newest whole checkpoint to go on from, and what is wrong with those that are newer.
-
-    A `last.partial` that is whole is the newest: the process was killed before it could rename it.
-    """
+    """Returns the newest whole checkpoint to go on from, and what is wrong with those that are newer."""
     wrong = dict[Path, str]()
+    # A `last.partial` that is whole is the newest: the process was killed before it could rename it.
     for path in (folder / name for name in ("last.partial", "last.ckpt", "previous.ckpt")):
         if path.exists():
             if (reason := damage(path)) is None:
@@ -79,9 +75,8 @@ def damage(path: Path) -> str | None:
     """Returns what is wrong with a checkpoint's file, by checksums and for weights that are not finite."""
     try:
         with zipfile.ZipFile(path) as file:
-            bad = file.testzip()
-        if bad is not None:
-            return f"{bad} in it is not what was written"
+            if (bad := file.testzip()) is not None:
+                return f"{bad} in it is not what was written"
     except (OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
         return " ".join(str(error).split()) or type(error).__name__
     try:

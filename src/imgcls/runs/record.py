@@ -52,13 +52,9 @@ def git_state(folder: Path, run_dir: Path | None = None) -> dict[str, Any]:
     diff = git_diff(Path(top), new)
     if diff is None:
         left_out = ["all that is not committed (git failed, or took over 30 s)"]
-    return {
-        "commit": commit,
-        "branch": git(folder, "rev-parse", "--abbrev-ref", "HEAD"),
-        "status": git(folder, "status", "--porcelain"),
-        "left_out": left_out,
-        "diff": diff or "",
-    }
+    branch, status = git(folder, "rev-parse", "--abbrev-ref", "HEAD"), git(folder, "status", "--porcelain")
+    state = {"commit": commit, "branch": branch, "status": status}
+    return {**state, "left_out": left_out, "diff": diff or ""}
 
 
 def new_files(top: Path, run_dir: Path | None) -> tuple[list[str], list[str]]:
@@ -87,15 +83,12 @@ def new_files(top: Path, run_dir: Path | None) -> tuple[list[str], list[str]]:
 
 
 def git_diff(top: Path, new: list[str]) -> str | None:
-    """Returns what differs from the last commit, the files `new` included; None where git fails.
-
-    The files are added to a copy of git's index, so that the user's index stays as it is.
-    """
+    """Returns what differs from the last commit, the files `new` included; None where git fails."""
     words = ("diff", "--no-ext-diff", "--binary", "HEAD")
     index = top / (git(top, "rev-parse", "--git-path", "index") or "")
     if not new or not index.is_file():
         return git(top, *words)
-    with tempfile.TemporaryDirectory() as own:
+    with tempfile.TemporaryDirectory() as own:  # for a copy of git's index: the user's stays as it is
         copy = str(shutil.copy(index, own))
         Path(own, "new").write_bytes(b"\0".join(map(os.fsencode, new)))
         names = (f"--pathspec-from-file={own}/new", "--pathspec-file-nul")
@@ -129,10 +122,8 @@ def environment() -> dict[str, Any]:
 
 
 def write_record(run_dir: Path, config: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-    """Writes `config.yaml`, `environment.json` and `git.diff`; returns the git state without the diff.
-
-    `config` is resolved, and `data` the fingerprint of the data.
-    """
+    """Writes `config.yaml`, `environment.json` (with `data`, the fingerprint of the data) and `git.diff`;
+    returns the git state without the diff."""
     run_dir.mkdir(parents=True, exist_ok=True)
     write_config(run_dir, config)
     state = git_state(Path.cwd(), run_dir.resolve())

@@ -85,17 +85,13 @@ def flat(config: dict[str, Any]) -> dict[str, Any]:
                 add({k: v for k, v in value.items() if k != "_target_"}, f"{name}.")
             elif isinstance(value, str) and run_dir and value.startswith(run_dir):
                 out[name] = f".{value.removeprefix(run_dir)}"
-            else:
-                out[name] = _cell(value)
+            elif isinstance(value, str | float | None) or (isinstance(value, int) and abs(value) < 1 << 63):
+                out[name] = value
+            else:  # a column holds no list, and no integer of more than 64 bits
+                out[name] = str(value)
 
     add({key: value for key, value in config.items() if key not in OF_ONE_RUN}, "")
     return out
-
-
-def _cell(value: Any) -> Any:
-    """Returns a value of a config as a column can hold it: as text where it is no number of 64 bits."""
-    too_large = isinstance(value, int) and abs(value) >= 1 << 63
-    return value if value is None or (isinstance(value, str | int | float) and not too_large) else str(value)
 
 
 def curves(path: str | Path) -> pd.DataFrame:
@@ -152,9 +148,7 @@ def circumstances(path: Path) -> dict[str, dict[str, Any]]:
 def differences(one: Path, other: Path) -> dict[str, list[tuple[str, Any, Any]]]:
     """Returns by part of the circumstances what differs between two runs, as (name, of one, of the other).
 
-    Raises:
-        Damaged: a file of one of them can't be read.
-    """
+    Raises Damaged where a file of one of them can't be read."""
     found, theirs = dict[str, list[tuple[str, Any, Any]]](), circumstances(other)
     for part, ours in circumstances(one).items():
         values = {name: (ours.get(name), theirs[part].get(name)) for name in ours | theirs[part]}

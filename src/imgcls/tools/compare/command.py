@@ -8,6 +8,7 @@ from operator import eq, ge, gt, le, lt, ne
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from scipy import stats
 
@@ -18,6 +19,7 @@ from imgcls.runs.read import COSTS, FACTS, METRICS, finished, read_runs, written
 from imgcls.runs.run_files import Damaged, differences
 from imgcls.tools.compare import page as compare_page
 
+LEAST_RUNS = 8  # to say which hyper-parameter matters
 OPERATORS = {"!=": ne, "<=": le, ">=": ge, "=": eq, "<": lt, ">": gt}
 
 
@@ -58,7 +60,8 @@ def main(config: CompareConfig, run_dir: Path) -> None:
     table.to_csv(run_dir / "runs.csv", index=False, errors="backslashreplace")
     found = compare_page.Comparison(table, differing, target, groups, pair, notes)
     compare_page.show(found)
-    compare_page.write_page(found, run_dir / "index.html")
+    shares, why = importances(table, differing, target)
+    compare_page.write_page(found, shares, why, run_dir / "index.html")
     print(f"page: {shown(run_dir / 'index.html')}\ntable: {shown(run_dir / 'runs.csv')}")
 
 
@@ -201,3 +204,42 @@ def paired_test(values: "pd.Series[float]", baseline: "pd.Series[float]") -> dic
             wilcoxon = stats.wilcoxon(differences).pvalue
         out |= {"95%": (high - low) / 2, "p (t)": test.pvalue, "p (Wilcoxon)": wilcoxon}
     return out
+
+
+def importances(table: pd.DataFrame, names: list[str], target: str) -> tuple[dict[str, float], str]:
+    """Returns each hyper-parameter's share in the spread of `target` over finished runs, or none, and why.
+
+    The shares are those of fANOVA (Hutter et al. 2014) as Optuna has it."""
+    done = finished(table[np.isfinite(table[target])], target)
+    if len(done) < LEAST_RUNS:
+        return {}, f"{len(done)} finished runs are too few; at least {LEAST_RUNS} are needed"
+    try:
+        import optuna
+    except ModuleNotFoundError:
+        return {}, "it needs Optuna; in the clone: pip install -e '.[sweep]'"
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    params: dict[str, list[Any]] = {}
+    kinds: dict[str, optuna.distributions.BaseDistribution] = {}
+    for name in (n for n in names if done[n].nunique(dropna=False) > 1):
+        values = done[name]
+        if pd.api.types.is_numeric_dtype(values) and values.dtype != bool and np.isfinite(values).all():
+            low, high = float(values.min()), float(values.max())
+            kinds[name] = optuna.distributions.FloatDistribution(low, high, log=low > 0 and high / low > 10)
+            params[name] = values.astype(float).tolist()
+        else:
+            params[name] = values.map(written).tolist()
+            kinds[name] = optuna.distributions.CategoricalDistribution(sorted(set(params[name])))
+    if not kinds:
+        return {}, "no value of the config differs"
+    study = optuna.create_study(direction="minimize" if direction(target) == "min" else "maximize")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the evaluator is called experimental
+        for value, *chosen in zip(done[target], *params.values(), strict=True):
+            given = dict(zip(params, chosen, strict=True))
+            study.add_trial(optuna.trial.create_trial(params=given, distributions=kinds, value=float(value)))
+        # With trees of this size it takes seconds for 1,000 runs.
+        evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=32, max_depth=8, seed=0)
+        try:
+            return dict(optuna.importance.get_param_importances(study, evaluator=evaluator)), ""
+        except (ValueError, RuntimeError) as error:
+            return {}, " ".join(str(error).split())

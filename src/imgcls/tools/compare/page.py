@@ -17,7 +17,6 @@ from imgcls.config.metrics import direction
 from imgcls.report.page import Grid, plain, render
 from imgcls.runs.read import COSTS, METRICS
 from imgcls.runs.run_files import Damaged, curves
-from imgcls.tools.compare.importance import importances
 
 MOST_ROWS = 40  # on the terminal
 MOST_POINTS = 200_000  # of all curves in the page
@@ -163,10 +162,9 @@ def side_by_side(rows: list[tuple[str, Any, Any]], table: pd.DataFrame) -> pd.Da
     return pd.DataFrame(rows, columns=["", *table["name"]]).map(lambda value: figure("", value))
 
 
-def write_page(found: Comparison, path: Path) -> None:
+def write_page(found: Comparison, shares: dict[str, float], why: str, path: Path) -> None:
     """Writes the page: all of the data and of the script in one file."""
     table, target = found.table, found.target
-    shares, why = importances(table, found.differing, target)
     best = table.sort_values(target, ascending=direction(target) == "min", kind="stable").iloc[0]
     groups = None if found.groups is None else spread(found.groups).rename(columns={"seconds": "time"})
     render(

@@ -84,9 +84,7 @@ def prepared(
 ) -> tuple[ImageDataModule | None, str | None]:
     """Returns the datamodule as training has it (None: it can't be made), and why training refuses the data.
 
-    Raises:
-        UserError: the mistake is in the config.
-    """
+    Raises UserError where the mistake is in the config."""
     prepare(seed)
     target, data = options["_target_"], None
     kind = configs.locate(target, "data._target_")

@@ -171,25 +171,20 @@ def described(table: pd.DataFrame, groups: list[list[int]]) -> list[dict[str, An
 
 
 def write_exclude(found: dict[str, Any], path: Path) -> int:
-    """Writes the list for `data.exclude=FILE`: unreadable files, and of each picture all copies but one.
-
-    The copy that stays is in test where there is one, else in val; no test copy of a leak is listed. Returns
-    how many files are listed.
-    """
+    """Writes the list for `data.exclude=FILE`: unreadable files, and of each picture all copies but one, in
+    test where there is one, else in val; no test copy of a leak is listed. Returns their number."""
     # A folder can't be listed, and deep files are no fault of their own: data.bits mends them.
     bad = (item for item in found["unreadable"] if "folder" not in item and not item["numbers"])
     lines = [(item["file"], item["reason"]) for item in bad]
     for group in found["duplicates"]:
         stays, *others = group["images"]
         label = f", which has the label {stays['label']}" if group["two_labels"] else ""
-        for image in others:
-            if not (group["leak"] and image["split"] == "test"):
-                lines.append((image["file"], f"the same picture as {stays['file']}{label}"))
+        go = [image["file"] for image in others if not (group["leak"] and image["split"] == "test")]
+        lines += [(file, f"the same picture as {stays['file']}{label}") for file in go]
     text = "# Made by imgcls inspect, for data.exclude=FILE: a path relative to data.root a line.\n"
     for file, reason in lines:
-        start = "./" if file.startswith("#") else ""
-        if "\n" in file or "\t#" in file:
-            start = "# can't be listed: "
+        unlisted = "\n" in file or "\t#" in file
+        start = "# can't be listed: " if unlisted else "./" if file.startswith("#") else ""
         text += f"{start}{file}\t# {reason}".replace("\n", "\\n") + "\n"
     path.write_text(text, encoding="utf-8", errors="surrogateescape")
     return len(lines)
