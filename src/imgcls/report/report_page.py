@@ -19,11 +19,7 @@ if TYPE_CHECKING:
     from wandb import Run
 
 MISTAKES = 16  # are shown with their pictures
-WANDB_PICTURES = {
-    "confusion_picture": "confusion_matrix",
-    "reliability": "reliability",
-    "mistakes": "mistakes",
-}
+PICTURES = {"confusion_picture": "confusion_matrix", "reliability": "reliability", "mistakes": "mistakes"}
 
 
 def worst_mistakes(report: Report, classifier: ImageClassifier, dataset: ImageDataset) -> list[Mistake]:
@@ -105,11 +101,9 @@ def log_to_wandb(run: "Run", report: Report, folder: Path, spec: DataSpec) -> No
             evidence = None if one.evidence is None else wandb.Image(one.evidence)
             words = (one.target, one.prediction, one.confidence, one.name)
             mistakes.add_data(wandb.Image(one.picture), evidence, *words)
-        pairs = report.pairs.astype({"true": str, "predicted": str})
-        content = {
-            "test/per_class": wandb.Table(dataframe=report.per_class.astype({"class": str})),
-            "test/confused_pairs": wandb.Table(dataframe=pairs),
-            "test/worst_mistakes": mistakes,
-        }
-        files = {f"test/{key}": folder / f"{name}.png" for key, name in WANDB_PICTURES.items()}
+        pairs, per_class = report.pairs.astype({"true": str, "predicted": str}), report.per_class
+        tables = {"per_class": per_class.astype({"class": str}), "confused_pairs": pairs}
+        content = {f"test/{name}": wandb.Table(dataframe=frame) for name, frame in tables.items()}
+        content["test/worst_mistakes"] = mistakes
+        files = {f"test/{key}": folder / f"{name}.png" for key, name in PICTURES.items()}
         run.log({key: wandb.Image(str(path)) for key, path in files.items() if path.is_file()} | content)

@@ -98,17 +98,15 @@ def in_words(report: Report) -> dict[str, str]:
     """Returns the weakest classes, the most confused pairs, and what the temperature changed."""
     metrics, weakest = report.short_metrics(), report.per_class.sort_values("f1").head(3)
     classes = [f"{row['class']} (f1 {row['f1']:.3f})" for row in weakest.to_dict("records")]
-    pairs = [
-        f"{pair['true']} taken for {pair['predicted']} ({pair['count']}, {pair['share']:.1%})"
-        for pair in report.pairs.head(3).to_dict("records")
-    ]
+    form = "{true} taken for {predicted} ({count}, {share:.1%})"
+    pairs = [form.format_map(pair) for pair in report.pairs.head(3).to_dict("records")]
     words = {"weakest classes": ", ".join(classes), "most confused": ", ".join(pairs)}
     if "temperature" in metrics:
-        loss, error = (
-            f"{metrics[f'{name}_unscaled']:.4f} → {metrics[name]:.4f}"
-            for name in ("loss", "calibration_error")
-        )
-        words["temperature"] = f"{metrics['temperature']:g}: loss {loss}, calibration error {error}"
+        changes = []
+        for name in ("loss", "calibration_error"):
+            before, now = metrics[f"{name}_unscaled"], metrics[name]
+            changes.append(f"{name.replace('_', ' ')} {before:.4f} → {now:.4f}")
+        words["temperature"] = f"{metrics['temperature']:g}: {', '.join(changes)}"
     return {name: text for name, text in words.items() if text}
 
 

@@ -42,9 +42,7 @@ def git(folder: Path, *words: str, **variables: str) -> str | None:
 def git_state(folder: Path, run_dir: Path | None = None) -> dict[str, Any]:
     """Returns commit, branch, status (changed and new files) and diff of the repository of `folder`, if any.
 
-    The diff also holds files that git neither knows nor ignores, but not those of run directories; `left_out`
-    names those that are too large or too many.
-    """
+    The diff has new files too, but not those of run directories, or too large or too many: `left_out`."""
     commit, top = git(folder, "rev-parse", "HEAD"), git(folder, "rev-parse", "--show-toplevel")
     if commit is None or top is None:
         return {}
@@ -165,11 +163,8 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def keeping_status(run_dir: Path, parameters: int, trained: Callable[[], bool]) -> Iterator[None]:
-    """Around a training, on rank 0: keeps `status.json`, which tells a killed run from a finished one.
-
-    The status is running, then finished, stopped (from outside), pruned or failed; the seconds are those of
-    all starts. A resume that fails before a step is `trained` leaves the status as it was.
-    """
+    """Keeps `status.json` around a training, on rank 0: running, then finished, stopped (from outside),
+    pruned or failed; seconds are of all starts. A resume that fails before it has `trained` keeps it."""
     path, start = run_dir / "status.json", time.monotonic()
     found = path.read_text() if path.exists() else None  # the run is resumed
     before = json.loads(found)["seconds"] if found else 0.0

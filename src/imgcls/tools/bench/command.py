@@ -1,11 +1,8 @@
 """imgcls bench: measures what a training costs beyond the network's own arithmetic.
 
-Three things are measured in turns, in one process, so that a machine that is busy with something else slows
-all of them alike:
-
-- floor: forward, backward and optimizer step on one batch that lies on the device, in a bare loop;
-- loader: the batches alone, as training gets them;
-- train: what `imgcls train` does between two validations, with its loggers, metrics and progress bar.
+Three things run in turns, in one process, so that a busy machine slows all alike: the floor (forward,
+backward and optimizer step on one batch that lies on the device, in a bare loop), the loader alone, and
+train, what `imgcls train` does between two validations, with its loggers, metrics and progress bar.
 """
 
 import io
@@ -58,7 +55,6 @@ def main(plain: Node, run_dir: Path) -> float:
         if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
             raise UserError(f"json={path}: expected a file, new or there already, that can be written")
     config = TrainConfig.read(plain)
-
     with single_job():
         figures = measure(config, turns, run_dir)
     if figures is None:  # not the first process

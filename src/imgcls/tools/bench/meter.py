@@ -30,10 +30,7 @@ PROFILED_STEPS = 20
 
 
 class TakeTurns(Callback):
-    """Measures images a second of the training it is in, of the bare network, and of the loader.
-
-    Each has so many `rounds`, of so many `seconds`.
-    """
+    """Images a second of the training it is in, the bare network and the loader, in `rounds` of `seconds`."""
 
     def __init__(self, seconds: float, rounds: int) -> None:
         self.seconds, self.rounds = seconds, rounds

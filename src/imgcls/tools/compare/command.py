@@ -87,9 +87,7 @@ def optimised(table: pd.DataFrame) -> str:
 def where(table: pd.DataFrame, conditions: str | list[str] | None, key: str = "where") -> pd.DataFrame:
     """Returns the rows for which all conditions hold: `backbone=resnet20`, `lr<0.1`, `status!=finished`.
 
-    Raises:
-        UserError: no comparison, no such column, or no row is left.
-    """
+    Raises UserError where there is no comparison, no such column, or no row is left."""
     for text in [conditions] if isinstance(conditions, str) else conditions or []:
         for condition in re.split(r"\s*,\s*|\s+and\s+", text.strip()):
             table = table[holds(table, condition, key)]
@@ -183,9 +181,8 @@ def grouped(
         values = done.groupby([*keys, over], sort=False)[target].mean().unstack(over)
         chosen = where(done, baseline, "baseline")[keys].drop_duplicates()
         if len(chosen) > 1:
-            raise UserError(
-                f"baseline={baseline}: {len(chosen)} configs are like this; expected one, by {by}"
-            )
+            many = f"{len(chosen)} configs are like this"
+            raise UserError(f"baseline={baseline}: {many}; expected one, by {by}")
         place: Any = tuple(chosen.iloc[0]) if len(keys) > 1 else chosen.iloc[0, 0]
         tests = [{} if i == place else paired_test(row, values.loc[place]) for i, row in values.iterrows()]
         out = out.join(pd.DataFrame(tests, index=values.index))

@@ -142,19 +142,16 @@ def troubles(table: pd.DataFrame) -> list[tuple[str, str, str]]:
 
 def spread(groups: pd.DataFrame) -> pd.DataFrame:
     """Returns the groups with `mean ± standard deviation` and `difference ± 95%` as one text each."""
-    out = groups.drop(columns=[n for n in groups.columns if n.endswith(" std") or n == "95%"])
-    for name in [n.removesuffix(" mean") for n in groups.columns if n.endswith(" mean")]:
-        out[f"{name} mean"] = plus_minus(name, groups[f"{name} mean"], groups[f"{name} std"])
+    pairs = {n: n.replace(" mean", " std") for n in groups.columns if n.endswith(" mean")}
+    heads = {name: name.removesuffix(" mean") for name in pairs}
     if "95%" in groups:
-        out["difference"] = plus_minus("/", groups["difference"], groups["95%"])
-        out = out.rename(columns={"difference": "difference ± 95%"})
-    return out.rename(columns=lambda name: name.removesuffix(" mean"))
-
-
-def plus_minus(name: str, values: Iterable[float], spreads: Iterable[float]) -> list[str]:
-    """Returns values with their spreads as a person reads them; a spread that is missing is left out."""
-    pairs = [(figure(name, value), figure(name, s)) for value, s in zip(values, spreads, strict=True)]
-    return [f"{value} ± {s}" if s else value for value, s in pairs]
+        pairs["difference"], heads["difference"] = "95%", "difference ± 95%"
+    out = groups.drop(columns=list(pairs.values()))
+    for name, width in pairs.items():
+        kind = "/" if name == "difference" else heads[name]
+        values, widths = ([figure(kind, value) for value in groups[n]] for n in (name, width))
+        out[name] = [f"{v} ± {w}" if w else v for v, w in zip(values, widths, strict=True)]
+    return out.rename(columns=heads)
 
 
 def side_by_side(rows: list[tuple[str, Any, Any]], table: pd.DataFrame) -> pd.DataFrame:

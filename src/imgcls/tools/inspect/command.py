@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
@@ -79,9 +79,7 @@ def report(config: InspectConfig, run_dir: Path) -> None:
     show(found, run_dir)
 
 
-def prepared(
-    options: dict[str, Any], augment: Augment, seed: int
-) -> tuple[ImageDataModule | None, str | None]:
+def prepared(options: Node, augment: Augment, seed: int) -> tuple[ImageDataModule | None, str | None]:
     """Returns the datamodule as training has it (None: it can't be made), and why training refuses the data.
 
     Raises UserError where the mistake is in the config."""

@@ -109,11 +109,9 @@ def repeated(keys: "pd.Series[bytes] | pd.Series[int]") -> list[list[int]]:
 
 
 def to_compare(hashes: np.ndarray, brightness: np.ndarray, distance: int) -> np.ndarray:
-    """Returns the pairs to compare further, as `near_pairs` does, in work that does not grow with N squared.
-
-    Where more than CROWD pictures have one hash, as blank ones do, each is compared with the CROWD that
-    follow it in brightness, and CROWD of them stand for all against other hashes.
-    """
+    """Returns the pairs of `near_pairs`, but not all where more than CROWD pictures have one hash, as blank
+    ones do: each is compared with the CROWD that follow it in brightness, and CROWD of them stand for all
+    against other hashes. The work does not grow with N squared."""
     order = np.lexsort((brightness, hashes))
     ordered = hashes[order]
     _, first, counts = np.unique(ordered, return_index=True, return_counts=True)

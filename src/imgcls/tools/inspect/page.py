@@ -20,8 +20,7 @@ from imgcls.config.paths import hydra_quoted, shown
 from imgcls.data.loading.sampler import EpochSampler
 from imgcls.data.module import ImageDataModule
 from imgcls.report.figures import as_picture, shortened
-from imgcls.report.page import plain, render
-from imgcls.report.page import table as text_table
+from imgcls.report.page import plain, render, table
 from imgcls.tools.inspect.scan import Reader
 
 LINES, CLASSES = 8, 30  # of a list and of the class table on the terminal; LINES copies in a line
@@ -123,12 +122,12 @@ def show(found: dict[str, Any], run_dir: Path) -> None:
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False, soft_wrap=True)
     console.print(escape(headline(found)), style="bold")
     heads = [Column(split, f"{n:,}", justify="right") for split, n in found["splits"].items()]
-    table = Table(Column("class", "all"), *heads, box=box.SIMPLE, show_footer=True)
+    grid = Table(Column("class", "all"), *heads, box=box.SIMPLE, show_footer=True)
     for name, counts in list(found["classes"].items())[:CLASSES]:
-        table.add_row(escape(plain(name)), *(f"{n:,}" if n else "[bold red]0" for n in counts.values()))
+        grid.add_row(escape(plain(name)), *(f"{n:,}" if n else "[bold red]0" for n in counts.values()))
     if (more := len(found["classes"]) - CLASSES) > 0:
-        table.add_row(f"… {more:,} more")
-    console.print(table, soft_wrap=False)
+        grid.add_row(f"… {more:,} more")
+    console.print(grid, soft_wrap=False)
     for name, text in facts(found).items():
         console.print(escape(f"  {name:<17}{text}"))
     for title, cases, grave in faults(found) or [Fault("no faults found", [], False)]:
@@ -144,14 +143,12 @@ def show(found: dict[str, Any], run_dir: Path) -> None:
         console.print(escape(f"leave {found['excluded']:,} files out: data.exclude={path}"))
 
 
-def write(
-    run_dir: Path, found: dict[str, Any], table: pd.DataFrame, reader: Reader, samples: Samples
-) -> None:
+def write(run_dir: Path, found: dict[str, Any], seen: pd.DataFrame, reader: Reader, samples: Samples) -> None:
     """Writes the figures and the page."""
-    counts, place = pd.DataFrame(found["classes"]).T, {file: i for i, file in enumerate(table["file"])}
+    counts, place = pd.DataFrame(found["classes"]).T, {file: i for i, file in enumerate(seen["file"])}
     draw_counts(counts).savefig(run_dir / "class_counts.png", dpi=110)
     if found["images"]:
-        draw_sizes(table[table["reason"].isna()]).savefig(run_dir / "sizes.png", dpi=110)
+        draw_sizes(seen[seen["reason"].isna()]).savefig(run_dir / "sizes.png", dpi=110)
     if samples:
         save_image(make_grid([image / 255 for image, _ in samples]), run_dir / "samples.png")
     counts.loc["in all"] = counts.sum()
@@ -167,7 +164,7 @@ def write(
         facts=facts(found),
         faults=faults(found),
         copies=copies,
-        counts=text_table(counts.rename_axis("").reset_index()),
+        counts=table(counts.rename_axis("").reset_index()),
         samples=[(as_picture(image), label) for image, label in samples],
     )
 
