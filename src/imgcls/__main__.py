@@ -24,10 +24,7 @@ VERBS = {  # the module that runs each, and what the help says of it
         "tools.inspect.command",
         "say what is in the data and what is wrong with it, before training",
     ),
-    "pack": (
-        "tools.pack.command",
-        "put a folder of images into a few files, in a form that is fast to train from",
-    ),
+    "pack": ("tools.pack", "put a folder of images into a few files, in a form that is fast to train from"),
     "compare": ("tools.compare.command", "runs side by side: a table, a CSV, and a page to click"),
     "reproduce": ("tools.reproduce", "run a run again, and say whether the result is the same"),
     "bench": ("tools.bench.command", "measure what a training costs beyond the network's own arithmetic"),

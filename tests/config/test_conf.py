@@ -14,7 +14,7 @@ from imgcls.config import check as configs
 from imgcls.data.module import ImageDataModule
 from imgcls.engine.build import build_data, build_trainer
 from imgcls.errors import UserError
-from imgcls.tools.pack import command as pack
+from imgcls.tools import pack
 
 NEEDED = {  # what a user must give with a choice
     "data=imagefolder": ["data.root={folder}", "data.image_size=32"],

@@ -30,8 +30,7 @@ from imgcls.errors import UserError
 from imgcls.report import report_page
 from imgcls.report.figures import draw_confusion, reliability
 from imgcls.report.report_page import draw_report
-from imgcls.report.summary import print_summary
-from imgcls.report.test_report import Report, confused_pairs, make_report, write_report
+from imgcls.report.test_report import Report, confused_pairs, make_report, print_summary, write_report
 from imgcls.tasks.classification import ImageClassifier
 from imgcls.tasks.loading import load_checkpoint
 from imgcls.tasks.metrics import Predictions
@@ -205,7 +204,7 @@ def test_a_failed_picture_is_one_line(tmp_path: Path, caplog: Any, monkeypatch: 
 
     monkeypatch.setattr(dataset, "picture", picture)
     monkeypatch.setattr(classifier, "network", nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
-    monkeypatch.setattr(report_page, "draw_reliability", lambda *_: 1 / 0)
+    monkeypatch.setattr(report_page.figures, "draw_reliability", lambda *_: 1 / 0)
     with caplog.at_level(logging.WARNING):
         text = write(classifier, dataset, report, tmp_path)
     assert [record.getMessage() for record in caplog.records] == [

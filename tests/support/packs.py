@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from imgcls.data.imagefolder import ImageFolder
-from imgcls.tools.pack.command import PackConfig, pack
+from imgcls.tools.pack import PackConfig, pack
 
 
 def packed(

@@ -24,7 +24,7 @@ from imgcls.runs.read import read_runs
 from imgcls.runs.record import write_config
 from imgcls.runs.run_files import Damaged, curves, differences, read_config
 from imgcls.tools.compare import command as compare
-from imgcls.tools.compare.importance import importances
+from imgcls.tools.compare.command import importances
 
 
 def sweep(folder: Path, seeds: int = 3) -> Path:

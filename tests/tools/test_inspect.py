@@ -28,7 +28,7 @@ from imgcls.data.imagefolder import ImageFolder
 from imgcls.data.loading import folders as index
 from imgcls.errors import UserError
 from imgcls.tools.inspect.command import InspectConfig
-from imgcls.tools.inspect.copies import near_duplicates, near_pairs, to_compare
+from imgcls.tools.inspect.findings import near_duplicates, near_pairs, to_compare
 from imgcls.tools.inspect.scan import look
 
 Run = Callable[..., tuple[dict[str, Any], str, Path]]

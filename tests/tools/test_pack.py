@@ -22,7 +22,7 @@ from imgcls.__main__ import main
 from imgcls.data.loading.decode import decode
 from imgcls.data.packed import PackedData
 from imgcls.errors import UserError
-from imgcls.tools.pack import packing
+from imgcls.tools import pack as packing
 
 
 def manifest_of(out: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from imgcls.data.module import ImageDataModule
 from imgcls.engine.build import build_data, build_trainer, prepare
 from imgcls.engine.evaluation import run_test
 from imgcls.errors import UserError, nearest
-from imgcls.report.summary import print_summary
+from imgcls.report.test_report import print_summary
 from imgcls.runs.checkpoints import find_checkpoint
 from imgcls.spec import DataSpec
 from imgcls.tasks.classification import ImageClassifier

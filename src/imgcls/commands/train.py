@@ -181,8 +181,8 @@ def calibrate_and_test(config: TrainConfig, training: Training, run_dir: Path) -
 
 def publish(report: "Report", training: Training, best: str | None, run_dir: Path) -> None:
     """Logs the test to W&B, and prints it with the places of its files."""
-    from imgcls.report.summary import print_summary
-    from imgcls.report.wandb_media import log_to_wandb
+    from imgcls.report.report_page import log_to_wandb
+    from imgcls.report.test_report import print_summary
 
     for logger in training.trainer.loggers:
         if isinstance(logger, WandbLogger) and not has_failed(logger):

@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib import colormaps
-from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -36,9 +35,8 @@ def draw_confusion(confusion: np.ndarray, names: list[str]) -> Figure:
 
     Above 200 classes a cell stands for several and has the largest of their shares: one could not be seen.
     """
-    classes = len(names)
+    classes, together = len(names), -(-len(names) // 200)
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
-    together = -(-classes // 200)
     shares = F.max_pool2d(torch.from_numpy(shares)[None], together, ceil_mode=True)[0].numpy()
     side = min(max(3.5, 0.45 * classes + 2.5), 15.0)
     figure = Figure(figsize=(side, side), layout="constrained")
@@ -51,20 +49,14 @@ def draw_confusion(confusion: np.ndarray, names: list[str]) -> Figure:
         axes.set_yticks(range(classes), short, fontsize=size, parse_math=False)
     if classes <= 20:
         figure.suptitle("Images of each true class, and (colour) their share")
-        write_counts(axes, confusion, shares)
+        for row, column in np.argwhere(confusion):
+            text, colour = str(confusion[row, column]), "white" if shares[row, column] > 0.4 else "black"
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
     else:
         largest = f", the largest of {together}×{together}" if together > 1 else ""
         figure.suptitle(f"Share of each true class{largest}")
         figure.colorbar(shown, shrink=0.4, fraction=0.04, pad=0.01, ticks=TICKS, format="{x:.0%}")
     return figure
-
-
-def write_counts(axes: Axes, confusion: np.ndarray, shares: np.ndarray) -> None:
-    """Writes the number of images into each cell of a confusion matrix that has any."""
-    for row, column in np.argwhere(confusion):
-        colour = "white" if shares[row, column] > 0.4 else "black"
-        text = str(confusion[row, column])
-        axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
 
 
 def reliability(confidences: np.ndarray, right: np.ndarray) -> pd.DataFrame:

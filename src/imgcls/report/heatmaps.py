@@ -10,18 +10,14 @@ OTHER_TOKENS = 5  # at most, before those of the image's places: class, distilla
 
 
 def grad_cam(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
-    """Returns the evidence for `classes (N,)` as heat maps `(N, h, w)` in [0, 1].
+    """Returns the evidence for `classes (N,)` in `images (N, C, H, W)`, ready for the network, as heat maps
+    `(N, h, w)` in [0, 1].
 
     The maps are those of the last layer that has several places; a transformer's tokens are laid out as maps.
     Where the head reads the class token alone, nothing depends on the last layer's other tokens: then the
     last layer of the same shape counts whose tokens have an influence, the input of the last attention. The
     network stays in evaluation mode; its parameters get no gradients, and no other process is talked to.
-
-    Args:
-        images: `(N, C, H, W)`, ready for the network.
-
-    Raises:
-        ValueError: the network is sharded, or its features have no place.
+    Raises ValueError where the network is sharded, or its features have no place.
     """
     if isinstance(network, FSDPModule):
         raise ValueError("the network is sharded over processes")

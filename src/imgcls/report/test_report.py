@@ -1,4 +1,4 @@
-"""Test report, its numbers: builds tables from the predictions of a test, and writes them as files."""
+"""Test report, its numbers: builds tables from the predictions of a test, writes files, prints a summary."""
 
 import json
 import logging
@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from rich.console import Console
+from rich.table import Column, Table
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor
 
@@ -50,16 +52,11 @@ def make_report(
     predictions = predictions.assign(target=names[target], prediction=names[prediction])
     predictions = predictions.assign(confidence=gathered["confidences"].numpy(), index=index)
     of_classes = precision_recall_fscore_support(target, prediction, labels=labels, zero_division=0.0)
-    per_class = dict(zip(("precision", "recall", "f1", "support"), of_classes, strict=True))
+    scores = dict(zip(("precision", "recall", "f1", "support"), of_classes, strict=True))
     confusion = confusion_matrix(target, prediction, labels=labels)
-    return Report(
-        metrics,
-        predictions,
-        pd.DataFrame({"class": names, **per_class}),
-        confusion,
-        confused_pairs(confusion, names),
-        gathered["unscaled"].numpy() if "unscaled" in gathered else None,
-    )
+    per_class, pairs = pd.DataFrame({"class": names, **scores}), confused_pairs(confusion, names)
+    unscaled = gathered["unscaled"].numpy() if "unscaled" in gathered else None
+    return Report(metrics, predictions, per_class, confusion, pairs, unscaled)
 
 
 def confused_pairs(confusion: np.ndarray, names: np.ndarray) -> pd.DataFrame:
@@ -81,6 +78,36 @@ def write_report(report: Report, folder: Path, spec: DataSpec) -> None:
     pd.DataFrame(report.confusion, index=names, columns=names).to_csv(folder / "confusion_matrix.csv")
     report.pairs.to_csv(folder / "confused_pairs.csv", index=False)
     report.predictions.to_csv(folder / "predictions.csv", index=False, errors="surrogateescape")
+
+
+def print_summary(title: str, report: Report, lines: dict[str, str]) -> None:
+    """Prints the test table, the report in words, and `lines`: where things are and what to run next."""
+    metrics = report.short_metrics()
+    shown = [name for name in metrics if name != "temperature" and not name.endswith("_unscaled")]
+    table = Table(*(Column(name, justify="right") for name in shown), show_edge=False, pad_edge=False)
+    table.add_row(*(f"{metrics[name]:.4f}" for name in shown))
+    console = Console()
+    console.print()
+    console.print(title, style="bold", soft_wrap=True, highlight=False, markup=False)
+    console.print(table)
+    for name, text in (in_words(report) | lines).items():
+        console.print(f"{name}: {text}", soft_wrap=True, highlight=False, markup=False)
+
+
+def in_words(report: Report) -> dict[str, str]:
+    """Returns the weakest classes, the most confused pairs, and what the temperature changed."""
+    metrics, weakest = report.short_metrics(), report.per_class.sort_values("f1").head(3)
+    classes = [f"{row['class']} (f1 {row['f1']:.3f})" for row in weakest.to_dict("records")]
+    form = "{true} taken for {predicted} ({count}, {share:.1%})"
+    pairs = [form.format_map(pair) for pair in report.pairs.head(3).to_dict("records")]
+    words = {"weakest classes": ", ".join(classes), "most confused": ", ".join(pairs)}
+    if "temperature" in metrics:
+        changes = []
+        for name in ("loss", "calibration_error"):
+            before, now = metrics[f"{name}_unscaled"], metrics[name]
+            changes.append(f"{name.replace('_', ' ')} {before:.4f} → {now:.4f}")
+        words["temperature"] = f"{metrics['temperature']:g}: {', '.join(changes)}"
+    return {name: text for name, text in words.items() if text}
 
 
 @contextmanager

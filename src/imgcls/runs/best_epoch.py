@@ -43,17 +43,10 @@ def best_row(table: "pd.DataFrame", metric: str | None) -> int | None:
 def check_monitored(
     optimized: Metrics, callbacks: list[Any], scheduler: Node, trainer: TrainerConfig, names: set[str]
 ) -> None:
-    """Raises UserError where a metric is watched that is never logged, or in the wrong direction.
-
-    Args:
-        optimized: `optimized_metric`, which the others follow by default.
-        names: the metrics that are logged.
-    """
-    watched = [
-        (f"callbacks: {type(callback).__name__}.", callback.monitor, callback.mode)
-        for callback in callbacks
-        if getattr(callback, "monitor", None)
-    ]
+    """Raises UserError where a metric is watched that is not among the `names` of those that are logged, or
+    in the wrong direction; `optimized` is `optimized_metric`, which the others follow by default."""
+    watchers = [callback for callback in callbacks if getattr(callback, "monitor", None)]
+    watched = [(f"callbacks: {type(one).__name__}.", one.monitor, one.mode) for one in watchers]
     if schedule := scheduler.get("monitor"):
         watched.append(("scheduler.", schedule, scheduler.get("mode")))
     keys = [("optimized_metric", name) for name in ([optimized] if isinstance(optimized, str) else optimized)]
@@ -62,16 +55,13 @@ def check_monitored(
         if name not in names:
             raise UserError(f"{key}={name}: no such metric is logged; {nearest(name, names)}")
         if name.startswith("val/") and (why := never_validated(trainer)):
-            raise UserError(
-                f"{key}={name}: with {why} nothing is validated; watch train/loss, or let it validate"
-            )
+            text = f"{key}={name}: with {why} nothing is validated"
+            raise UserError(f"{text}; watch train/loss, or let it validate")
     for keeper in callbacks:  # several files are kept
         if getattr(keeper, "save_top_k", 1) not in (0, 1) and "{" not in (keeper.filename or "{"):
-            raise UserError(
-                f"callbacks: ModelCheckpoint.save_top_k={keeper.save_top_k} with "
-                f"filename={keeper.filename}: each file needs a name of its own, such as "
-                "callbacks.checkpoint.filename='{epoch:03d}'"
-            )
+            given = f"ModelCheckpoint.save_top_k={keeper.save_top_k} with filename={keeper.filename}"
+            advice = "each file needs a name of its own, such as callbacks.checkpoint.filename='{epoch:03d}'"
+            raise UserError(f"callbacks: {given}: {advice}")
     for where, name, mode in watched:
         if mode is not None and mode != direction(name):
             raise UserError(f"{where}mode={mode}: {name} is better the other way; set mode={direction(name)}")

@@ -48,27 +48,21 @@ def best_of_many(last: Path) -> Path:
 def load_content(path: Path) -> dict[str, Any]:
     """Returns the content of a checkpoint, without running code that it may carry.
 
-    Raises:
-        UserError: the file is damaged, carries code, or was not written by a training of ours.
-    """
+    Raises UserError where the file is damaged, carries code, or was not written by a training of ours."""
     try:
         content = load_tensors(path)
     except Exception as error:  # many types, one for each way of being damaged
         raise UserError(f"checkpoint={path}: {unloadable(path, error)}") from error
     if not isinstance(content, dict) or not {"state_dict", "hyper_parameters"} <= content.keys():
-        raise UserError(
-            f"checkpoint={path}: it was not written by imgcls train; "
-            f"for a state dict use backbone.weights={path}"
-        )
+        advice = f"for a state dict use backbone.weights={path}"
+        raise UserError(f"checkpoint={path}: it was not written by imgcls train; {advice}")
     return content
 
 
 def newest(folder: Path) -> tuple[Path | None, dict[Path, str]]:
-    """Returns the newest whole checkpoint to go on from, and what is wrong with those that are newer.
-
-    A `last.partial` that is whole is the newest: the process was killed before it could rename it.
-    """
+    """Returns the newest whole checkpoint to go on from, and what is wrong with those that are newer."""
     wrong = dict[Path, str]()
+    # A `last.partial` that is whole is the newest: the process was killed before it could rename it.
     for path in (folder / name for name in ("last.partial", "last.ckpt", "previous.ckpt")):
         if path.exists():
             if (reason := damage(path)) is None:
@@ -78,15 +72,11 @@ def newest(folder: Path) -> tuple[Path | None, dict[Path, str]]:
 
 
 def damage(path: Path) -> str | None:
-    """Returns what is wrong with a checkpoint's file, or None.
-
-    Each of its records has a checksum (CRC-32), and its weights and buffers are finite.
-    """
+    """Returns what is wrong with a checkpoint's file, by checksums and for weights that are not finite."""
     try:
         with zipfile.ZipFile(path) as file:
-            bad = file.testzip()
-        if bad is not None:
-            return f"{bad} in it is not what was written"
+            if (bad := file.testzip()) is not None:
+                return f"{bad} in it is not what was written"
     except (OSError, ValueError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
         return " ".join(str(error).split()) or type(error).__name__
     try:
@@ -99,10 +89,7 @@ def damage(path: Path) -> str | None:
 
 
 def not_finite(state: Mapping[str, Tensor]) -> list[str]:
-    """Returns the names of the tensors that have NaN or infinity in them.
-
-    Where there are none, it reads from the device once.
-    """
+    """Returns the names of the tensors with NaN or infinity; where there are none, reads the device once."""
     local = {name: value.to_local() if isinstance(value, DTensor) else value for name, value in state.items()}
     floats = {name: value.detach() for name, value in local.items() if value.is_floating_point()}
     if bool(get_total_norm(list(floats.values())).isfinite()):

@@ -39,9 +39,8 @@ def read_runs(folders: str | Path | Iterable[str | Path]) -> pd.DataFrame:
     for given in [folders] if isinstance(folders, str | Path) else folders:
         folder = Path(given).expanduser()
         if not folder.is_dir():
-            raise UserError(
-                f"runs={folder}: there is no such folder; expected one with runs of imgcls train in it"
-            )
+            expected = "one with runs of imgcls train in it"
+            raise UserError(f"runs={folder}: there is no such folder; expected {expected}")
         found = list(find_runs(folder))
         if not found:
             raise UserError(f"runs={folder}: no run is in or below it; expected what imgcls train made")

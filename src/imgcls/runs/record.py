@@ -42,9 +42,7 @@ def git(folder: Path, *words: str, **variables: str) -> str | None:
 def git_state(folder: Path, run_dir: Path | None = None) -> dict[str, Any]:
     """Returns commit, branch, status (changed and new files) and diff of the repository of `folder`, if any.
 
-    The diff also holds files that git neither knows nor ignores, but not those of run directories; `left_out`
-    names those that are too large or too many.
-    """
+    The diff has new files too, but not those of run directories, or too large or too many: `left_out`."""
     commit, top = git(folder, "rev-parse", "HEAD"), git(folder, "rev-parse", "--show-toplevel")
     if commit is None or top is None:
         return {}
@@ -52,33 +50,14 @@ def git_state(folder: Path, run_dir: Path | None = None) -> dict[str, Any]:
     diff = git_diff(Path(top), new)
     if diff is None:
         left_out = ["all that is not committed (git failed, or took over 30 s)"]
-    return {
-        "commit": commit,
-        "branch": git(folder, "rev-parse", "--abbrev-ref", "HEAD"),
-        "status": git(folder, "status", "--porcelain"),
-        "left_out": left_out,
-        "diff": diff or "",
-    }
+    branch, status = git(folder, "rev-parse", "--abbrev-ref", "HEAD"), git(folder, "status", "--porcelain")
+    state = {"commit": commit, "branch": branch, "status": status}
+    return {**state, "left_out": left_out, "diff": diff or ""}
 
 
 def new_files(top: Path, run_dir: Path | None) -> tuple[list[str], list[str]]:
-    """Returns the files that git neither knows nor ignores: those to record, and those left out, with sizes.
-
-    Python and YAML files come first, because a run is made of them.
-    """
-    kept, left_out, total = list[str](), list[str](), 0
-    sizes = untracked(top, run_dir)
-    for name in sorted(sizes, key=lambda name: (not name.endswith((".py", ".yaml")), sizes[name])):
-        if sizes[name] > NEW_FILE or total + sizes[name] > ALL_NEW or len(kept) == NEW_FILES:
-            left_out.append(name if name.endswith("/") else f"{name} ({sizes[name] / 1e6:.1f} MB)")
-        else:
-            kept.append(name)
-            total += sizes[name]
-    return kept, left_out
-
-
-def untracked(top: Path, run_dir: Path | None) -> dict[str, int]:
-    """Returns the size by name of each file that git neither knows nor ignores and that is not of a run."""
+    """Returns the files that git neither knows nor ignores and that are not of a run: those to record, and
+    those left out, with sizes. Python and YAML files come first, because a run is made of them."""
 
     @functools.cache
     def is_run(folder: Path) -> bool:
@@ -91,19 +70,23 @@ def untracked(top: Path, run_dir: Path | None) -> dict[str, int]:
             with suppress(OSError):  # it is gone by now
                 another_repository = name.endswith("/")
                 sizes[name] = NEW_FILE + 1 if another_repository else (top / name).lstat().st_size
-    return sizes
+    kept, left_out, total = list[str](), list[str](), 0
+    for name in sorted(sizes, key=lambda name: (not name.endswith((".py", ".yaml")), sizes[name])):
+        if sizes[name] > NEW_FILE or total + sizes[name] > ALL_NEW or len(kept) == NEW_FILES:
+            left_out.append(name if name.endswith("/") else f"{name} ({sizes[name] / 1e6:.1f} MB)")
+        else:
+            kept.append(name)
+            total += sizes[name]
+    return kept, left_out
 
 
 def git_diff(top: Path, new: list[str]) -> str | None:
-    """Returns what differs from the last commit, the files `new` included; None where git fails.
-
-    The files are added to a copy of git's index, so that the user's index stays as it is.
-    """
+    """Returns what differs from the last commit, the files `new` included; None where git fails."""
     words = ("diff", "--no-ext-diff", "--binary", "HEAD")
     index = top / (git(top, "rev-parse", "--git-path", "index") or "")
     if not new or not index.is_file():
         return git(top, *words)
-    with tempfile.TemporaryDirectory() as own:
+    with tempfile.TemporaryDirectory() as own:  # for a copy of git's index: the user's stays as it is
         copy = str(shutil.copy(index, own))
         Path(own, "new").write_bytes(b"\0".join(map(os.fsencode, new)))
         names = (f"--pathspec-from-file={own}/new", "--pathspec-file-nul")
@@ -137,12 +120,8 @@ def environment() -> dict[str, Any]:
 
 
 def write_record(run_dir: Path, config: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
-    """Writes `config.yaml`, `environment.json` and `git.diff`; returns the git state without the diff.
-
-    Args:
-        config: the resolved config.
-        data: the fingerprint of the data.
-    """
+    """Writes `config.yaml`, `environment.json` (with `data`, the fingerprint of the data) and `git.diff`;
+    returns the git state without the diff."""
     run_dir.mkdir(parents=True, exist_ok=True)
     write_config(run_dir, config)
     state = git_state(Path.cwd(), run_dir.resolve())
@@ -183,14 +162,9 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def keeping_status(
-    run_dir: Path, parameters: int, trained: Callable[[], bool] = lambda: True
-) -> Iterator[None]:
-    """Around a training, on rank 0: keeps `status.json`, which tells a killed run from a finished one.
-
-    The status is running, then finished, stopped (from outside), pruned or failed; the seconds are those of
-    all starts. A resume that fails before a step is `trained` leaves the status as it was.
-    """
+def keeping_status(run_dir: Path, parameters: int, trained: Callable[[], bool]) -> Iterator[None]:
+    """Keeps `status.json` around a training, on rank 0: running, then finished, stopped (from outside),
+    pruned or failed; seconds are of all starts. A resume that fails before it has `trained` keeps it."""
     path, start = run_dir / "status.json", time.monotonic()
     found = path.read_text() if path.exists() else None  # the run is resumed
     before = json.loads(found)["seconds"] if found else 0.0
@@ -205,9 +179,8 @@ def keeping_status(
     try:
         yield
     except BaseException as error:
-        status = "stopped" if isinstance(error, SystemExit | KeyboardInterrupt) else "failed"
-        if isinstance(error, TrialPruned):
-            status = "pruned"
+        stopped = isinstance(error, SystemExit | KeyboardInterrupt)
+        status = "pruned" if isinstance(error, TrialPruned) else "stopped" if stopped else "failed"
         say(status, error=f"{type(error).__name__}: {' '.join(str(error).split())}")
         if found and status == "failed" and not trained():
             write_text(path, found)

@@ -85,17 +85,13 @@ def flat(config: dict[str, Any]) -> dict[str, Any]:
                 add({k: v for k, v in value.items() if k != "_target_"}, f"{name}.")
             elif isinstance(value, str) and run_dir and value.startswith(run_dir):
                 out[name] = f".{value.removeprefix(run_dir)}"
-            else:
-                out[name] = _cell(value)
+            elif isinstance(value, str | float | None) or (isinstance(value, int) and abs(value) < 1 << 63):
+                out[name] = value
+            else:  # a column holds no list, and no integer of more than 64 bits
+                out[name] = str(value)
 
     add({key: value for key, value in config.items() if key not in OF_ONE_RUN}, "")
     return out
-
-
-def _cell(value: Any) -> Any:
-    """Returns a value of a config as a column can hold it: as text where it is no number of 64 bits."""
-    too_large = isinstance(value, int) and abs(value) >= 1 << 63
-    return value if value is None or (isinstance(value, str | int | float) and not too_large) else str(value)
 
 
 def curves(path: str | Path) -> pd.DataFrame:
@@ -130,18 +126,8 @@ def text_of(path: Path) -> str:
         return ""
 
 
-@dataclass(frozen=True)
-class Circumstances:
-    """The values by name of which a run was made."""
-
-    config: dict[str, Any]
-    environment: dict[str, Any]
-    git: dict[str, Any]
-    data: dict[str, Any]
-
-
-def circumstances(path: Path) -> Circumstances:
-    """Reads the circumstances of a run from its directory. Raises Damaged."""
+def circumstances(path: Path) -> dict[str, dict[str, Any]]:
+    """Reads the values by which a run was made: config, environment, git and data. Raises Damaged."""
 
     def parse(text: str) -> dict[str, Any]:
         content: dict[str, Any] = json.loads(text)
@@ -154,25 +140,19 @@ def circumstances(path: Path) -> Circumstances:
     packages, git, data = (environment.pop(name, None) or {} for name in ("packages", "git", "data"))
     environment |= {f"{name} (package)": version for name, version in packages.items()}
     diff = text_of(path / "git.diff")
-    size = f"{diff.count(chr(10)):,} lines" if diff else "none"
-    git = {"commit": git.get("commit"), "diff": size}
-    return Circumstances(config, environment, git, {name: str(value) for name, value in data.items()})
+    git = {"commit": git.get("commit"), "diff": f"{diff.count(chr(10)):,} lines" if diff else "none"}
+    data = {name: str(value) for name, value in data.items()}
+    return {"config": config, "environment": environment, "git": git, "data": data}
 
 
 def differences(one: Path, other: Path) -> dict[str, list[tuple[str, Any, Any]]]:
     """Returns by part of the circumstances what differs between two runs, as (name, of one, of the other).
 
-    Raises:
-        Damaged: a file of one of them can't be read.
-    """
-    ours, theirs = vars(circumstances(one)), vars(circumstances(other))
-    found = {part: _different(ours[part], theirs[part]) for part in ours}
+    Raises Damaged where a file of one of them can't be read."""
+    found, theirs = dict[str, list[tuple[str, Any, Any]]](), circumstances(other)
+    for part, ours in circumstances(one).items():
+        values = {name: (ours.get(name), theirs[part].get(name)) for name in ours | theirs[part]}
+        found[part] = [(name, *pair) for name, pair in values.items() if pair[0] != pair[1]]
     if not found["git"] and text_of(one / "git.diff") != text_of(other / "git.diff"):  # of as many lines
         found["git"] = [("diff", "differs", "differs")]
     return found
-
-
-def _different(one: dict[str, Any], other: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    return [
-        (name, one.get(name), other.get(name)) for name in one | other if one.get(name) != other.get(name)
-    ]

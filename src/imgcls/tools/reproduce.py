@@ -34,15 +34,11 @@ class ReproduceConfig:
 
 
 def main(config: ReproduceConfig, run_dir: Path) -> None:
-    """Trains with the config of a finished run, where it was started, and compares.
+    """Trains with the config of a finished run, where it was started. Raises UserError if the result differs.
 
     Of its loggers only the CSV is kept: a sweep's record elsewhere gets no second run.
-
-    Raises:
-        UserError: the result differs.
     """
     given = config.run
-
     original = Path(given).expanduser().absolute()
     if not (original / "config.yaml").is_file():
         raise UserError(f"run={given}: there is no run in it (no config.yaml); expected a run directory")
@@ -53,8 +49,8 @@ def main(config: ReproduceConfig, run_dir: Path) -> None:
         raise UserError(f"run={given} is {found['status']} ({found['reason']}); expected one that finished")
     say_changes(original)
     stored = read_config(original)
-    stored = rerooted(stored, stored["run_dir"], str(run_dir)) | {"resume": None, "overwrite": False}
-    stored["logger"] = {}
+    stored = rerooted(stored, stored["run_dir"], str(run_dir))
+    stored |= {"resume": None, "overwrite": False, "logger": {}}
     stored["callbacks"].pop("pruning", None)  # would report to the search once more
     wanted, lock = TrainConfig.read(stored), claim(run_dir, overwrite=False, resuming=False)
     start = Path(stored["cwd"])  # relative paths in the config are from there
@@ -92,9 +88,8 @@ def report(original: Path, again: Path) -> None:
     for what, lines in results.items():
         print(f"{what}: {'; '.join(lines) or 'the same, bit for bit'}")
     if different := [what for what, lines in results.items() if lines]:
-        raise UserError(
-            f"the result is not the same: {', '.join(different)} differ; {shown(again)} has the run"
-        )
+        names = ", ".join(different)
+        raise UserError(f"the result is not the same: {names} differ; {shown(again)} has the run")
 
 
 def uncommitted(one: Path, other: Path) -> list[str]:
@@ -146,7 +141,6 @@ def curve_differences(before: pd.DataFrame, now: pd.DataFrame) -> list[str]:
 
 def weight_differences(before: Path, now: Path) -> list[str]:
     """Returns how many tensors of two checkpoints differ, and how far at most."""
-
     a, b = (load_tensors(path)["state_dict"] for path in (before, now))
     if {name: tensor.shape for name, tensor in a.items()} != {n: tensor.shape for n, tensor in b.items()}:
         return ["it has weights of other names or shapes"]

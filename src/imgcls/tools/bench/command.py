@@ -1,11 +1,8 @@
 """imgcls bench: measures what a training costs beyond the network's own arithmetic.
 
-Three things are measured in turns, in one process, so that a machine that is busy with something else slows
-all of them alike:
-
-- floor: forward, backward and optimizer step on one batch that lies on the device, in a bare loop;
-- loader: the batches alone, as training gets them;
-- train: what `imgcls train` does between two validations, with its loggers, metrics and progress bar.
+Three things run in turns, in one process, so that a busy machine slows all alike: the floor (forward,
+backward and optimizer step on one batch that lies on the device, in a bare loop), the loader alone, and
+train, what `imgcls train` does between two validations, with its loggers, metrics and progress bar.
 """
 
 import io
@@ -25,7 +22,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from pydantic import Field
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from imgcls.commands.build import build_all, build_classifier
 from imgcls.config import check as configs
@@ -58,7 +55,6 @@ def main(plain: Node, run_dir: Path) -> float:
         if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
             raise UserError(f"json={path}: expected a file, new or there already, that can be written")
     config = TrainConfig.read(plain)
-
     with single_job():
         figures = measure(config, turns, run_dir)
     if figures is None:  # not the first process
@@ -66,9 +62,8 @@ def main(plain: Node, run_dir: Path) -> float:
     (run_dir / "bench.json").write_text(json.dumps(figures, indent=2) + "\n")
     rows = [figures]
     if HydraConfig.get().mode == RunMode.MULTIRUN:  # all jobs up to this one
-        files = sorted(
-            run_dir.parent.glob("*/bench.json"), key=lambda f: int(f.parent.name.partition("_")[0])
-        )
+        files = list(run_dir.parent.glob("*/bench.json"))
+        files.sort(key=lambda file: int(file.parent.name.partition("_")[0]))
         rows = [json.loads(file.read_text()) for file in files]
     if path:
         path.write_text(json.dumps(rows if len(rows) > 1 else figures, indent=2) + "\n")
@@ -81,22 +76,19 @@ def measure(config: TrainConfig, turns: Turns, run_dir: Path) -> dict[str, Any] 
     """Trains as `imgcls train` does, without end, validation and checkpoints, for as long as the turns take.
 
     Returns what was measured; None on all ranks but the first."""
-
     prepare(config.seed)
     data = build_data(config.data, config.augment, config.seed)
     classifier = build_classifier(config, data)
-    callbacks = [
-        c for c in build_all(config.callbacks, "callbacks") if not isinstance(c, Checkpoint | EarlyStopping)
-    ]
+    callbacks = build_all(config.callbacks, "callbacks")
+    callbacks = [c for c in callbacks if not isinstance(c, Checkpoint | EarlyStopping)]
     for progress in (c for c in callbacks if isinstance(c, EpochProgress)):
         progress.console = Console(file=io.StringIO(), force_terminal=True)  # drawn, but not seen
     endless = config.trainer.model_copy(update={"max_epochs": 10**6, "max_steps": -1, "limit_val_batches": 0})
     meter = TakeTurns(turns.seconds, turns.rounds)
     trainer = build_trainer(endless, [*callbacks, meter], [], run_dir)
     if isinstance(trainer.strategy, ModelParallelStrategy):
-        raise UserError(
-            "bench measures one device or trainer=ddp; a sharded network has no copy to compare with"
-        )
+        why = "a sharded network has no copy to compare with"
+        raise UserError(f"bench measures one device or trainer=ddp; {why}")
     for node in config.logger.values():
         if node and "mode" in node:
             node["mode"] = "offline"  # nothing of a benchmark is uploaded
@@ -118,38 +110,28 @@ def measure(config: TrainConfig, turns: Turns, run_dir: Path) -> dict[str, Any] 
 def show(rows: list[dict[str, Any]]) -> None:
     """Prints one run in full, or a table with a row for each."""
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    if len(rows) > 1:
-        return console.print(as_table(rows))
-    for name, text in in_full(rows[0]).items():
-        console.print(f"  {name:<25}{text}")
-
-
-def as_table(rows: list[dict[str, Any]]) -> Table:
-    """Returns a table with a row for each run."""
-    table = Table("backbone", box=box.SIMPLE, caption="floor, loader, train: images a second")
-    for name in ("parameters", "GFLOPs", *SPEEDS, "ratio", "reads a step", "memory"):
-        table.add_column(name, justify="right")
+    if len(rows) == 1:
+        for name, text in in_full(rows[0]).items():
+            console.print(f"  {name:<25}{text}")
+        return
+    names = ("parameters", "GFLOPs", *SPEEDS, "ratio", "reads a step", "memory")
+    heads = [Column(name, justify="right") for name in names]
+    table = Table("backbone", *heads, box=box.SIMPLE, caption="floor, loader, train: images a second")
     for row in rows:
-        table.add_row(
-            row["backbone"],
-            f"{row['parameters'] / 1e6:,.2f} M",
-            f"{row['flops'] / 1e9:,.3f}",
-            *(f"{row[f'{name}_images_per_second']:,.0f}" for name in SPEEDS),
-            f"{row['ratio']:.3f}",
-            f"{row['device_reads_per_step']:g}",
-            f"{row['peak_memory_bytes'] / 1e9:.1f} GB",
-        )
-    return table
+        network = (f"{row['parameters'] / 1e6:,.2f} M", f"{row['flops'] / 1e9:,.3f}")
+        speeds = [f"{row[f'{name}_images_per_second']:,.0f}" for name in SPEEDS]
+        reads, memory = f"{row['device_reads_per_step']:g}", f"{row['peak_memory_bytes'] / 1e9:.1f} GB"
+        table.add_row(row["backbone"], *network, *speeds, f"{row['ratio']:.3f}", reads, memory)
+    console.print(table)
 
 
 def in_full(row: dict[str, Any]) -> dict[str, str]:
     """Returns all that was measured of a run, in words."""
-    speeds = {}
+    words = {}
     for name, title in SPEEDS.items():
         spread = "{:,.0f} to {:,.0f}".format(*row[f"{name}_spread"])
-        speeds[title] = f"{row[f'{name}_images_per_second']:,.0f} images/s ({spread})"
-    return {
-        **speeds,
+        words[title] = f"{row[f'{name}_images_per_second']:,.0f} images/s ({spread})"
+    return words | {
         "training to bare network": "{:.3f} ({:.3f} to {:.3f})".format(row["ratio"], *row["ratio_spread"]),
         "bound by": row["bound_by"],
         "reads from the device": f"{row['device_reads_per_step']:g} a step",

@@ -30,12 +30,7 @@ PROFILED_STEPS = 20
 
 
 class TakeTurns(Callback):
-    """Measures images a second of the training it is in, of the bare network, and of the loader.
-
-    Args:
-        seconds: that each turn lasts.
-        rounds: number of turns of each.
-    """
+    """Images a second of the training it is in, the bare network and the loader, in `rounds` of `seconds`."""
 
     def __init__(self, seconds: float, rounds: int) -> None:
         self.seconds, self.rounds = seconds, rounds
@@ -68,40 +63,37 @@ class TakeTurns(Callback):
             start = now()
             yield from itertools.repeat(None, steps)
             self.rates["train"].append(steps * images / (now() - start))
-        yield from self.profile_steps(trainer)
-        trainer.should_stop = True
-        while True:  # the steps that the trainer takes before it stops
-            yield
-
-    def profile_steps(self, trainer: Trainer) -> Iterator[None]:
-        """Counts the reads from the device in the first steps of the next epoch."""
         yield
-        while trainer.fit_loop.batch_idx > 0:
+        while trainer.fit_loop.batch_idx > 0:  # the reads are counted in the first steps of an epoch
             yield
         steps = max(min(PROFILED_STEPS, int(trainer.num_training_batches) - 2), 1)
         with profile() as profiler:
             yield from itertools.repeat(None, steps)
         self.facts["device_reads_per_step"] = count_reads(profiler) / steps
+        trainer.should_stop = True
+        yield from itertools.repeat(None)  # the steps that the trainer takes before it stops
 
     def figures(self) -> dict[str, Any]:
         """Returns what was measured, plain."""
-        ratios = [
-            train / floor for train, floor in zip(self.rates["train"], self.rates["floor"], strict=True)
-        ]
+        turns = zip(self.rates["train"], self.rates["floor"], strict=True)
+        ratios = [train / floor for train, floor in turns]
         out: dict[str, Any] = {"ratio": statistics.median(ratios), "ratio_spread": [min(ratios), max(ratios)]}
         for name, rates in self.rates.items():
             out[f"{name}_images_per_second"] = statistics.median(rates)
             out[f"{name}_spread"] = [min(rates), max(rates)]
-        return out | self.facts | {"bound_by": self.bound(out["ratio"]), "peak_memory_bytes": peak_memory()}
+        unit = 1 if sys.platform == "darwin" else 1024
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit  # of this process
+        if torch.cuda.is_available():
+            memory = torch.cuda.max_memory_allocated()
+        return out | self.facts | {"bound_by": self.bound(out["ratio"]), "peak_memory_bytes": memory}
 
     def bound(self, ratio: float) -> str:
         """Says what the time goes to, from the time an image takes in each of the three."""
         floor, loader, train = (1 / statistics.median(rates) for rates in self.rates.values())
-        cost = (
-            max(loader - floor, 0.0) if self.beside else loader
-        )  # hidden behind the network, or in its time
         if ratio >= 0.95 or train <= floor:
             return "the network"
+        # The loader is hidden behind the network, or takes of its time.
+        cost = max(loader - floor, 0.0) if self.beside else loader
         return "the loader" if cost > (train - floor) / 2 else "the work around the network"
 
 
@@ -142,11 +134,9 @@ def loader_rate(batches: Iterator[Batch], warmup: int, seconds: float) -> float:
 
 
 def count_reads(profiler: profile) -> int:
-    """Returns how often the host waited for a value of the device.
+    """Returns how often the host waited for a value of the device."""
 
-    The fused steps of the CPU look at their own step counts, which lie on the CPU always; these do not count.
-    """
-
+    # The fused steps of the CPU look at their own step counts, which lie on the CPU: these do not count.
     def fused(event: FunctionEvent | None) -> bool:
         return event is not None and (event.name.startswith("aten::_fused") or fused(event.cpu_parent))
 
@@ -180,13 +170,6 @@ def flops(network: nn.Module, spec: DataSpec) -> int:
         on_meta(network.eval(), 1, spec.channels, spec.image_size, spec.image_size)
     network.train(training)
     return counter.get_total_flops()
-
-
-def peak_memory() -> int:
-    """Returns bytes: of the GPU where there is one, else of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def timed(run: Callable[[int], None], steps: int) -> float:

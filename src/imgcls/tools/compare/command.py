@@ -8,6 +8,7 @@ from operator import eq, ge, gt, le, lt, ne
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from scipy import stats
 
@@ -18,6 +19,7 @@ from imgcls.runs.read import COSTS, FACTS, METRICS, finished, read_runs, written
 from imgcls.runs.run_files import Damaged, differences
 from imgcls.tools.compare import page as compare_page
 
+LEAST_RUNS = 8  # to say which hyper-parameter matters
 OPERATORS = {"!=": ne, "<=": le, ">=": ge, "=": eq, "<": lt, ">": gt}
 
 
@@ -36,10 +38,8 @@ class CompareConfig:
 def main(config: CompareConfig, run_dir: Path) -> None:
     """Compares runs, and names those that are damaged or did not finish."""
     if config.baseline and not config.group:
-        raise UserError(
-            f"baseline={config.baseline} needs group=seed or group=fold, over which runs are paired"
-        )
-
+        needed = "group=seed or group=fold, over which runs are paired"
+        raise UserError(f"baseline={config.baseline} needs {needed}")
     table = where(read_runs(config.runs), config.where)
     target = column(table, config.metric) if config.metric else optimised(table)
     if not table[target].dtype.kind == "f" or table[target].isna().all():
@@ -53,15 +53,15 @@ def main(config: CompareConfig, run_dir: Path) -> None:
         keys = [name for name in differing if name != over]
         counted, notes = once_each(table, [*keys, over], target)
         groups = grouped(counted, over, keys, target, config.baseline)
+        groups.to_csv(run_dir / "groups.csv", index=False, errors="backslashreplace")
     if len(table) == 2:
         with contextlib.suppress(Damaged):  # which is named
             pair = differences(*map(Path, table["path"]))
     table.to_csv(run_dir / "runs.csv", index=False, errors="backslashreplace")
-    if groups is not None:
-        groups.to_csv(run_dir / "groups.csv", index=False, errors="backslashreplace")
     found = compare_page.Comparison(table, differing, target, groups, pair, notes)
     compare_page.show(found)
-    compare_page.write_page(found, run_dir / "index.html")
+    shares, why = importances(table, differing, target)
+    compare_page.write_page(found, shares, why, run_dir / "index.html")
     print(f"page: {shown(run_dir / 'index.html')}\ntable: {shown(run_dir / 'runs.csv')}")
 
 
@@ -87,9 +87,7 @@ def optimised(table: pd.DataFrame) -> str:
 def where(table: pd.DataFrame, conditions: str | list[str] | None, key: str = "where") -> pd.DataFrame:
     """Returns the rows for which all conditions hold: `backbone=resnet20`, `lr<0.1`, `status!=finished`.
 
-    Raises:
-        UserError: no comparison, no such column, or no row is left.
-    """
+    Raises UserError where there is no comparison, no such column, or no row is left."""
     for text in [conditions] if isinstance(conditions, str) else conditions or []:
         for condition in re.split(r"\s*,\s*|\s+and\s+", text.strip()):
             table = table[holds(table, condition, key)]
@@ -140,12 +138,9 @@ def differing_config(table: pd.DataFrame) -> list[str]:
 
 def comes_with_choice(config: pd.DataFrame, name: str, differing: list[str]) -> bool:
     """Says whether each choice of a group above a name, such as `backbone`, has one value of it alone."""
-    for group in (name[: dot.start()] for dot in re.finditer(r"\.", name)):
-        if group in differing:
-            values = config.groupby(group, dropna=False)[name].nunique(dropna=False)
-            if values.max() == 1:
-                return True
-    return False
+    above = [group for group in differing if name.startswith(f"{group}.")]
+    counts = (config.groupby(group, dropna=False)[name].nunique(dropna=False) for group in above)
+    return any(count.max() == 1 for count in counts)
 
 
 def once_each(table: pd.DataFrame, names: list[str], target: str) -> tuple[pd.DataFrame, list[str]]:
@@ -176,20 +171,18 @@ def grouped(
     if not len(done):
         raise UserError(f"group={over}: no run has finished, so there is no mean of {target}")
     keys = keys or ["data"]
-    numbers = [n for n in (target, f"test/{target.rpartition('/')[2]}", "seconds") if n in table]
+    by, numbers = ", ".join(keys), (target, f"test/{target.rpartition('/')[2]}", "seconds")
     done = done.assign(**{name: done[name].map(written) for name in keys})
     groups = done.groupby(keys, sort=False)
-    out = groups[list(dict.fromkeys(numbers))].agg(["mean", "std"])
+    out = groups[[name for name in dict.fromkeys(numbers) if name in table]].agg(["mean", "std"])
     out.columns = [" ".join(name) for name in out.columns]
     out.insert(0, "runs", groups.size())
     if baseline is not None:
         values = done.groupby([*keys, over], sort=False)[target].mean().unstack(over)
         chosen = where(done, baseline, "baseline")[keys].drop_duplicates()
         if len(chosen) > 1:
-            raise UserError(
-                f"baseline={baseline}: {len(chosen)} configs are like this; "
-                f"expected one, by {', '.join(keys)}"
-            )
+            many = f"{len(chosen)} configs are like this"
+            raise UserError(f"baseline={baseline}: {many}; expected one, by {by}")
         place: Any = tuple(chosen.iloc[0]) if len(keys) > 1 else chosen.iloc[0, 0]
         tests = [{} if i == place else paired_test(row, values.loc[place]) for i, row in values.iterrows()]
         out = out.join(pd.DataFrame(tests, index=values.index))
@@ -198,7 +191,6 @@ def grouped(
 
 def paired_test(values: "pd.Series[float]", baseline: "pd.Series[float]") -> dict[str, float]:
     """Compares two configs by their runs with the same seed or fold; of fewer than two pairs is no test."""
-
     differences = (values - baseline).dropna()
     out = {"pairs": len(differences), "difference": differences.mean()}
     if len(differences) > 1 and differences.std() > 0:
@@ -209,3 +201,42 @@ def paired_test(values: "pd.Series[float]", baseline: "pd.Series[float]") -> dic
             wilcoxon = stats.wilcoxon(differences).pvalue
         out |= {"95%": (high - low) / 2, "p (t)": test.pvalue, "p (Wilcoxon)": wilcoxon}
     return out
+
+
+def importances(table: pd.DataFrame, names: list[str], target: str) -> tuple[dict[str, float], str]:
+    """Returns each hyper-parameter's share in the spread of `target` over finished runs, or none, and why.
+
+    The shares are those of fANOVA (Hutter et al. 2014) as Optuna has it."""
+    done = finished(table[np.isfinite(table[target])], target)
+    if len(done) < LEAST_RUNS:
+        return {}, f"{len(done)} finished runs are too few; at least {LEAST_RUNS} are needed"
+    try:
+        import optuna
+    except ModuleNotFoundError:
+        return {}, "it needs Optuna; in the clone: pip install -e '.[sweep]'"
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    params: dict[str, list[Any]] = {}
+    kinds: dict[str, optuna.distributions.BaseDistribution] = {}
+    for name in (n for n in names if done[n].nunique(dropna=False) > 1):
+        values = done[name]
+        if pd.api.types.is_numeric_dtype(values) and values.dtype != bool and np.isfinite(values).all():
+            low, high = float(values.min()), float(values.max())
+            kinds[name] = optuna.distributions.FloatDistribution(low, high, log=low > 0 and high / low > 10)
+            params[name] = values.astype(float).tolist()
+        else:
+            params[name] = values.map(written).tolist()
+            kinds[name] = optuna.distributions.CategoricalDistribution(sorted(set(params[name])))
+    if not kinds:
+        return {}, "no value of the config differs"
+    study = optuna.create_study(direction="minimize" if direction(target) == "min" else "maximize")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the evaluator is called experimental
+        for value, *chosen in zip(done[target], *params.values(), strict=True):
+            given = dict(zip(params, chosen, strict=True))
+            study.add_trial(optuna.trial.create_trial(params=given, distributions=kinds, value=float(value)))
+        # With trees of this size it takes seconds for 1,000 runs.
+        evaluator = optuna.importance.FanovaImportanceEvaluator(n_trees=32, max_depth=8, seed=0)
+        try:
+            return dict(optuna.importance.get_param_importances(study, evaluator=evaluator)), ""
+        except (ValueError, RuntimeError) as error:
+            return {}, " ".join(str(error).split())

@@ -10,14 +10,13 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 from rich.measure import Measurement
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from imgcls.config.metrics import direction
 from imgcls.report.page import Grid, plain, render
 from imgcls.runs.read import COSTS, METRICS
 from imgcls.runs.run_files import Damaged, curves
-from imgcls.tools.compare.importance import importances
 
 MOST_ROWS = 40  # on the terminal
 MOST_POINTS = 200_000  # of all curves in the page
@@ -82,9 +81,8 @@ def show(found: Comparison) -> None:
     for name, kind, reason in wrong[:10]:
         console.print(plain(f"{kind}: {name}" + (f": {reason}" if reason else "")))
     if len(wrong) > 10:
-        console.print(
-            f"{len(wrong) - 10:,} more did not finish or are damaged: where=status!=finished names them"
-        )
+        more = f"{len(wrong) - 10:,} more did not finish or are damaged"
+        console.print(f"{more}: where=status!=finished names them")
     for note in found.notes:
         console.print(plain(note))
     if found.groups is not None:
@@ -118,16 +116,14 @@ def fit(console: Console, frame: pd.DataFrame, first_to_go: list[str], file: str
 
 def terminal_table(frame: pd.DataFrame, wrap: bool = False) -> Table:
     """Returns a table for the terminal; without `wrap` each row is one line, and metrics have short heads."""
-    grid = Table(show_edge=False, pad_edge=False, header_style="bold")
+    columns = []
     for name, word in labels(frame.columns).items():
         head = name if wrap else name.partition("/")[0] if name.startswith(METRICS) else word
-        grid.add_column(
-            Text(plain(head)),
-            justify="right" if pd.api.types.is_numeric_dtype(frame[name]) else "left",
-            no_wrap=not wrap,
-            overflow="fold" if wrap else "ellipsis",
-            max_width=22 if name == "name" else None,
-        )
+        column = Column(Text(plain(head)), no_wrap=not wrap, max_width=22 if name == "name" else None)
+        column.overflow = "fold" if wrap else "ellipsis"
+        column.justify = "right" if pd.api.types.is_numeric_dtype(frame[name]) else "left"
+        columns.append(column)
+    grid = Table(*columns, show_edge=False, pad_edge=False, header_style="bold")
     for row in texts(frame):
         grid.add_row(*map(Text, row))
     return grid
@@ -146,19 +142,16 @@ def troubles(table: pd.DataFrame) -> list[tuple[str, str, str]]:
 
 def spread(groups: pd.DataFrame) -> pd.DataFrame:
     """Returns the groups with `mean ± standard deviation` and `difference ± 95%` as one text each."""
-    out = groups.drop(columns=[n for n in groups.columns if n.endswith(" std") or n == "95%"])
-    for name in [n.removesuffix(" mean") for n in groups.columns if n.endswith(" mean")]:
-        out[f"{name} mean"] = plus_minus(name, groups[f"{name} mean"], groups[f"{name} std"])
+    pairs = {n: n.replace(" mean", " std") for n in groups.columns if n.endswith(" mean")}
+    heads = {name: name.removesuffix(" mean") for name in pairs}
     if "95%" in groups:
-        out["difference"] = plus_minus("/", groups["difference"], groups["95%"])
-        out = out.rename(columns={"difference": "difference ± 95%"})
-    return out.rename(columns=lambda name: name.removesuffix(" mean"))
-
-
-def plus_minus(name: str, values: Iterable[float], spreads: Iterable[float]) -> list[str]:
-    """Returns values with their spreads as a person reads them; a spread that is missing is left out."""
-    pairs = [(figure(name, value), figure(name, s)) for value, s in zip(values, spreads, strict=True)]
-    return [f"{value} ± {s}" if s else value for value, s in pairs]
+        pairs["difference"], heads["difference"] = "95%", "difference ± 95%"
+    out = groups.drop(columns=list(pairs.values()))
+    for name, width in pairs.items():
+        kind = "/" if name == "difference" else heads[name]
+        values, widths = ([figure(kind, value) for value in groups[n]] for n in (name, width))
+        out[name] = [f"{v} ± {w}" if w else v for v, w in zip(values, widths, strict=True)]
+    return out.rename(columns=heads)
 
 
 def side_by_side(rows: list[tuple[str, Any, Any]], table: pd.DataFrame) -> pd.DataFrame:
@@ -166,11 +159,11 @@ def side_by_side(rows: list[tuple[str, Any, Any]], table: pd.DataFrame) -> pd.Da
     return pd.DataFrame(rows, columns=["", *table["name"]]).map(lambda value: figure("", value))
 
 
-def write_page(found: Comparison, path: Path) -> None:
+def write_page(found: Comparison, shares: dict[str, float], why: str, path: Path) -> None:
     """Writes the page: all of the data and of the script in one file."""
-    table, target, groups = found.table, found.target, found.groups
-    shares, why = importances(table, found.differing, target)
+    table, target = found.table, found.target
     best = table.sort_values(target, ascending=direction(target) == "min", kind="stable").iloc[0]
+    groups = None if found.groups is None else spread(found.groups).rename(columns={"seconds": "time"})
     render(
         "tools/compare/page.html",
         path,
@@ -182,7 +175,7 @@ def write_page(found: Comparison, path: Path) -> None:
         shares=shares,
         why=why,
         differences={title: rows and grid(side_by_side(rows, table)) for title, rows in found.pair.items()},
-        groups=None if groups is None else grid(spread(groups).rename(columns={"seconds": "time"})),
+        groups=None if groups is None else grid(groups),
         data=page_data(table, found.differing, target),
     )
 
@@ -199,30 +192,18 @@ def page_data(table: pd.DataFrame, differing: list[str], target: str) -> dict[st
     metrics.sort(key=lambda name: name != target)
     kinds = dict.fromkeys(("name", "status"), "fact") | dict.fromkeys(differing, "config")
     kinds |= dict.fromkeys(metrics, "metric") | dict.fromkeys(COSTS, "cost")
-    hidden = set(metrics) - {target, *beside(target)}
-    if not troubles(table):
-        hidden.add("status")
+    hidden = set(metrics) - {target, *beside(target)} | (set() if troubles(table) else {"status"})
     numbers = {name for name in table.select_dtypes("number") if table[name].notna().any()}
     heads = labels(kinds)
-    columns = [
-        {
-            "name": name,
-            "label": heads[name],
-            "kind": kind,
-            "number": name in numbers,
-            "shown": name not in hidden,
-            "better": direction(name) if kind == "metric" else None,
-        }
-        for name, kind in kinds.items()
-    ]
+    columns = []
+    for name, kind in kinds.items():
+        better = direction(name) if kind == "metric" else None
+        facts = {"number": name in numbers, "shown": name not in hidden, "better": better}
+        columns.append({"name": name, "label": heads[name], "kind": kind, **facts})
     cells = [[in_json(value, name in numbers) for value in table[name]] for name in kinds]
-    return {
-        "columns": columns,
-        "rows": list(zip(*cells, strict=True)),
-        "target": target,
-        "curve": target.partition("/")[2],
-        "curves": [curve(path, len(table)) for path in table["path"]],
-    }
+    rows, metric = list(zip(*cells, strict=True)), target.partition("/")[2]
+    lines = [curve(path, len(table)) for path in table["path"]]
+    return {"columns": columns, "rows": rows, "target": target, "curve": metric, "curves": lines}
 
 
 def curve(path: str, runs: int) -> dict[str, list[float | None]] | None:

@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
@@ -19,18 +19,14 @@ from imgcls.augment import Augment
 from imgcls.config import check as configs
 from imgcls.config.training import Node
 from imgcls.data.imagefolder import ImageFolder
-from imgcls.data.imagenet import ImageNet
-from imgcls.data.loading.folders import named_splits
 from imgcls.data.memory import MemoryDataModule
 from imgcls.data.module import ImageDataModule
 from imgcls.engine.build import prepare
 from imgcls.errors import UserError, one_line
 from imgcls.processes import cores
 from imgcls.tools.inspect.findings import findings, write_exclude
-from imgcls.tools.inspect.page import write
-from imgcls.tools.inspect.samples import draw_samples
+from imgcls.tools.inspect.page import draw_samples, show, write
 from imgcls.tools.inspect.scan import list_files, list_memory, scan
-from imgcls.tools.inspect.words import show
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +43,7 @@ class InspectConfig:
 
 
 def main(config: InspectConfig, run_dir: Path) -> None:
-    """Reads each image once, and writes what it finds into the run directory."""
+    """Reads each image once, compares them, writes what it finds into the run directory, and prints it."""
     configs.check({"data": config.data})
     try:
         report(config, run_dir)
@@ -58,13 +54,9 @@ def main(config: InspectConfig, run_dir: Path) -> None:
 
 def report(config: InspectConfig, run_dir: Path) -> None:
     """Reads all images, compares them, writes the findings and prints them."""
-    prepare(config.seed)
     options = config.data
     data, refused = prepared(options, configs.typed(config.augment, Augment, "augment"), config.seed)
-    if isinstance(data, MemoryDataModule):
-        listing = list_memory(data, options)
-    else:
-        listing = list_files(split_folders(data, options), options)
+    listing = list_memory(data, options) if isinstance(data, MemoryDataModule) else list_files(data, options)
     start, workers = time.perf_counter(), options.get("num_workers")
     table = scan(listing, min(cores(), 16) if workers is None else workers)
     seconds = time.perf_counter() - start
@@ -76,7 +68,7 @@ def report(config: InspectConfig, run_dir: Path) -> None:
         **findings(listing, table, config.near, options.get("bits")),
     }
     run_dir.mkdir(parents=True, exist_ok=True)
-    in_files = not isinstance(data, MemoryDataModule)
+    in_files = not listing.reader.images
     found["excluded"] = write_exclude(found, run_dir / "exclude.txt") if in_files else 0
     unreadable = {listing.reader.paths[i] for i in table.index[table["reason"].notna()]}
     samples = [] if data is None or refused else draw_samples(data, unreadable, config.samples)
@@ -87,20 +79,16 @@ def report(config: InspectConfig, run_dir: Path) -> None:
     show(found, run_dir)
 
 
-def prepared(
-    options: dict[str, Any], augment: Augment, seed: int
-) -> tuple[ImageDataModule | None, str | None]:
+def prepared(options: Node, augment: Augment, seed: int) -> tuple[ImageDataModule | None, str | None]:
     """Returns the datamodule as training has it (None: it can't be made), and why training refuses the data.
 
-    Raises:
-        UserError: the mistake is in the config.
-    """
+    Raises UserError where the mistake is in the config."""
+    prepare(seed)
     target, data = options["_target_"], None
     kind = configs.locate(target, "data._target_")
     if not (isinstance(kind, type) and issubclass(kind, MemoryDataModule | ImageFolder)):
-        raise UserError(
-            f"data: inspect reads image files and sets in memory, not {target}; give what it was made from"
-        )
+        reads = f"reads image files and sets in memory, not {target}"
+        raise UserError(f"data: inspect {reads}; give what it was made from")
     try:
         data = configs.build(options, "data", ImageDataModule, seed=seed, augment=augment)
         data.prepare_data()
@@ -110,14 +98,3 @@ def prepared(
             raise
         return data, one_line(error)
     return data, None
-
-
-def split_folders(data: ImageDataModule | None, options: dict[str, Any]) -> dict[str, Path]:
-    """Returns the folder of each split, also of a set that training refuses (None)."""
-    if isinstance(data, ImageFolder):
-        return data.folders
-    root = Path(options["root"]).expanduser()
-    folders = named_splits(root) or {"train": root}
-    if configs.locate(options["_target_"], "data._target_") is ImageNet and "val" in folders:
-        folders["test"] = folders.pop("val")
-    return folders

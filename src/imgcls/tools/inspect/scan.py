@@ -18,17 +18,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as F
 
+from imgcls.config.check import locate
 from imgcls.config.paths import shown
 from imgcls.data.batch import ImageDataset
-from imgcls.data.imagefolder import exclude_list
+from imgcls.data.imagefolder import ImageFolder, exclude_list
+from imgcls.data.imagenet import ImageNet
 from imgcls.data.loading.decode import MAX_PIXELS, UnreadableImage, decode, header
-from imgcls.data.loading.folders import left_out, list_images
-from imgcls.data.memory import MemoryDataModule
+from imgcls.data.loading.folders import left_out, list_images, named_splits
+from imgcls.data.loading.splits import SPLITS
+from imgcls.data.module import ImageDataModule
 from imgcls.errors import UserError
 
 warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of odd metadata; they name no file
 
-SPLITS = ("train", "val", "test")  # of a picture's copies the last in this order stays
+COLUMNS = ["file", "split", "label"]
 BATCH = 16  # images that a worker hands over at once
 SIDE, LOW, THUMB = 32, 8, 8  # of what is transformed, of the frequencies that are kept, of the thumbnail
 
@@ -51,38 +54,30 @@ class Seen(NamedTuple):
     peak: float = 0.0
 
 
+@dataclass
 class Reader(Dataset[Seen]):
-    """Looks at image files; the arguments are those of `decode`."""
+    """Looks at image files, as `decode` reads them, or at a set in memory: `images` are splits and places."""
 
-    def __init__(
-        self, paths: list[str], channels: int = 3, max_pixels: int = MAX_PIXELS, bits: int | None = None
-    ) -> None:
-        self.paths, self.channels, self.max_pixels, self.bits = paths, channels, max_pixels, bits
+    paths: list[str]
+    channels: int = 3
+    max_pixels: int = MAX_PIXELS
+    bits: int | None = None
+    images: Sequence[tuple[ImageDataset, int]] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Seen:
+        if self.images:
+            return measure(self.picture(index))
         return look(self.paths[index], self.channels, self.max_pixels, self.bits)
 
     def picture(self, index: int) -> Tensor:
         """Returns the whole image `(C, H, W) uint8`."""
+        if self.images:
+            dataset, place = self.images[index]
+            return dataset.picture(place)
         return decode(self.paths[index], self.channels, self.max_pixels, self.bits)
-
-
-class MemoryReader(Reader):
-    """Looks at a set in memory; each of `images` is a split and a place in it."""
-
-    def __init__(self, paths: list[str], channels: int, images: Sequence[tuple[ImageDataset, int]]) -> None:
-        super().__init__(paths, channels)
-        self.images = images
-
-    def __getitem__(self, index: int) -> Seen:
-        return measure(self.picture(index))
-
-    def picture(self, index: int) -> Tensor:
-        dataset, place = self.images[index]
-        return dataset.picture(place)
 
 
 @dataclass
@@ -109,22 +104,16 @@ def look(path: str, channels: int, max_pixels: int = MAX_PIXELS, bits: int | Non
 
 def measure(image: Tensor, kind: str = "", mode: str = "") -> Seen:
     """Returns the numbers of an image `(C, H, W) uint8`."""
+    height, width = image.shape[1:]
     pixels = image.permute(1, 2, 0).contiguous()  # the order in which decoders return them: nothing is copied
     values = pixels.flatten(0, 1).float() / 255
+    mean, square = (tuple(moment.mean(0).tolist()) for moment in (values, values.square()))
     digest = hashlib.sha1(repr(image.shape).encode() + pixels.numpy().tobytes(), usedforsecurity=False)
     small = F.resize(image, [SIDE, SIDE], antialias=True)
     low = dctn(small.float().mean(0).numpy())[:LOW, :LOW].flatten()[1:]  # without the mean brightness
-    return Seen(
-        format=kind,
-        mode=mode,
-        width=image.shape[2],
-        height=image.shape[1],
-        mean=tuple(values.mean(0).tolist()),
-        square=tuple(values.square().mean(0).tolist()),
-        digest=digest.digest(),
-        hash=int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big"),
-        thumb=F.resize(small, [THUMB, THUMB], antialias=True).numpy().tobytes(),
-    )
+    signs = int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
+    thumb = F.resize(small, [THUMB, THUMB], antialias=True).numpy().tobytes()
+    return Seen(None, kind, mode, width, height, mean, square, digest.digest(), signs, thumb)
 
 
 def scan(listing: Listing, workers: int) -> pd.DataFrame:
@@ -136,49 +125,43 @@ def scan(listing: Listing, workers: int) -> pd.DataFrame:
     return listing.images.join(table)
 
 
-def list_files(folders: dict[str, Path], options: dict[str, Any]) -> Listing:
-    """Lists the image files of a folder set; `folders` are those of its splits, `options` the config `data`.
+def list_files(data: ImageDataModule | None, options: dict[str, Any]) -> Listing:
+    """Lists the image files of a folder set, also of one that training refuses (None).
 
-    Raises:
-        UserError: there is no image at all, or an excluded file is none of them.
-    """
+    Raises UserError where there is no image at all, or an excluded file is none of them."""
     root, excluded = Path(options["root"]).expanduser(), exclude_list(options.get("exclude"))
-    rows, classes, errors = list[tuple[str, str, str]](), list[tuple[str, str]](), list[OSError]()
+    folders = data.folders if isinstance(data, ImageFolder) else named_splits(root) or {"train": root}
+    if data is None and locate(options["_target_"], "data._target_") is ImageNet and "val" in folders:
+        folders["test"] = folders.pop("val")
+    rows, labels, errors = list[tuple[str, str, str]](), list[tuple[str, str]](), list[OSError]()
     for split, folder in folders.items():
-        _, labels, _ = next(os.walk(folder, onerror=errors.append), ("", [], []))
-        for label in sorted(label for label in labels if not label.startswith(".")):
-            classes.append((split, label))
+        _, names, _ = next(os.walk(folder, onerror=errors.append), ("", [], []))
+        for label in sorted(name for name in names if not name.startswith(".")):
+            labels.append((split, label))
             found, _ = list_images(folder, label, errors)
             rows += [(os.path.relpath(folder / file, root), split, label) for file in found]
     if not rows:
-        raise UserError(
-            f"{root} holds no image; expected <class>/<image files> or {{train,val,test}}/<class>/… in it"
-        )
-    table = pd.DataFrame(rows, columns=["file", "split", "label"])
+        expected = "<class>/<image files> or {train,val,test}/<class>/…"
+        raise UserError(f"{root} holds no image; expected {expected} in it")
+    table, classes = pd.DataFrame(rows, columns=COLUMNS), pd.DataFrame(labels, columns=COLUMNS[1:])
     if unknown := sorted(set(excluded) - set(table["file"])):
-        raise UserError(
-            f"data.exclude names {unknown[0]!r}, which is no image of {root}; take the line out of it"
-        )
+        wrong = f"{unknown[0]!r}, which is no image of {root}"
+        raise UserError(f"data.exclude names {wrong}; take the line out of it")
     table = table[~table["file"].isin(excluded)].reset_index(drop=True)
     unread = [{"folder": os.path.relpath(e.filename, root), "reason": e.strerror or str(e)} for e in errors]
     how = {key: options[key] for key in ("channels", "max_pixels", "bits") if key in options}
-    reader, beside = (
-        Reader([str(root / file) for file in table["file"]], **how),
-        left_out(root, folders.values()),
-    )
-    return Listing(
-        shown(root), table, pd.DataFrame(classes, columns=["split", "label"]), reader, unread, beside
-    )
+    reader = Reader([str(root / file) for file in table["file"]], **how)
+    return Listing(shown(root), table, classes, reader, unread, left_out(root, folders.values()))
 
 
-def list_memory(data: MemoryDataModule, options: dict[str, Any]) -> Listing:
-    """Lists the images of a set in memory, in the splits of its own; `options` is the config `data`."""
+def list_memory(data: ImageDataModule, options: dict[str, Any]) -> Listing:
+    """Lists the images of a set in memory, in the splits of its own."""
     loaded = {split: found for split in SPLITS if (found := data.load(split)) is not None}
     rows, names = list[tuple[str, str, str]](), data.spec.class_names
     for split, dataset in loaded.items():
         rows += [(f"{split}/{i}", split, names[label]) for i, label in enumerate(dataset.targets.tolist())]
-    table = pd.DataFrame(rows, columns=["file", "split", "label"])
+    table = pd.DataFrame(rows, columns=COLUMNS)
     images = [(dataset, i) for dataset in loaded.values() for i in range(len(dataset))]
-    reader = MemoryReader(table["file"].tolist(), data.spec.channels, images)
-    classes = pd.DataFrame(itertools.product(loaded, names), columns=["split", "label"])
+    reader = Reader(table["file"].tolist(), data.spec.channels, images=images)
+    classes = pd.DataFrame(itertools.product(loaded, names), columns=COLUMNS[1:])
     return Listing(options.get("dataset", type(data).__name__), table, classes, reader)
