@@ -92,18 +92,18 @@ def _run(verb: str, arguments: list[str]) -> None:
     from hydra.errors import ConfigCompositionException, OverrideParseException
 
     from imgcls.commands.verb import run_verb
-    from imgcls.config import messages, paths
-    from imgcls.engine.command_line import hydra_arguments
+    from imgcls.config import paths
+    from imgcls.config.command_line import check_groups, explain, hydra_arguments
 
     try:
-        sys.argv = [sys.argv[0], *paths.quoted(messages.check_groups(verb, arguments))]
+        sys.argv = [sys.argv[0], *paths.quoted(check_groups(verb, arguments))]
         if verb == "train":
             sys.argv = hydra_arguments(sys.argv)
         run_verb(verb, f"imgcls.{VERBS[verb][0]}")
     except UserError as error:
         sys.exit(f"imgcls {verb}: {one_line(error)}")
     except (ConfigCompositionException, OverrideParseException) as error:
-        sys.exit(f"imgcls {verb}: {messages.explain(error)}")
+        sys.exit(f"imgcls {verb}: {explain(error)}")
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise

@@ -8,8 +8,8 @@ from imgcls.config import check as configs
 from imgcls.config.training import Nodes, TrainConfig
 from imgcls.data.module import ImageDataModule
 from imgcls.engine.build import build_data, build_trainer, check_schedule, prepare
+from imgcls.engine.checkpoint import SaveConfig
 from imgcls.engine.recovery import Training
-from imgcls.engine.save_config import SaveConfig
 from imgcls.runs.best_epoch import check_monitored
 from imgcls.tasks.classification import ImageClassifier
 

@@ -18,11 +18,11 @@ from imgcls.config.paths import shown
 from imgcls.config.training import Node, TrainConfig
 from imgcls.data.loading.unreadable import listed
 from imgcls.engine.build import build_data, build_trainer, prepare
+from imgcls.engine.checkpoint import SaveConfig
 from imgcls.engine.ranks import single_job
 from imgcls.engine.recovery import Training, fit
 from imgcls.engine.resume import check_data, check_progress, resumed
 from imgcls.engine.run_directory import claim, finished, newest_whole
-from imgcls.engine.save_config import SaveConfig
 from imgcls.engine.signals import SIGNALS, Stopped
 from imgcls.errors import TrialPruned
 from imgcls.loggers.unharmed import has_failed, told, unharmed
@@ -166,8 +166,7 @@ def best_checkpoint(trainer: Trainer) -> str | None:
 
 def calibrate_and_test(config: TrainConfig, training: Training, run_dir: Path) -> None:
     """Fits the temperature and tests the best checkpoint, where the config asks for it."""
-    from imgcls.engine.calibration import calibrate
-    from imgcls.engine.evaluation import run_test
+    from imgcls.engine.evaluation import calibrate, run_test
 
     best = best_checkpoint(training.trainer)
     training.data.on_error, training.data.max_errors = "skip", 0.5  # a bad file shall not lose the training

@@ -19,7 +19,7 @@ from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from imgcls.config import check as config
-from imgcls.config.messages import PARTS, check_keys, take_unchosen
+from imgcls.config.command_line import PARTS, check_keys, take_unchosen
 from imgcls.config.paths import CONF, expanded
 from imgcls.engine.resume import check_place
 from imgcls.engine.signals import SIGNALS

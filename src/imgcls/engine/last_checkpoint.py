@@ -1,5 +1,7 @@
 """LastCheckpoint callback: writes last.ckpt after each epoch, every N minutes and on signals."""
 
+import logging
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -7,28 +9,23 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
+from torch.optim.lr_scheduler import LambdaLR
 
 from imgcls.data.batch import Batch
 from imgcls.data.module import ImageDataModule
-from imgcls.engine.lightning_state import (
-    change_batch_size,
-    change_rate,
-    follow_schedules,
-    go_on_within_epoch,
-    start_of_epoch,
-    state_within_epoch,
-)
+from imgcls.engine.checkpoint import SaveConfig, State
 from imgcls.engine.nonfinite import FiniteCheck
-from imgcls.engine.private import count_by_epochs, skip_sigterm_broadcast
-from imgcls.engine.save_config import SaveConfig
+from imgcls.engine.private import count_by_epochs, restore_metric, set_last_rates, skip_sigterm_broadcast
 from imgcls.engine.signals import SIGNALS
 from imgcls.errors import UserError
 from imgcls.loggers.epoch_csv import EpochCSV
-from imgcls.processes import Agreement, world_size
+from imgcls.processes import Agreement, gathered, world_size
 from imgcls.runs.checkpoints import STATES, not_finite
 from imgcls.tasks.classification import ImageClassifier
 
+log = logging.getLogger(__name__)
 EVERY = 8  # steps after which ranks ask each other whether to save or to stop
+EPOCH_METRICS = ("train_loss", "train_top1")
 
 
 class LastCheckpoint(Checkpoint):
@@ -104,9 +101,7 @@ class LastCheckpoint(Checkpoint):
 
     # What it adds to a checkpoint, and brings back
 
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: State) -> None:
         states = [checkpoint[key] for key in STATES if key in checkpoint]
         self.finite.check(trainer, self.agreement, *states)
         checkpoint["infinite"] = self.infinite
@@ -116,15 +111,15 @@ class LastCheckpoint(Checkpoint):
         for saver in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(saver, SaveConfig):
                 saver.keep(trainer)
-        if self.epoch_ended:
-            start_of_epoch(checkpoint["loops"]["fit_loop"])
+        if self.epoch_ended:  # and the next begun, so that Lightning would take all its batches for done
+            progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+            for counts in (progress["total"], progress["current"]):
+                counts |= dict.fromkeys(counts, counts["processed"])
         else:
             assert isinstance(pl_module, ImageClassifier)
             checkpoint["within_epoch"] = state_within_epoch(pl_module, data_of(trainer).batch_size)
 
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: State) -> None:
         self.metrics, self.within = checkpoint.get("metrics", {}), checkpoint.get("within_epoch", {})
         if trainer.state.fn == TrainerFn.FITTING:
             change_rate(checkpoint, pl_module.hparams["optimizer"].get("lr"))
@@ -160,3 +155,67 @@ def data_of(trainer: Trainer) -> ImageDataModule:
     data = trainer.datamodule  # type: ignore[attr-defined]
     assert isinstance(data, ImageDataModule)
     return data
+
+
+def follow_schedules(trainer: Trainer) -> None:
+    """Takes the schedules' rates for this step: a resume may have moved the end of the training."""
+    for schedule in (config.scheduler for config in trainer.lr_scheduler_configs):
+        if not isinstance(schedule, LambdaLR):
+            continue
+        pairs = zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        now = [float(base * rate(schedule.last_epoch)) for base, rate in pairs]
+        before = [float(rate) for rate in schedule.get_last_lr()]
+        if not all(math.isclose(*pair, rel_tol=1e-6) for pair in zip(now, before, strict=True)):
+            set_last_rates(schedule, now)
+            if trainer.is_global_zero:
+                said = "the schedule has another end than before: learning rate %g, was %g"
+                log.info(said, now[0], before[0])
+
+
+def change_rate(checkpoint: State, rate: float | None) -> None:
+    """Makes a checkpoint go on with `optimizer.lr=rate`: scales all rates of its optimizers and schedules."""
+    before = checkpoint["hyper_parameters"]["optimizer"].get("lr")
+    if rate == before:
+        return
+    if rate is None or not before:
+        advice = "and can't be scaled; start a new run"
+        raise UserError(f"optimizer.lr={rate}: the run's rates are {before}, {advice}")
+    factor = rate / before
+    groups = [group for state in checkpoint["optimizer_states"] for group in state["param_groups"]]
+    for entry in [*groups, *checkpoint["lr_schedulers"]]:
+        for key in {"lr", "initial_lr", "max_lr", "min_lr"} & entry.keys():
+            entry[key] *= factor
+        for key in {"base_lrs", "_last_lr"} & entry.keys():
+            entry[key] = [factor * value for value in entry[key]]
+
+
+def change_batch_size(checkpoint: State, size: int) -> None:
+    """Counts the batches of an epoch that has begun in batches of another size."""
+    before = checkpoint.get("within_epoch", {}).get("batch_size", size)
+    if before == size:
+        return
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    for counts in (progress["total"], progress["current"]):
+        samples = counts["processed"] * before
+        if samples % size:
+            raise UserError(f"data.batch_size={size}: within an epoch it can only become a share of {before}")
+        counts |= dict.fromkeys(counts, samples // size) | {"completed": samples // size - 1}
+
+
+def state_within_epoch(classifier: ImageClassifier, batch_size: int) -> dict[str, Any]:
+    """Returns what an epoch that has begun needs to go on beside Lightning's own state, of all processes."""
+    states = {name: getattr(classifier, name).metric_state for name in EPOCH_METRICS}
+    states = {name: {key: value.cpu() for key, value in state.items()} for name, state in states.items()}
+    return {"first_rate": classifier.first_rate, "metrics": gathered(states), "batch_size": batch_size}
+
+
+def go_on_within_epoch(trainer: Trainer, classifier: ImageClassifier, within: dict[str, Any]) -> None:
+    """Brings all that `state_within_epoch` returned back, and does what Lightning leaves out then."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # what they set here is in no checkpoint
+        callback.on_train_epoch_start(trainer, classifier)
+    trainer.fit_loop.restarting = False  # or a plateau's schedule would miss this epoch's end
+    trainer.fit_loop.epoch_loop.restarting = True
+    classifier.first_rate = within["first_rate"]
+    for name, states in within["metrics"][trainer.global_rank].items():
+        states = {key: value.to(classifier.device) for key, value in states.items()}
+        restore_metric(getattr(classifier, name), states)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from imgcls.config.metrics import direction
+from imgcls.config.training import direction
 from imgcls.runs.read import finished, written
 
 LEAST_RUNS = 8  # to say which hyper-parameter matters
