@@ -12,30 +12,23 @@ from imgcls.engine.signals import SIGNALS, WARNINGS
 from imgcls.errors import UserError, nearest, one_line
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-VERBS = {  # the module that runs each, and what the help says of it
-    "train": (
-        "commands.train",
-        "train a network, test the best checkpoint, keep all of it in a run directory",
-    ),
-    "eval": ("commands.eval", "test a checkpoint, on its own data or on other data with the same classes"),
-    "predict": ("commands.predict", "label image files, with probabilities and embeddings"),
-    "export": ("commands.export", "write the network for use without this package: ONNX or torch.export"),
-    "inspect": (
-        "tools.inspect.command",
-        "say what is in the data and what is wrong with it, before training",
-    ),
-    "pack": (
-        "tools.pack.command",
-        "put a folder of images into a few files, in a form that is fast to train from",
-    ),
-    "compare": ("tools.compare.command", "runs side by side: a table, a CSV, and a page to click"),
-    "reproduce": ("tools.reproduce", "run a run again, and say whether the result is the same"),
-    "bench": ("tools.bench.command", "measure what a training costs beyond the network's own arithmetic"),
+VERBS = {  # and what the help says of each
+    "train": "train a network, test the best checkpoint, keep all of it in a run directory",
+    "eval": "test a checkpoint, on its own data or on other data with the same classes",
+    "predict": "label image files, with probabilities and embeddings",
+    "export": "write the network for use without this package: ONNX or torch.export",
+    "inspect": "say what is in the data and what is wrong with it, before training",
+    "pack": "put a folder of images into a few files, in a form that is fast to train from",
+    "compare": "runs side by side: a table, a CSV, and a page to click",
+    "reproduce": "run a run again, and say whether the result is the same",
+    "bench": "measure what a training costs beyond the network's own arithmetic",
 }
+TOOLS = {name: f"tools.{name}.command" for name in ("inspect", "pack", "compare", "bench")}
+TOOLS["reproduce"] = "tools.reproduce"
 
 
 def usage() -> str:
-    verbs = "\n".join(f"  {name:<10}{phrase}" for name, (_, phrase) in VERBS.items())
+    verbs = "\n".join(f"  {name:<10}{phrase}" for name, phrase in VERBS.items())
     return f"""imgcls VERB key=value …
 
 {verbs}
@@ -99,7 +92,7 @@ def _run(verb: str, arguments: list[str]) -> None:
         sys.argv = [sys.argv[0], *paths.quoted(check_groups(verb, arguments))]
         if verb == "train":
             sys.argv = hydra_arguments(sys.argv)
-        run_verb(verb, f"imgcls.{VERBS[verb][0]}")
+        run_verb(verb, f"imgcls.{TOOLS.get(verb, f'commands.{verb}')}")
     except UserError as error:
         sys.exit(f"imgcls {verb}: {one_line(error)}")
     except (ConfigCompositionException, OverrideParseException) as error:

@@ -53,9 +53,8 @@ def main(config: ExportConfig, run_dir: Path) -> float:
     weights = out.with_name(f"{out.name}.safetensors")
     check_out(out, (".onnx",) if config.format == "onnx" else (".pt2",), config.overwrite, weights)
     if missing := [name for name in NEEDED[config.format] if importlib.util.find_spec(name) is None]:
-        raise UserError(
-            f"format=onnx needs {' and '.join(missing)}; in the clone: pip install -e '.[export]'"
-        )
+        advice = "in the clone: pip install -e '.[export]'"
+        raise UserError(f"format=onnx needs {' and '.join(missing)}; {advice}")
     classifier, trained = load_checkpoint(find_checkpoint(config.checkpoint), config.trust)
     prepare(trained["seed"])
     torch.set_float32_matmul_precision("highest")  # both sides of the comparison in full float32

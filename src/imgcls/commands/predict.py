@@ -58,9 +58,8 @@ def main(config: PredictConfig, run_dir: Path) -> None:
     unreadable = out.with_name(f"{out.name}.unreadable.csv")
     check_out(out, (".csv", ".jsonl", ".parquet"), config.overwrite, unreadable)
     if out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise UserError(
-            f"out={out} needs the package pyarrow, which is not installed; install it, or take .jsonl"
-        )
+        advice = "install it, or take .jsonl"
+        raise UserError(f"out={out} needs the package pyarrow, which is not installed; {advice}")
 
     failures: list[Failure] = []
     paths = images_of("source", config.source, failures)
@@ -75,17 +74,15 @@ def main(config: PredictConfig, run_dir: Path) -> None:
             done, failed = run(loader, predict, write, failures, folder / unreadable.name)
     except OSError as error:
         reason = error.strerror or error
-        raise UserError(
-            f"out={out} can't be written ({reason}); free some disk or give another name"
-        ) from error
+        advice = "free some disk or give another name"
+        raise UserError(f"out={out} can't be written ({reason}); {advice}") from error
     except KeyboardInterrupt:
         log.error("interrupted; nothing is left of %s", shown(out))
         sys.exit(130)
     log.info("predictions: %s", shown(out))
     if failed:
-        raise UserError(
-            f"{failed:,} of {done + failed:,} could not be read; see {shown(unreadable)}; the others are done"
-        )
+        advice = f"see {shown(unreadable)}; the others are done"
+        raise UserError(f"{failed:,} of {done + failed:,} could not be read; {advice}")
     unreadable.unlink(missing_ok=True)  # of the output that was overwritten
 
 
@@ -95,9 +92,8 @@ def check_out(out: Path, endings: tuple[str, ...], overwrite: bool, *beside: Pat
         raise UserError(f"out={out}: expected a file name that ends in {' or '.join(endings)}")
     for path in (out, *beside):
         if path.is_dir() or (path.exists() and not overwrite):
-            raise UserError(
-                f"out={out}: {shown(path)} is there already; give another name, or overwrite=true"
-            )
+            advice = "give another name, or overwrite=true"
+            raise UserError(f"out={out}: {shown(path)} is there already; {advice}")
 
 
 @contextlib.contextmanager

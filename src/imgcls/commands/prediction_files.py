@@ -14,9 +14,7 @@ ROW_GROUP = 4096  # rows of a Parquet file that are held in memory
 
 class Rows(NamedTuple):
     """Predictions for N images: paths, and from the best down their k labels and `probabilities (N, k)`.
-
-    `embeddings (N, D)` are there if asked for.
-    """
+    `embeddings (N, D)` are there if asked for."""
 
     paths: list[str]
     labels: list[list[str]]

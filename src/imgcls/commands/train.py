@@ -21,8 +21,7 @@ from imgcls.engine.build import build_data, build_trainer, prepare
 from imgcls.engine.checkpoint import SaveConfig
 from imgcls.engine.ranks import single_job
 from imgcls.engine.recovery import Training, fit
-from imgcls.engine.resume import check_data, check_progress, resumed
-from imgcls.engine.run_directory import claim, finished, newest_whole
+from imgcls.engine.run_directory import check_data, check_progress, claim, finished, newest_whole, resumed
 from imgcls.engine.signals import SIGNALS, Stopped
 from imgcls.errors import TrialPruned
 from imgcls.loggers.unharmed import has_failed, told, unharmed
@@ -62,11 +61,7 @@ def main(plain: Node, run_dir: Path) -> Score:
 
 
 def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None) -> Score:
-    """Builds the training, fits it, tests its best checkpoint, and reports.
-
-    Args:
-        checkpoint: to go on from; none: the training begins.
-    """
+    """Builds the training, fits it from a checkpoint if there is one, tests its best checkpoint, and reports."""
     if config.tune is not None:
         return tune(config, run_dir)
     training = assemble(config, run_dir, checkpoint)
@@ -121,10 +116,8 @@ def describe(config: TrainConfig, training: Training, run_dir: Path) -> None:
     world = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
     log.info("device: %s, precision %s%s", trainer.strategy.root_device.type, trainer.precision, world)
     if trainer.max_steps > 0 and trainer.max_steps % classifier.steps(trainer, data).per_epoch:
-        log.warning(
-            "trainer.max_steps=%d ends within an epoch: the steps after the last whole one are not validated",
-            trainer.max_steps,
-        )
+        rest = "the steps after the last whole one are not validated"
+        log.warning("trainer.max_steps=%d ends within an epoch: %s", trainer.max_steps, rest)
     log.info("run directory: %s", shown(run_dir))
 
 
@@ -171,9 +164,9 @@ def calibrate_and_test(config: TrainConfig, training: Training, run_dir: Path) -
     best = best_checkpoint(training.trainer)
     training.data.on_error, training.data.max_errors = "skip", 0.5  # a bad file shall not lose the training
     if config.temperature:
-        calibrate(*training, best)
+        calibrate(training, best)
     if config.test:
-        report = run_test(*training, run_dir / "test", best)
+        report = run_test(training, run_dir / "test", best)
         if report is not None:
             publish(report, training, best, run_dir)
 

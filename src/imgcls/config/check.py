@@ -23,11 +23,8 @@ from imgcls.errors import UserError, nearest
 
 
 def locate(target: str, where: str = "_target_") -> Callable[..., Any]:
-    """Returns the class or function that a dotted name stands for.
-
-    Raises:
-        UserError: there is no such module, or nothing of that name in it.
-    """
+    """Returns the class or function that a dotted name stands for. Raises UserError: there is no such module,
+    or nothing of that name in it."""
     if not isinstance(target, str) or "." not in target.strip(".") or target.startswith("."):
         raise UserError(f"{where}={target}: expected a dotted name such as torch.optim.SGD")
     module_name, *names = target, target
@@ -74,11 +71,8 @@ def _parameters(target: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
 
 
 def typed(value: Any, hint: Any, where: str) -> Any:
-    """Returns `value` as the type hint has it (a list becomes the tuple that is asked for).
-
-    Raises:
-        UserError: the value is not of that type.
-    """
+    """Returns `value` as the type hint has it (a list becomes the tuple that is asked for). Raises UserError:
+    the value is not of that type."""
     from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
     from pydantic.errors import PydanticSchemaGenerationError
 
@@ -123,14 +117,9 @@ def _name(hint: Any) -> str:
 def arguments(
     node: Mapping[str, Any], where: str, target: Callable[..., Any] | None = None
 ) -> dict[str, Any]:
-    """Returns the keyword arguments of a node, checked against the signature of its `_target_`.
-
-    Args:
-        target: what `_target_` names, if the caller has found it.
-
-    Raises:
-        UserError: a key that is no parameter of the target, or a value of a wrong type.
-    """
+    """Returns the keyword arguments of a node, checked against the signature of its `_target_`. `target`:
+    what `_target_` names, if the caller has found it. Raises UserError: a key that is no parameter of the
+    target, or a value of a wrong type."""
     named, open_ended = _parameters(target or locate(node["_target_"], f"{where}._target_"))
     checked = {}
     for key, value in node.items():
@@ -165,14 +154,10 @@ def build(
     target: Callable[..., Any] | None = None,
     **given: Any,
 ) -> Any:
-    """Calls what a node's `_target_` names with the node's other keys and `given`.
-
-    A node of a checkpoint could name anything: for it the caller finds `target` in the allow-list
-    (imgcls.config.allowed) and gives it here. With a `kind`, the target must be a class of that kind.
-
-    Raises:
-        UserError: a key or a value does not fit, or the target raised anything: the cause has its traceback.
-    """
+    """Calls what a node's `_target_` names with the node's other keys and `given`. A node of a checkpoint
+    could name anything: for it the caller finds `target` in the allow-list (imgcls.config.allowed) and gives
+    it here. With a `kind`, the target must be a class of that kind. Raises UserError: a key or a value does
+    not fit, or the target raised anything: the cause has its traceback."""
     target = target or locate(node["_target_"], f"{where}._target_")
     if kind is not None and not (inspect.isclass(target) and issubclass(target, kind)):
         expected = f"expected a class of the kind {kind.__name__}"
@@ -196,10 +181,7 @@ def build(
 
 def plain(config: Any) -> dict[str, Any]:
     """Returns a composed config as plain dicts and lists, all interpolations resolved, `~` in paths expanded.
-
-    Raises:
-        UserError: a value that must be given is missing, or an interpolation leads nowhere.
-    """
+    Raises UserError: a value that must be given is missing, or an interpolation leads nowhere."""
     try:
         if missing := sorted(OmegaConf.missing_keys(config)):
             raise UserError(f"{missing[0]} must be given: {missing[0]}=…")

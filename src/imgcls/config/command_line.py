@@ -30,10 +30,7 @@ def choices(group: str) -> list[str]:
 
 def check_groups(root: str, arguments: list[str]) -> list[str]:
     """Returns a command line without `group=null` where the root config has null, too: Hydra refuses it.
-
-    Raises:
-        UserError: another `group=null`, or `group=true`: Hydra takes them for faults of its own.
-    """
+    Raises UserError: another `group=null`, or `group=true`: Hydra takes them for faults of its own."""
     kept: list[str] = []
     for argument in arguments:
         group, _, choice = argument.lstrip("+").partition("=")
@@ -63,11 +60,9 @@ def chosen(argument: str) -> list[Any]:
 
 
 def check_keys(config: DictConfig) -> None:
-    """Raises UserError for a top-level key of a composed config that is misspelt or another verb's.
-
-    The keys and groups of the verb's root config, all groups that were chosen, and keys that an interpolation
-    names are known. Files may also hold the keys of other verbs, because conf/local is for all of them.
-    """
+    """Raises UserError for a top-level key of a composed config that is misspelt or another verb's. The keys
+    and groups of the verb's root config, all groups that were chosen, and keys that an interpolation names
+    are known. Files may also hold the keys of other verbs, because conf/local is for all of them."""
     hydra = config.hydra
     folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
     known = {"hydra", *(group.partition("/")[0] for group in hydra.runtime.choices)}
@@ -84,9 +79,8 @@ def check_keys(config: DictConfig) -> None:
 
 
 def root_keys(name: str, folders: list[Path]) -> dict[str, Any]:
-    """Returns the top-level keys of a root config and of those in its defaults, with their values, and the groups
-    with their choices. A file that is no config has none.
-    """
+    """Returns the top-level keys of a root config and of those in its defaults, with their values, and the
+    groups with their choices. A file that is no config has none."""
     path = next((path for folder in folders if (path := folder / f"{name}.yaml").is_file()), None)
     try:
         root = yaml.safe_load(path.read_text()) if path else None
@@ -105,11 +99,8 @@ def root_keys(name: str, folders: list[Path]) -> dict[str, Any]:
 
 def take_unchosen(config: Mapping[str, Any], overrides: Iterable[str]) -> list[str]:
     """Removes callbacks and loggers from a plain config that have settings, but were not chosen and so have
-    no `_target_`. Returns a line for each of them.
-
-    Raises:
-        UserError: the settings are from the command line.
-    """
+    no `_target_`. Returns a line for each of them. Raises UserError: the settings are from the command
+    line."""
     resumed = [override for override in overrides if override.lstrip("+").startswith("resume=")]
     if resumed and resumed[-1].lstrip("+") not in ("resume=auto", "resume=null"):
         return []  # the settings go into the run's own config, which has the parts that it chose
@@ -164,11 +155,8 @@ def explain(error: Exception) -> str:
 def hydra_arguments(words: list[str]) -> list[str]:
     """Completes a command line of `imgcls train`. With `resume=RUN_DIR` Hydra then works in that directory,
     leaves its record alone, and takes keys of the run's own choices. With `-m` and keys of `sweep` it runs
-    `sweep=grid`.
-
-    Raises:
-        UserError: `-m` is missing or too much; or each rank of torchrun or srun would make a directory.
-    """
+    `sweep=grid`. Raises UserError: `-m` is missing or too much; or each rank of torchrun or srun would make a
+    directory."""
     values = dict(word.lstrip("+").partition("=")[::2] for word in words if "=" in word)
     multirun = not {"-m", "--multirun"}.isdisjoint(words)
     sweep = [word for word in words if word.startswith(("sweep=", "sweep."))]

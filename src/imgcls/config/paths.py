@@ -43,11 +43,9 @@ def takes_path(key: str) -> bool:
 
 
 def quoted(arguments: list[str]) -> list[str]:
-    """Returns a command line in which each path is in the quotes that Hydra's grammar needs.
-
-    Values that are already in quotes, and null, stay as they are. Under `-m` a comma separates two values.
-    Hydra's own parser can't do this: it refuses `~`, an apostrophe and an interpolation within another.
-    """
+    """Returns a command line in which each path is in the quotes that Hydra's grammar needs. Values that are
+    already in quotes, and null, stay as they are. Under `-m` a comma separates two values. Hydra's own parser
+    can't do this: it refuses `~`, an apostrophe and an interpolation within another."""
     many = bool({"-m", "--multirun"} & set(arguments))
     return [_quoted(word, many) for word in arguments]
 

@@ -49,7 +49,7 @@ def prepare(seed: int) -> None:
     torch.set_float32_matmul_precision("high")
     with contextlib.suppress(
         RuntimeError
-    ):  # kept between runs, also where /tmp is not; read at the first compilation
+    ):  # kept between runs, as /tmp may not be; for the first compilation
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))
 
 
@@ -65,20 +65,16 @@ def build_data(node: Node, augment: Node | None, seed: int, split: str = "test")
 def build_trainer(
     config: TrainerConfig, callbacks: list[Callback], loggers: list[Logger], run_dir: Path
 ) -> Trainer:
-    """Builds Lightning's trainer; precision "auto" is what the device is good at.
-
-    Raises:
-        UserError: a device, strategy or precision that is not to be had here.
-    """
+    """Builds Lightning's trainer; precision "auto" is what the device is good at. Raises UserError: a device,
+    strategy or precision that is not to be had here."""
     node = config.arguments()
     if config.max_epochs is None:
         node["max_epochs"] = -1  # Lightning would make 1000 of it
     if node["precision"] == "auto":
         node["precision"] = best_precision(str(node["accelerator"]))
     if re.search("spawn|fork|notebook", str(node.get("strategy"))):
-        raise UserError(
-            f"trainer.strategy={node['strategy']}: its processes can't take over what is built here; use ddp"
-        )
+        advice = "its processes can't take over what is built here; use ddp"
+        raise UserError(f"trainer.strategy={node['strategy']}: {advice}")
     node["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in callbacks)
     for key in ("strategy", "profiler"):
         if isinstance(node.get(key), Mapping):
@@ -86,28 +82,20 @@ def build_trainer(
     if not isinstance(node.get("strategy"), ModelParallelStrategy):  # which writes by itself
         node["plugins"] = [WholeFiles()]
     given: dict[str, Any] = {"default_root_dir": str(run_dir), "use_distributed_sampler": False}
-    trainer: Trainer = configs.build(
-        node, "trainer", Trainer, callbacks=callbacks, logger=loggers or False, **given
-    )
+    given |= {"callbacks": callbacks, "logger": loggers or False}
+    trainer: Trainer = configs.build(node, "trainer", Trainer, **given)
     if trainer.world_size > 1 and config.on_oom == "halve":
-        raise UserError(
-            f"trainer.on_oom=halve works in a single process, and here are {trainer.world_size}: one that "
-            "runs out of memory can't tell the others; leave it out, or find the size before with "
-            "tune=batch_size"
-        )
+        what = f"works in a single process, and here are {trainer.world_size}"
+        advice = "leave it out, or find the size before with tune=batch_size"
+        why = "one that runs out of memory can't tell the others"
+        raise UserError(f"trainer.on_oom=halve {what}: {why}; {advice}")
     if isinstance(trainer.accelerator, CPUAccelerator):
-        prepare_cpu(trainer)
+        if trainer.num_devices > max(cores(), 2):  # 2: to try it anywhere
+            advice = f"each is a process, and this machine has {cores()} cores"
+            raise UserError(f"trainer.devices={trainer.num_devices}: {advice}")
+        keep_freed_memory()
+        trainer.callbacks.insert(0, GiveBack())  # type: ignore[attr-defined]
     return trainer
-
-
-def prepare_cpu(trainer: Trainer) -> None:
-    """Keeps freed memory between steps. Raises UserError for more processes than there are cores."""
-    if trainer.num_devices > max(cores(), 2):  # 2: to try it anywhere
-        raise UserError(
-            f"trainer.devices={trainer.num_devices}: each is a process, and this machine has {cores()} cores"
-        )
-    keep_freed_memory()
-    trainer.callbacks.insert(0, GiveBack())  # type: ignore[attr-defined]
 
 
 def check_schedule(node: Node, classifier: ImageClassifier, trainer: Trainer, data: ImageDataModule) -> None:

@@ -11,7 +11,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from imgcls.config.paths import shown
-from imgcls.engine.resume import note_change
+from imgcls.engine.run_directory import note_change, put_in_place
 from imgcls.errors import UserError
 from imgcls.runs.checkpoints import load_tensors, newest
 from imgcls.runs.record import rerooted, write_config
@@ -32,9 +32,8 @@ class WholeFiles(TorchCheckpointIO):
 
 
 def write_whole(content: dict[str, Any], path: Path) -> None:
-    """Writes to another name, waits until the disk has the file, and renames it. Raises UserError where the disk
-    takes no more; it says how much is free, and from what the run can go on.
-    """
+    """Writes to another name, waits until the disk has the file, and renames it. Raises UserError where the
+    disk takes no more; it says how much is free, and from what the run can go on."""
     partial = path.with_suffix(".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,13 +50,6 @@ def write_whole(content: dict[str, Any], path: Path) -> None:
         if newest(path.parent)[0] != partial:
             partial.unlink(missing_ok=True)
         raise UserError(said) from error
-
-
-def put_in_place(partial: Path, path: Path) -> None:
-    """Gives a whole file its name; a `last.ckpt` of before becomes `previous.ckpt`."""
-    if path.name == "last.ckpt" and path.exists():
-        path.replace(path.with_name("previous.ckpt"))
-    partial.replace(path)
 
 
 def no_room(checkpoints: Path, error: Exception) -> str:

@@ -4,16 +4,14 @@ import logging
 import math
 from pathlib import Path
 
-from lightning.pytorch import Trainer
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional as F
 
-from imgcls.data.module import ImageDataModule
 from imgcls.engine.checkpoint import add_to_checkpoint
+from imgcls.engine.recovery import Training
 from imgcls.report.report_page import draw_report
 from imgcls.report.test_report import Report, make_report, write_report
-from imgcls.tasks.classification import ImageClassifier
 
 log = logging.getLogger(__name__)
 WITHIN = (0.01, 100.0)  # temperatures
@@ -23,14 +21,9 @@ ORDER = (
 )  # fmt: skip
 
 
-def run_test(
-    trainer: Trainer,
-    classifier: ImageClassifier,
-    data: ImageDataModule,
-    folder: Path,
-    path: str | None = None,
-) -> Report | None:
+def run_test(training: Training, folder: Path, path: str | None = None) -> Report | None:
     """Tests the checkpoint at `path` (none: the weights in memory); rank 0 writes and returns the report."""
+    trainer, classifier, data = training
     metrics = trainer.test(classifier, datamodule=data, ckpt_path=path, verbose=False, weights_only=True)[0]
     if not trainer.is_global_zero:
         return None
@@ -44,9 +37,8 @@ def run_test(
 
 
 def fit_temperature(logits: Tensor, targets: Tensor) -> float:
-    """Returns the temperature, in four digits, that `logits (N, K)` have the lowest cross-entropy with (Guo et
-    al. 2017, arXiv:1706.04599); 1 where there is none: with every target right the best would be 0.
-    """
+    """Returns the temperature, in four digits, that `logits (N, K)` have the lowest cross-entropy with (Guo
+    et al. 2017, arXiv:1706.04599); 1 where there is none: with every target right the best would be 0."""
     logits = logits.double()
     if bool((logits.argmax(1) == targets).all()) or not bool(logits.isfinite().all()):
         return 1.0
@@ -58,9 +50,10 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
     return float(f"{math.exp(found.x):.4g}")
 
 
-def calibrate(trainer: Trainer, classifier: ImageClassifier, data: ImageDataModule, path: str | None) -> None:
+def calibrate(training: Training, path: str | None) -> None:
     """Fits the temperature of a checkpoint (none: of the weights in memory) on the validation split, and writes
     it into the file: confidences become as high as accuracy."""
+    trainer, classifier, data = training
     loggers, trainer.loggers = trainer.loggers, []
     classifier.predictions.keep_logits = True
     try:  # as the test will see them: the same precision, the same weights with EMA

@@ -9,11 +9,9 @@ from imgcls.engine.private import has_amx
 
 
 def best_precision(accelerator: str) -> str:
-    """Returns Lightning's name of the fastest precision that trains as well as float32 here.
-
-    This is bfloat16 where the device multiplies it in hardware: GPUs from compute capability 8.0, CPUs with
-    AMX. (With AVX512-BF16 alone a step is slower than in float32; docs/performance.md has the figures.)
-    """
+    """Returns Lightning's name of the fastest precision that trains as well as float32 here. This is bfloat16
+    where the device multiplies it in hardware: GPUs from compute capability 8.0, CPUs with AMX. (With
+    AVX512-BF16 alone a step is slower than in float32; docs/performance.md has the figures.)"""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.get_device_capability() >= (8, 0) else "32-true"
     if accelerator in ("auto", "cpu") and has_amx():
@@ -29,11 +27,9 @@ class Heap(ctypes.Structure):
 
 
 def keep_freed_memory(keep: bool = True) -> None:
-    """Lets the C library, if it is glibc, keep the memory that tensors free, for the next tensors.
-
-    By default it maps each large tensor from the system and gives it back, and the system clears the pages
-    each time: a tenth to a fifth of a training step on a CPU. `GiveBack` bounds what is kept so.
-    """
+    """Lets the C library, if it is glibc, keep the memory that tensors free, for the next tensors. By default
+    it maps each large tensor from the system and gives it back, and the system clears the pages each time: a
+    tenth to a fifth of a training step on a CPU. `GiveBack` bounds what is kept so."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         trim_threshold, mmap_max = -1, -4  # malloc.h

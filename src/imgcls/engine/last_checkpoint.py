@@ -29,10 +29,9 @@ EPOCH_METRICS = ("train_loss", "train_top1")
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes `last.ckpt`, from which a run goes on as if it had never stopped: after each epoch, once
-    all is logged; every `every_minutes` within epochs; and when a signal asks to stop. What it replaces
-    becomes `previous.ckpt`. Before a save it checks that losses, weights and buffers are finite.
-    """
+    """Writes `last.ckpt`, from which a run goes on as if it had never stopped: after each epoch, once all is
+    logged; every `every_minutes` within epochs; and when a signal asks to stop. What it replaces becomes
+    `previous.ckpt`. Before a save it checks that losses, weights and buffers are finite."""
 
     monitor, best_model_path = None, ""  # as a ModelCheckpoint has, for a run without one
 

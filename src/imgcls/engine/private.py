@@ -20,46 +20,36 @@ Observer = Callable[[list[subprocess.Popen[bytes]]], None]
 
 
 def has_amx() -> bool:
-    """Returns whether this CPU multiplies bfloat16 tiles in hardware (AMX).
-
-    `torch.cpu.get_capabilities`, which is public, is missing in torch 2.11, the oldest that is supported.
-    """
+    """Returns whether this CPU multiplies bfloat16 tiles in hardware (AMX). `torch.cpu.get_capabilities`,
+    which is public, is missing in torch 2.11, the oldest that is supported."""
     return bool(torch.cpu._is_amx_tile_supported())
 
 
 def skip_sigterm_broadcast(trainer: Trainer) -> None:
-    """Keeps Lightning's training loop from sharing SIGTERM among processes.
-
-    It broadcasts a flag from the device in each step and reads it back: each step waits for the device.
-    LastCheckpoint has its own agreement, over the CPU and every few steps.
-    """
+    """Keeps Lightning's training loop from sharing SIGTERM among processes. It broadcasts a flag from the
+    device in each step and reads it back: each step waits for the device. LastCheckpoint has its own
+    agreement, over the CPU and every few steps."""
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
 def count_by_epochs(trainer: Trainer) -> None:
     """Makes Lightning's training loop restore its place by epochs also where `max_steps` ends the training.
-
     With `max_steps` Lightning takes a checkpoint from an epoch's end for one from the middle of an epoch: the
-    resumed run would leave out the hooks at the epoch's start and the schedules that wait for a metric.
-    """
+    resumed run would leave out the hooks at the epoch's start and the schedules that wait for a metric."""
     trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
 
 
 def restore_metric(metric: Metric, states: dict[str, Tensor]) -> None:
-    """Gives a metric the states `{name: tensor}` that it had within an epoch.
-
-    torchmetrics loads states, but not that there were updates: `compute` would warn that it comes before any.
-    """
+    """Gives a metric the states `{name: tensor}` that it had within an epoch. torchmetrics loads states, but
+    not that there were updates: `compute` would warn that it comes before any."""
     metric._update_count = 1
     for name, state in states.items():
         setattr(metric, name, state)
 
 
 def set_last_rates(schedule: LRScheduler, rates: list[float]) -> None:
-    """Sets the learning rates of a schedule's optimizer, one for each parameter group.
-
-    Without `_last_lr` the schedule's `get_last_lr`, for loggers, has the old rates up to the next step.
-    """
+    """Sets the learning rates of a schedule's optimizer, one for each parameter group. Without `_last_lr` the
+    schedule's `get_last_lr`, for loggers, has the old rates up to the next step."""
     for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     schedule._last_lr = [*rates]
@@ -80,9 +70,7 @@ def start_ranks_with(command: RankCommand, observer: Observer) -> None:
 
 
 def shard_over_all_devices(strategy: ModelParallelStrategy) -> None:
-    """Makes a strategy shard over all devices of all nodes, before it sets its processes up.
-
-    Lightning takes a number when the strategy is built, where the number of devices is not known yet, or
-    "auto", which is the number of nodes.
-    """
+    """Makes a strategy shard over all devices of all nodes, before it sets its processes up. Lightning takes
+    a number when the strategy is built, where the number of devices is not known yet, or "auto", which is the
+    number of nodes."""
     strategy._data_parallel_size = strategy.num_nodes * strategy.num_processes

@@ -36,17 +36,14 @@ class Training(NamedTuple):
     data: ImageDataModule
 
 
-def fit(
-    training: Training,
-    rebuild: Callable[[int, int], Training],
-    config: TrainerConfig,
-    run_dir: Path,
-    checkpoint: Path | None,
-) -> Training:
-    """Trains to the end, and returns what was trained.
+Rebuild = Callable[[int, int], Training]
 
-    After a fault that `on_nonfinite` or `on_oom` allows, the training is built anew and goes on from the last
-    checkpoint.
+
+def fit(
+    training: Training, rebuild: Rebuild, config: TrainerConfig, run_dir: Path, checkpoint: Path | None
+) -> Training:
+    """Trains to the end, and returns what was trained. After a fault that `on_nonfinite` or `on_oom` allows, the
+    training is built anew and goes on from the last checkpoint.
 
     Args:
         rebuild: builds the training for a batch size and a number of accumulated batches.
@@ -59,19 +56,18 @@ def fit(
             fit_once(training, run_dir, checkpoint)
             return training
         except NonFiniteLoss as error:
-            skips = config.on_nonfinite == "skip"
-            if not skips or len(skipped) == MOST_SKIPS:
-                if training.trainer.is_global_zero:
-                    more = (
-                        f"; {MOST_SKIPS} batches were left out" if skips else ", or trainer.on_nonfinite=skip"
-                    )
-                    raise NonFiniteLoss(f"{error}{more}") from error
-                sys.exit(0)  # rank 0 says it
+            first = training.trainer.is_global_zero
+            if config.on_nonfinite != "skip" or len(skipped) == MOST_SKIPS:
+                if not first:
+                    sys.exit(0)  # rank 0 says it
+                left_out = f"; {MOST_SKIPS} batches were left out"
+                raise NonFiniteLoss(
+                    f"{error}{left_out if skipped else ', or trainer.on_nonfinite=skip'}"
+                ) from error
             skipped.append(error.batch)
-            if training.trainer.is_global_zero:
-                log.warning(
-                    "%s\nback to the last checkpoint, to leave that batch out", str(error).partition(";")[0]
-                )
+            if first:
+                what = str(error).partition(";")[0]
+                log.warning("%s\nback to the last checkpoint, to leave that batch out", what)
         except torch.OutOfMemoryError as error:
             batches = halved(*batches, config.on_oom == "halve", error)
         loggers = training.trainer.loggers
@@ -84,10 +80,8 @@ def halved(size: int, accumulated: int, allowed: bool, error: Exception) -> tupl
     """Returns half the batch size and twice the accumulated batches; raises UserError if not allowed."""
     half = f"data.batch_size={size // 2} trainer.accumulate_grad_batches={2 * accumulated}"
     if not allowed or size % 2:
-        raise UserError(
-            f"out of memory at data.batch_size={size}; try {half}, or in a single process "
-            "trainer.on_oom=halve, which does that by itself"
-        ) from error
+        advice = f"try {half}, or in a single process trainer.on_oom=halve, which does that by itself"
+        raise UserError(f"out of memory at data.batch_size={size}; {advice}") from error
     log.warning("out of memory at data.batch_size=%d: going on with %s", size, half)
     return size // 2, 2 * accumulated
 
@@ -104,9 +98,8 @@ def fit_once(training: Training, run_dir: Path, checkpoint: Path | None) -> None
         if "loading state_dict" not in str(error):
             raise
         reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{shown(checkpoint or '')} is of another network than this code builds ({reason})"
-        ) from error
+        network = f"another network than this code builds ({reason})"
+        raise UserError(f"{shown(checkpoint or '')} is of {network}") from error
     except MisconfigurationException as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
     except OSError as error:
@@ -114,9 +107,8 @@ def fit_once(training: Training, run_dir: Path, checkpoint: Path | None) -> None
             raise
         raise UserError(no_room(run_dir / "checkpoints", error)) from error
     except Stopped:
-        log.warning(
-            "stopped after step %d; go on with: imgcls train %s", training.trainer.global_step, resume
-        )
+        step = training.trainer.global_step
+        log.warning("stopped after step %d; go on with: imgcls train %s", step, resume)
         raise
     except SystemExit as ended:
         if ended.code == 0:

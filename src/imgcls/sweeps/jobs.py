@@ -119,10 +119,8 @@ def repeated(action: Callable[[], None], seconds: float) -> Iterator[None]:
 
 
 def job_name(overrides: list[str], excluded: set[str]) -> str:
-    """Returns overrides as the name of a folder.
-
-    If it is too long, keys lose what comes before their last dot; if it still is, it is cut, with a hash.
-    """
+    """Returns overrides as the name of a folder. If it is too long, keys lose what comes before their last
+    dot; if it still is, it is cut, with a hash."""
     parts = "|".join(map(re.escape, excluded)) or "$."
     kept = [o for o in overrides if not re.match(rf"\+*({parts})[.=]", o)]
     kept = [re.sub(r"\d+\.\d{5,}(e[-+]?\d+)?", lambda number: f"{float(number[0]):.4g}", o) for o in kept]

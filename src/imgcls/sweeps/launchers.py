@@ -68,9 +68,7 @@ class Follower:
 @contextmanager
 def stoppable(launcher: Launcher, kind: str, folder: Path) -> Iterator[None]:
     """Makes a signal raise Stopped while jobs run here or on a cluster, and a dead job there end no other.
-
-    Jobs of joblib's are told by a file in the sweep's folder instead, and end by themselves.
-    """
+    Jobs of joblib's are told by a file in the sweep's folder instead, and end by themselves."""
     if kind in KEEP_APART:
         KEEP_APART[kind]()
     SIGNALS.install()
@@ -94,11 +92,9 @@ def stoppable(launcher: Launcher, kind: str, folder: Path) -> Iterator[None]:
 
 def outcomes(launcher: Launcher, kind: str, jobs: list[Job]) -> list[Any]:
     """Runs jobs with a launcher and returns a result for each: the launcher's, the exception that the
-    launcher raised, or None for a job that had ended before another job's death ended the launch.
-
-    The first of joblib's workers to die ends all. Then the jobs that had begun run again, each alone, and
-    after them those that had not begun: only the job that is to blame fails again.
-    """
+    launcher raised, or None for a job that had ended before another job's death ended the launch. The first
+    of joblib's workers to die ends all. Then the jobs that had begun run again, each alone, and after them
+    those that had not begun: only the job that is to blame fails again."""
     if not jobs:
         return []
     overrides = [[*job.overrides, "resume=auto"] for job in jobs]

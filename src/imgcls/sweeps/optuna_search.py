@@ -76,10 +76,8 @@ class Search:
             yield
 
     def ask(self, count: int) -> list[FrozenTrial]:
-        """Returns up to `count` trials to run next: first those of a killed worker, then new ones.
-
-        The values of a trial depend on its number and on the trials before, not on when the search began.
-        """
+        """Returns up to `count` trials to run next: first those of a killed worker, then new ones. The values
+        of a trial depend on its number and on the trials before, not on when the search began."""
         with FileLock(self.folder / ".ask.lock"):
             self.count_kills()
             running = self.study.get_trials(states=RUNNING)

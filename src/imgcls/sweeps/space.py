@@ -39,15 +39,11 @@ class SweepSettings:
 def read_overrides(
     loader: ConfigLoader, config: DictConfig, settings: SweepSettings
 ) -> tuple[list[str], list[Override]]:
-    """Returns the override that says where jobs run, and the overrides of the jobs.
-
-    These are the preset's and the command line's, which counts for a key that both have. A list or an
-    interval for `sweep.params.KEY` replaces the preset's. A search uses nothing of its preset if the
-    command line names a space, and leaves out keys that the config doesn't have.
-
-    Raises:
-        UserError: several values for another key of the sweep's own.
-    """
+    """Returns the override that says where jobs run, and the overrides of the jobs. These are the preset's
+    and the command line's, which counts for a key that both have. A list or an interval for
+    `sweep.params.KEY` replaces the preset's. A search uses nothing of its preset if the command line names a
+    space, and leaves out keys that the config doesn't have. Raises UserError: several values for another key
+    of the sweep's own."""
     parser = OverridesParser.create(config_loader=loader)
     given = parser.parse_overrides(list(config.hydra.overrides.task))
     own = [o for o in given if o.key_or_group.partition(".")[0] in ("sweep", "launcher")]
@@ -81,11 +77,7 @@ def has(config: DictConfig, key: str) -> bool:
 
 
 def choices(override: Override) -> list[str]:
-    """Returns the values of a list, or the two ends of an interval.
-
-    Raises:
-        UserError: the list is empty.
-    """
+    """Returns the values of a list, or the two ends of an interval. Raises UserError: the list is empty."""
     if not override.is_discrete_sweep():
         interval: Any = override.value()
         return [str(interval.start), str(interval.end)]

@@ -236,11 +236,7 @@ class Sweep(Sweeper):
             job.values = [values] if isinstance(values, float) else values
 
     def report(self) -> None:
-        """Prints where the results are.
-
-        Raises:
-            UserError: a job of a grid failed, or all jobs of a search.
-        """
+        """Prints where the results are. Raises UserError: a job of a grid failed, or all jobs of a search."""
         if (best := self.jobs.best()) is not None:
             print(f"best job: {shown(best.folder)}")
         folder = shown(self.folder)
