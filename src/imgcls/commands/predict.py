@@ -7,7 +7,7 @@ import logging
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from imgcls.commands.eval import CARRIED, evaluation_trainer
-from imgcls.commands.prediction_files import Rows, writer
+from imgcls.commands.prediction_files import Rows, Write, writer
 from imgcls.config.paths import shown
 from imgcls.config.training import Node
 from imgcls.data.files import Failure, FileBatch, file_loader, images_of
@@ -112,15 +112,13 @@ class Predictor:
     def __init__(self, classifier: ImageClassifier, trainer: Trainer, config: PredictConfig) -> None:
         self.device, self.precision = trainer.strategy.root_device, trainer.precision_plugin
         self.classifier = self.precision.convert_module(classifier).to(self.device)
-        self.names, self.head_inputs = classifier.spec.class_names, list["Tensor"]()
-        self.config = config
+        self.names, self.head_inputs, self.config = classifier.spec.class_names, list[Tensor](), config
         if config.embedding:
             head = classifier.network.get_submodule(classifier.head_name)
             head.register_forward_pre_hook(lambda module, inputs: self.head_inputs.append(inputs[0]))
 
     def __call__(self, paths: list[str], images: Tensor) -> Rows:
         """Returns the rows of `images (N, C, H, W) uint8`; embeddings are of images as they are."""
-
         with torch.inference_mode(), self.precision.forward_context():
             images = images.to(self.device, non_blocking=True)
             probabilities = self.classifier(images).float().softmax(1)
@@ -138,15 +136,11 @@ class Predictor:
 
 
 def run(
-    loader: DataLoader[FileBatch],
-    predict: Predictor,
-    write: Callable[["Rows"], None],
-    failures: list[Failure],
-    unreadable: Path,
+    loader: DataLoader[FileBatch], predict: Predictor, write: Write, failures: list[Failure], unreadable: Path
 ) -> tuple[int, int]:
     """Writes a row for each image, and the unreadable ones to a file; returns how many of each there were."""
-    done, failed, start, console = 0, 0, time.perf_counter(), Console()
-    told = start
+    done, failed, console = 0, 0, Console()
+    start = told = time.perf_counter()
     columns = TextColumn("predicting"), BarColumn(24), TextColumn("{task.description}"), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)  # the source is listed as it is read

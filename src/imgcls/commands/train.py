@@ -198,10 +198,8 @@ def summarise(trainer: Trainer, run_dir: Path) -> None:
 
 def keep_artifact(trainer: Trainer) -> None:
     """Keeps the best checkpoint as an artifact of the W&B run, where `logger.wandb.log_model` asks for it."""
-    best = best_checkpoint(trainer)
+    best = best_checkpoint(trainer) if trainer.is_global_zero else None
     for logger in trainer.loggers:
-        if not (best and trainer.is_global_zero and getattr(logger, "keeps_best", False)):
-            continue
-        if isinstance(logger, WandbLogger):
+        if best and isinstance(logger, WandbLogger) and getattr(logger, "keeps_best", False):
             with unharmed(logger):
                 log_checkpoint(logger.experiment, best)

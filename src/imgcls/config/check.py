@@ -13,6 +13,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -21,8 +22,10 @@ from omegaconf.errors import OmegaConfBaseException
 from imgcls.config.paths import expand
 from imgcls.errors import UserError, nearest
 
+Target = Callable[..., Any]  # a class or function that a `_target_` names
 
-def locate(target: str, where: str = "_target_") -> Callable[..., Any]:
+
+def locate(target: str, where: str = "_target_") -> Target:
     """Returns the class or function that a dotted name stands for. Raises UserError: there is no such module,
     or nothing of that name in it."""
     if not isinstance(target, str) or "." not in target.strip(".") or target.startswith("."):
@@ -74,15 +77,13 @@ def typed(value: Any, hint: Any, where: str) -> Any:
     """Returns `value` as the type hint has it (a list becomes the tuple that is asked for). Raises UserError:
     the value is not of that type."""
     from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
-    from pydantic.errors import PydanticSchemaGenerationError
 
-    try:
-        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True, strict=False))
-    except (PydanticUserError, PydanticSchemaGenerationError):
-        try:
-            adapter = TypeAdapter(hint)  # a dataclass or model brings a config of its own
-        except (PydanticUserError, PydanticSchemaGenerationError):
-            return value
+    for own in (ConfigDict(arbitrary_types_allowed=True), None):  # a dataclass or model brings one
+        with suppress(PydanticUserError):
+            adapter = TypeAdapter(hint, config=own)
+            break
+    else:
+        return value
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
@@ -114,9 +115,7 @@ def _name(hint: Any) -> str:
     return getattr(hint, "__name__", str(hint)) if origin is None else str(hint).replace("typing.", "")
 
 
-def arguments(
-    node: Mapping[str, Any], where: str, target: Callable[..., Any] | None = None
-) -> dict[str, Any]:
+def arguments(node: Mapping[str, Any], where: str, target: Target | None = None) -> dict[str, Any]:
     """Returns the keyword arguments of a node, checked against the signature of its `_target_`. `target`:
     what `_target_` names, if the caller has found it. Raises UserError: a key that is no parameter of the
     target, or a value of a wrong type."""
@@ -148,11 +147,7 @@ def check(config: Mapping[str, Any], where: str = "") -> None:
 
 
 def build(
-    node: Mapping[str, Any],
-    where: str,
-    kind: type | None = None,
-    target: Callable[..., Any] | None = None,
-    **given: Any,
+    node: Mapping[str, Any], where: str, kind: type | None = None, target: Target | None = None, **given: Any
 ) -> Any:
     """Calls what a node's `_target_` names with the node's other keys and `given`. A node of a checkpoint
     could name anything: for it the caller finds `target` in the allow-list (imgcls.config.allowed) and gives

@@ -1,5 +1,4 @@
-"""Weights & Biases logger: begins a run that never asks for a key and never stops a training, and closes
-it."""
+"""Weights & Biases logger: begins a run that never asks for a key nor stops a training, and closes it."""
 
 import logging
 import netrc
