@@ -27,11 +27,10 @@ TOOLS = {name: f"tools.{name}.command" for name in ("inspect", "pack", "compare"
 TOOLS["reproduce"] = "tools.reproduce"
 
 
-def usage() -> str:
-    verbs = "\n".join(f"  {name:<10}{phrase}" for name, phrase in VERBS.items())
-    return f"""imgcls VERB key=value …
+LINES = "\n".join(f"  {name:<10}{phrase}" for name, phrase in VERBS.items())
+USAGE = f"""imgcls VERB key=value …
 
-{verbs}
+{LINES}
 
   imgcls train                                  the default: a small network on scikit-learn's digits
   imgcls train data=cifar10 backbone=resnet20 optimizer.lr=0.1
@@ -66,7 +65,7 @@ def _main() -> None:
     if arguments[:1] == ["-sc"]:
         return _complete(arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        return print(usage())
+        return print(USAGE)
     if arguments[0] == "--version":
         return print(importlib.import_module("imgcls").__version__)
     verb = arguments[0]

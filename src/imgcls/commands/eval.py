@@ -118,7 +118,6 @@ def to_classes_of(classifier: ImageClassifier, data: ImageDataModule) -> None:
     if unknown := [name for name in found if name not in known]:
         advice = f"which the checkpoint does not know; {nearest(unknown[0], known)}"
         raise UserError(f"the data has the class {unknown[0]!r}, {advice}")
-
     order = torch.tensor([known.index(name) for name in found])
     for dataset in data.sets.values():
         dataset.targets = order[dataset.targets]

@@ -60,7 +60,6 @@ def main(config: PredictConfig, run_dir: Path) -> None:
     if out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         advice = "install it, or take .jsonl"
         raise UserError(f"out={out} needs the package pyarrow, which is not installed; {advice}")
-
     failures: list[Failure] = []
     paths = images_of("source", config.source, failures)
     classifier, trained = load_checkpoint(find_checkpoint(config.checkpoint), config.trust)

@@ -18,6 +18,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from imgcls.config.paths import expand
 from imgcls.errors import UserError, nearest
@@ -76,8 +77,6 @@ def _parameters(target: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
 def typed(value: Any, hint: Any, where: str) -> Any:
     """Returns `value` as the type hint has it (a list becomes the tuple that is asked for). Raises UserError:
     the value is not of that type."""
-    from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
-
     for own in (ConfigDict(arbitrary_types_allowed=True), None):  # a dataclass or model brings one
         with suppress(PydanticUserError):
             adapter = TypeAdapter(hint, config=own)

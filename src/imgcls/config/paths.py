@@ -69,7 +69,7 @@ def _as_text(value: str) -> str:
         return f"[{','.join(_as_text(piece.strip()) for piece in PIECE.findall(value[1:-1]))}]"
     if GRAMMAR.fullmatch(value):
         return value
-    return _in_quotes(value) if NUMBER_LIKE.fullmatch(value) else hydra_quoted(value)
+    return hydra_quoted(value, always=bool(NUMBER_LIKE.fullmatch(value)))
 
 
 def expand(value: Any, where: str = "") -> Any:
@@ -92,10 +92,7 @@ def shown(path: Path | str) -> str:
     return str(path) if relative.startswith("..") else relative
 
 
-def hydra_quoted(text: str) -> str:
+def hydra_quoted(text: str, always: bool = False) -> str:
     """Returns a value for Hydra's command line: in quotes if it has characters of the grammar."""
-    return text if re.fullmatch(r"[\w./+-]+", text, re.ASCII) else _in_quotes(text)
-
-
-def _in_quotes(text: str) -> str:
-    return QuotedString(text, Quote.single).with_quotes()
+    bare = re.fullmatch(r"[\w./+-]+", text, re.ASCII) and not always
+    return text if bare else QuotedString(text, Quote.single).with_quotes()

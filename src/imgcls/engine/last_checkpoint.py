@@ -14,8 +14,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from imgcls.data.batch import Batch
 from imgcls.data.module import ImageDataModule
 from imgcls.engine.checkpoint import SaveConfig, State
-from imgcls.engine.nonfinite import FiniteCheck
 from imgcls.engine.private import count_by_epochs, restore_metric, set_last_rates, skip_sigterm_broadcast
+from imgcls.engine.recovery import FiniteCheck
 from imgcls.engine.signals import SIGNALS
 from imgcls.errors import UserError
 from imgcls.loggers.epoch_csv import EpochCSV
@@ -116,7 +116,11 @@ class LastCheckpoint(Checkpoint):
                 counts |= dict.fromkeys(counts, counts["processed"])
         else:
             assert isinstance(pl_module, ImageClassifier)
-            checkpoint["within_epoch"] = state_within_epoch(pl_module, data_of(trainer).batch_size)
+            metrics = {name: getattr(pl_module, name).metric_state for name in EPOCH_METRICS}
+            metrics = {n: {key: value.cpu() for key, value in state.items()} for n, state in metrics.items()}
+            size = data_of(trainer).batch_size  # what an epoch needs to go on beside Lightning's own state:
+            within = {"first_rate": pl_module.first_rate, "metrics": gathered(metrics), "batch_size": size}
+            checkpoint["within_epoch"] = within
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: State) -> None:
         self.metrics, self.within = checkpoint.get("metrics", {}), checkpoint.get("within_epoch", {})
@@ -201,15 +205,8 @@ def change_batch_size(checkpoint: State, size: int) -> None:
         counts |= dict.fromkeys(counts, samples // size) | {"completed": samples // size - 1}
 
 
-def state_within_epoch(classifier: ImageClassifier, batch_size: int) -> dict[str, Any]:
-    """Returns what an epoch that has begun needs to go on beside Lightning's own state, of all processes."""
-    states = {name: getattr(classifier, name).metric_state for name in EPOCH_METRICS}
-    states = {name: {key: value.cpu() for key, value in state.items()} for name, state in states.items()}
-    return {"first_rate": classifier.first_rate, "metrics": gathered(states), "batch_size": batch_size}
-
-
 def go_on_within_epoch(trainer: Trainer, classifier: ImageClassifier, within: dict[str, Any]) -> None:
-    """Brings all that `state_within_epoch` returned back, and does what Lightning leaves out then."""
+    """Brings the state `within` an epoch back, of all processes, and does what Lightning leaves out then."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # what they set here is in no checkpoint
         callback.on_train_epoch_start(trainer, classifier)
     trainer.fit_loop.restarting = False  # or a plateau's schedule would miss this epoch's end

@@ -56,15 +56,10 @@ def set_last_rates(schedule: LRScheduler, rates: list[float]) -> None:
 
 
 def start_ranks_with(command: RankCommand, observer: Observer) -> None:
-    """Sets the command that Lightning starts each further process of a training with, and what watches those.
-
-    Lightning's own command runs the whole command line again, and with `-m` in it the whole sweep. Its own
-    observer kills this process, with no word, a few seconds after one of the others has failed.
-
-    Args:
-        command: returns the command and its working directory for a local rank.
-        observer: is called once, with the processes that were started.
-    """
+    """Sets the command (and its working directory) that Lightning starts each further process of a training with,
+    and the observer of all that were started. Lightning's own command runs the whole command line again, and
+    with `-m` in it the whole sweep. Its own observer kills this process, with no word, a few seconds after one of
+    the others has failed."""
     subprocess_script._hydra_subprocess_cmd = command  # type: ignore[assignment]
     subprocess_script._launch_process_observer = lambda child_processes: observer(child_processes)
 

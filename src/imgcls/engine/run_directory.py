@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from imgcls.config.paths import shown
 from imgcls.errors import InUse, UserError, nearest
@@ -17,7 +18,6 @@ from imgcls.processes import rank
 from imgcls.runs.record import rerooted, write_text
 
 if TYPE_CHECKING:
-    from filelock import FileLock
     from lightning.pytorch import Trainer
 
 log = logging.getLogger(__name__)
@@ -28,11 +28,9 @@ RECORDED = ("run_dir", "cwd", "names", "job", "git")  # keys that are written wh
 WITH_STATE = ("backbone.", "optimizer.", "scheduler.")  # groups whose state is in the checkpoint
 
 
-def claim(run_dir: Path, overwrite: bool, resuming: bool) -> "FileLock | None":
+def claim(run_dir: Path, overwrite: bool, resuming: bool) -> FileLock | None:
     """Makes the run directory this process's own until it ends; returns the lock, on rank 0. Raises InUse:
     another process has it. Raises UserError: it holds a run that this one neither resumes nor overwrites."""
-    from filelock import FileLock, Timeout
-
     if rank():
         return None
     run_dir.mkdir(parents=True, exist_ok=True)

@@ -147,13 +147,8 @@ def short_hash(text: str) -> str:
 
 
 class Follower:
-    """Runs Hydra's task in a process of joblib's. When the process that gives the jobs is asked to stop, or
-    is gone, the task stops as a training does that gets SIGTERM.
-
-    Args:
-        task: runs one job.
-        stop: a file; all jobs stop as soon as it exists.
-    """
+    """Runs Hydra's task in a process of joblib's. When the process that gives the jobs is asked to stop, and
+    makes the file `stop`, or is gone, the task stops as a training does that gets SIGTERM."""
 
     def __init__(self, task: TaskFunction, stop: Path) -> None:
         self.task, self.stop, self.leader = task, stop, os.getpid()
