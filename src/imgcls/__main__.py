@@ -68,10 +68,10 @@ def _main() -> None:
         return print(USAGE)
     if arguments[0] == "--version":
         return print(importlib.import_module("imgcls").__version__)
-    verb = arguments[0]
+    verb, *words = arguments
     if verb not in VERBS:
         sys.exit(f"imgcls {verb}: there is no such verb; {nearest(verb, VERBS)}")
-    _run(verb, arguments[1:])
+    _run(verb, words)
 
 
 def _run(verb: str, arguments: list[str]) -> None:

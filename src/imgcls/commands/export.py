@@ -75,8 +75,9 @@ def main(config: ExportConfig, run_dir: Path) -> float:
 def write_checked(
     config: ExportConfig, classifier: ImageClassifier, images: Tensor, origin: str, path: Path
 ) -> tuple[float, str]:
-    """Writes the file and runs it; returns the largest difference of a logit, and words for it. Raises UserError
-    where it is above `tolerance`, and above that share of the largest logit, with which rounding grows."""
+    """Writes the file and runs it; returns the largest difference of a logit, and words for it. Raises
+    UserError where it is above `tolerance`, and above that share of the largest logit, with which rounding
+    grows."""
     write = write_onnx if config.format == "onnx" else write_torch_export
     written = write(Whole(classifier), images[:2], path, metadata(classifier.spec))
     difference, largest = compare(classifier, written, [images[:size] for size in BATCHES])
@@ -92,8 +93,8 @@ def write_checked(
 def real_images(
     folder: str | None, trained: dict[str, Any], spec: DataSpec, trust: list[str]
 ) -> tuple[Tensor, str]:
-    """Returns images `(7, C, H, W) uint8` to compare on, and the words for where they are from: the folder if one
-    is given, else the test of the training's data, else chance."""
+    """Returns images `(7, C, H, W) uint8` to compare on, and the words for where they are from: the folder if
+    one is given, else the test of the training's data, else chance."""
     most = max(BATCHES)
     if folder is not None:
         failures: list[Failure] = []
@@ -113,8 +114,8 @@ def real_images(
 
 
 def metadata(spec: DataSpec) -> dict[str, str]:
-    """Returns what a user of the file must know of classes and images; each value is JSON. An image's short side is
-    to be resized to `resize` pixels, with antialiasing, and the centre square of `image_size` cut."""
+    """Returns what a user of the file must know of classes and images; each value is JSON. An image's short
+    side is to be resized to `resize` pixels, with antialiasing, and the centre square of `image_size` cut."""
     facts = asdict(spec) | {"resize": spec.resize}
     return {name: json.dumps(value, ensure_ascii=False) for name, value in facts.items()}
 

@@ -72,9 +72,8 @@ def main(config: PredictConfig, run_dir: Path) -> None:
         with appearing(out.parent) as folder, writer(folder / out.name, config.embedding) as write:
             done, failed = run(loader, predict, write, failures, folder / unreadable.name)
     except OSError as error:
-        reason = error.strerror or error
-        advice = "free some disk or give another name"
-        raise UserError(f"out={out} can't be written ({reason}); {advice}") from error
+        why = f"({error.strerror or error}); free some disk or give another name"
+        raise UserError(f"out={out} can't be written {why}") from error
     except KeyboardInterrupt:
         log.error("interrupted; nothing is left of %s", shown(out))
         sys.exit(130)

@@ -83,15 +83,12 @@ def parquet_writer(path: Path, embedding: bool) -> Iterator[Write]:
             for row in zip(*(column for column in columns if column is not None), strict=True):
                 held.append(dict(zip(kinds, row, strict=True)))
             if len(held) >= ROW_GROUP:
-                flush()
-
-        def flush() -> None:
-            file.write_table(pa.Table.from_pylist(held, schema))
-            held.clear()
+                file.write_table(pa.Table.from_pylist(held, schema))
+                held.clear()
 
         yield write
         if held:
-            flush()
+            file.write_table(pa.Table.from_pylist(held, schema))
 
 
 def cells(rows: Rows) -> Iterator[tuple[str, list[str], list[float], list[float]]]:

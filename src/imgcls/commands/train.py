@@ -61,7 +61,7 @@ def main(plain: Node, run_dir: Path) -> Score:
 
 
 def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None) -> Score:
-    """Builds the training, fits it from a checkpoint if there is one, tests its best checkpoint, and reports."""
+    """Builds the training, fits it (on from a checkpoint), tests its best checkpoint, and reports."""
     if config.tune is not None:
         return tune(config, run_dir)
     training = assemble(config, run_dir, checkpoint)
@@ -125,7 +125,7 @@ def describe(config: TrainConfig, training: Training, run_dir: Path) -> None:
 def outcome_recorded(run_dir: Path, training: Training) -> Iterator[None]:
     """Around a training: status.json and W&B get to know how it ended."""
     parameters = sum(p.numel() for p in training.classifier.network.parameters())
-    callbacks: list[Callback] = training.trainer.callbacks  # type: ignore[attr-defined]
+    callbacks = training.trainer.callbacks  # type: ignore[attr-defined]
     saver = next(callback for callback in callbacks if isinstance(callback, SaveConfig))
     first = training.trainer.is_global_zero
     status, word = 1, "failed"
@@ -153,8 +153,7 @@ def refuse_pruned(trainer: Trainer) -> None:
 
 def best_checkpoint(trainer: Trainer) -> str | None:
     """Returns the path of the best checkpoint; none: the last weights, in memory, are all there is."""
-    keeper = trainer.checkpoint_callback
-    return getattr(keeper, "best_model_path", None) or None
+    return getattr(trainer.checkpoint_callback, "best_model_path", None) or None
 
 
 def calibrate_and_test(config: TrainConfig, training: Training, run_dir: Path) -> None:

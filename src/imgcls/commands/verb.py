@@ -31,9 +31,9 @@ log = logging.getLogger(__name__)
 
 
 def run_verb(name: str, module: str) -> None:
-    """Lets Hydra compose the config of a verb, from its root in conf/, and calls `main(config, run_dir)` of the
-    module (dotted). The annotation of its first parameter says the types of the root's keys. The module, and
-    torch with it, is imported when the config is composed: `--help` needs neither."""
+    """Lets Hydra compose the config of a verb, from its root in conf/, and calls `main(config, run_dir)` of
+    the module (dotted). The annotation of its first parameter says the types of the root's keys. The module,
+    and torch with it, is imported when the config is composed: `--help` needs neither."""
 
     def task(cfg: DictConfig) -> Any:
         hydra_config = HydraConfig.get()

@@ -1,9 +1,7 @@
-"""Config checks: compare names and types of a config with what it calls, before anything is built.
-
-A node with a `_target_` is a call: the other keys are the keyword arguments of the class or function that
-`_target_` names. `check` compares all of them with its signature, so that `trainer.max_epochs=abc` or a key
-that no parameter takes stops the run with one line; `build` makes the call.
-"""
+"""Config checks: compare names and types of a config with what it calls, before anything is built. A node
+with a `_target_` is a call: the other keys are the keyword arguments of the class or function that `_target_`
+names. `check` compares all of them with its signature, so that `trainer.max_epochs=abc` or a key that no
+parameter takes stops the run with one line; `build` makes the call."""
 
 import dataclasses
 import functools

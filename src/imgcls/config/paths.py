@@ -46,21 +46,17 @@ def quoted(arguments: list[str]) -> list[str]:
     """Returns a command line in which each path is in the quotes that Hydra's grammar needs. Values that are
     already in quotes, and null, stay as they are. Under `-m` a comma separates two values. Hydra's own parser
     can't do this: it refuses `~`, an apostrophe and an interpolation within another."""
-    many = bool({"-m", "--multirun"} & set(arguments))
-    return [_quoted(word, many) for word in arguments]
-
-
-def _quoted(word: str, many: bool) -> str:
-    name, _, value = word.partition("=")
-    key = name.lstrip("+")
-    if not value:
-        return word
-    if name == "--config-dir" or key.startswith("hydra."):  # Hydra reads these before expand does
-        value = expanded(value)
-    if takes_path(key) or key in CONDITIONS:
-        one = not many or any(fnmatchcase(key, pattern) for pattern in ONE_VALUE)
-        value = ",".join(map(_as_text, [value] if one else PIECE.findall(value)))
-    return f"{name}={value}"
+    many, words = not {"-m", "--multirun"}.isdisjoint(arguments), []
+    for word in arguments:
+        name, _, value = word.partition("=")
+        key = name.lstrip("+")
+        if name == "--config-dir" or key.startswith("hydra."):  # Hydra reads these before expand does
+            value = expanded(value)
+        if value and (takes_path(key) or key in CONDITIONS):
+            one = not many or any(fnmatchcase(key, pattern) for pattern in ONE_VALUE)
+            value = ",".join(map(_as_text, [value] if one else PIECE.findall(value)))
+        words.append(f"{name}={value}" if value else word)
+    return words
 
 
 def _as_text(value: str) -> str:

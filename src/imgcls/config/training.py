@@ -73,7 +73,7 @@ class TrainConfig(BaseModel):
 
     @classmethod
     def read(cls, plain: Node) -> Self:
-        """Returns the typed form of a plain config. Raises UserError for what is not chosen or does not fit."""
+        """Returns the typed form of a plain config. Raises UserError for what is missing or does not fit."""
         for part in PARTS:
             if not plain.get(part):
                 raise UserError(f"{part}: nothing is chosen; write {part}=…")

@@ -1,4 +1,4 @@
-"""Builds the datamodule and Lightning's trainer that a config describes, as this hardware is fast with them."""
+"""Builds the datamodule and Lightning's trainer that a config describes, fast on this hardware."""
 
 import contextlib
 import ctypes

@@ -1,4 +1,4 @@
-"""Checkpoint files: each is whole, also where the process is killed or the disk is full, and has the config."""
+"""Checkpoint files: whole, also where the process is killed or the disk is full, with the run's config."""
 
 import os
 import shlex

@@ -51,8 +51,8 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
 
 
 def calibrate(training: Training, path: str | None) -> None:
-    """Fits the temperature of a checkpoint (none: of the weights in memory) on the validation split, and writes
-    it into the file: confidences become as high as accuracy."""
+    """Fits the temperature of a checkpoint (none: of the weights in memory) on the validation split, and
+    writes it into the file: confidences become as high as accuracy."""
     trainer, classifier, data = training
     loggers, trainer.loggers = trainer.loggers, []
     classifier.predictions.keep_logits = True

@@ -41,11 +41,10 @@ class LastCheckpoint(Checkpoint):
         self.path, self.every_minutes, self.saved = Path(dirpath) / "last.ckpt", every_minutes, 0.0
         self.saving = self.epoch_ended = False
         self.infinite: list[str] = []  # buffers that are so from the beginning, such as a mask
-        self.metrics: dict[str, Any] = {}  # that were logged last before the checkpoint
-        self.within: dict[str, Any] = {}  # what a checkpoint brought that was written within an epoch
+        self.metrics: State = {}  # that were logged last before the checkpoint
+        self.within: State = {}  # what a checkpoint brought that was written within an epoch
 
     # When it saves and stops
-
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
@@ -99,7 +98,6 @@ class LastCheckpoint(Checkpoint):
         self.epoch_ended, self.saved = False, time.monotonic()
 
     # What it adds to a checkpoint, and brings back
-
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: State) -> None:
         states = [checkpoint[key] for key in STATES if key in checkpoint]
         self.finite.check(trainer, self.agreement, *states)
@@ -107,9 +105,9 @@ class LastCheckpoint(Checkpoint):
         checkpoint["metrics"] = {name: value.cpu() for name, value in trainer.callback_metrics.items()}
         if not self.saving:  # it is another callback's
             return
-        for saver in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(saver, SaveConfig):
-                saver.keep(trainer)
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        for saver in (callback for callback in callbacks if isinstance(callback, SaveConfig)):
+            saver.keep(trainer)
         if self.epoch_ended:  # and the next begun, so that Lightning would take all its batches for done
             progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
             for counts in (progress["total"], progress["current"]):
@@ -142,9 +140,8 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         SIGNALS.install()  # once more: Lightning put its own in front
         SIGNALS.training, self.saved = True, time.monotonic()
-        for logger in trainer.loggers:
-            if isinstance(logger, EpochCSV):
-                logger.keep(trainer.current_epoch)
+        for logger in (logger for logger in trainer.loggers if isinstance(logger, EpochCSV)):
+            logger.keep(trainer.current_epoch)
         trainer.callback_metrics.update(self.metrics)
         if self.metrics:  # it is a resume
             follow_schedules(trainer)

@@ -1,8 +1,6 @@
-"""Private names of Lightning, torch and torchmetrics: the one file of the engine that touches them.
-
-Each function says why it is needed and what breaks without it. Seen in lightning 2.6.6, torch 2.15.0 and
-torchmetrics 1.9.0; tests/engine/test_private.py fails when one of them drops or changes such a name.
-"""
+"""Private names of Lightning, torch and torchmetrics: the one file of the engine that touches them. Each
+function says why it is needed and what breaks without it. Seen in lightning 2.6.6, torch 2.15.0 and
+torchmetrics 1.9.0; tests/engine/test_private.py fails when one of them drops or changes such a name."""
 
 import subprocess
 from collections.abc import Callable
@@ -56,10 +54,10 @@ def set_last_rates(schedule: LRScheduler, rates: list[float]) -> None:
 
 
 def start_ranks_with(command: RankCommand, observer: Observer) -> None:
-    """Sets the command (and its working directory) that Lightning starts each further process of a training with,
-    and the observer of all that were started. Lightning's own command runs the whole command line again, and
-    with `-m` in it the whole sweep. Its own observer kills this process, with no word, a few seconds after one of
-    the others has failed."""
+    """Sets the command (and its working directory) that Lightning starts each further process of a training
+    with, and the observer of all that were started. Lightning's own command runs the whole command line
+    again, and with `-m` in it the whole sweep. Its own observer kills this process, with no word, a few
+    seconds after one of the others has failed."""
     subprocess_script._hydra_subprocess_cmd = command  # type: ignore[assignment]
     subprocess_script._launch_process_observer = lambda child_processes: observer(child_processes)
 

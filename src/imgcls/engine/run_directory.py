@@ -43,10 +43,7 @@ def claim(run_dir: Path, overwrite: bool, resuming: bool) -> FileLock | None:
     used = any((run_dir / name).exists() for name in USED)
     if used and overwrite:
         for path in (run_dir / name for name in OWN):
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     elif used and not resuming:
         lock.release()
         others = "start over with overwrite=true, or give another folder as hydra.run.dir=…"
@@ -102,8 +99,8 @@ def put_in_place(partial: Path, path: Path) -> None:
 
 
 def resumed(config: dict[str, Any], run_dir: Path, changed: list[str]) -> dict[str, Any]:
-    """Returns the config to run. With resume=RUN_DIR the overrides that this command has `changed` are put into
-    the run's own config; with resume=auto the command is the run's own."""
+    """Returns the config to run. With resume=RUN_DIR the overrides that this command has `changed` are put
+    into the run's own config; with resume=auto the command is the run's own."""
     wanted, path = config["resume"], run_dir / "config.yaml"
     config = {**config, "resume": None}
     if wanted is None or (wanted == "auto" and not path.is_file()):

@@ -8,8 +8,8 @@ import wandb
 
 
 def leave_out_job_inputs() -> None:
-    """Keeps `wandb.init` from looking for inputs of W&B Launch: importing that package takes 0.7 s. Where it is
-    imported already, there may be inputs."""
+    """Keeps `wandb.init` from looking for inputs of W&B Launch: importing that package takes 0.7 s. Where it
+    is imported already, there may be inputs."""
     if "wandb.sdk.launch" not in sys.modules:
         wandb.Run._detect_and_apply_job_inputs = lambda run: None  # type: ignore
 

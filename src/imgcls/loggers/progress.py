@@ -106,8 +106,7 @@ class EpochProgress(ProgressBar):
         epochs, batches = trainer.max_epochs or 0, trainer.num_training_batches
         if epochs <= 0 or not done or batches == float("inf"):
             return ""
-        left = batches * epochs - done - self.first_step
-        seconds = round((now - self.start) / done * max(left, 0))
+        seconds = round((now - self.start) / done * max(batches * epochs - done - self.first_step, 0))
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left"
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

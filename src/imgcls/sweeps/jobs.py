@@ -1,5 +1,5 @@
-"""Jobs of a sweep: their names and states, how far the sweep is, and launching that keeps a job that dies, or a
-sweep that is stopped, from harming other jobs."""
+"""Jobs of a sweep: their names and states, how far the sweep is, and launching that keeps a job that dies, or
+a sweep that is stopped, from harming other jobs."""
 
 import hashlib
 import json

@@ -34,9 +34,9 @@ WORDS = {state: word for word, state in STATES.items()}
 
 
 class Search:
-    """A study in the sweep's folder: several processes that run the same sweep share it. It searches the space of
-    the overrides `swept` for the best `metrics`, each with a direction, "min" or "max". Raises UserError where the
-    number of trials, the pruner or the space is wrong."""
+    """A study in the sweep's folder: several processes that run the same sweep share it. It searches the
+    space of the overrides `swept` for the best `metrics`, each with a direction, "min" or "max". Raises
+    UserError where the number of trials, the pruner or the space is wrong."""
 
     def __init__(
         self, settings: SweepSettings, folder: Path, metrics: list[str], directions: list[str],

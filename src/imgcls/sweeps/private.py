@@ -1,7 +1,5 @@
-"""Private names of Hydra's launchers that a sweep can't do without, each with its reason.
-
-Seen in hydra-submitit-launcher and hydra-ray-launcher 1.4.0rc3.
-"""
+"""Private names of Hydra's launchers that a sweep can't do without, each with its reason. Seen in
+hydra-submitit-launcher and hydra-ray-launcher 1.4.0rc3."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -85,9 +85,9 @@ def choices(override: Override) -> list[str]:
 def check_space(
     loader: ConfigLoader, config: DictConfig, shared: list[str], swept: list[Override], metrics: list[str]
 ) -> None:
-    """Composes jobs, with the overrides that all have, until each value of each list was in one, and looks for
-    the metrics in what they log. Raises UserError where Hydra can't compose a job, the data of all jobs are
-    wrong, or no job logs such a metric."""
+    """Composes jobs, with the overrides that all have, until each value of each list was in one, and looks
+    for the metrics in what they log. Raises UserError where Hydra can't compose a job, the data of all jobs
+    are wrong, or no job logs such a metric."""
     values = {o.get_key_element(): choices(o) for o in swept}
     known, mistake = set[str](), UserError()
     for i in range(max(map(len, values.values()), default=1)):

@@ -1,9 +1,6 @@
 """Sweep, Hydra's sweeper for `imgcls train -m`: decides which jobs there are, runs them, reports their
-results.
-
-A grid knows its jobs from the start; a search asks Optuna for one batch of jobs after the other. Hydra's
-launcher decides where jobs run.
-"""
+results. A grid knows its jobs from the start; a search asks Optuna for one batch after the other. Hydra's
+launcher decides where jobs run."""
 
 import gc
 import itertools
@@ -93,10 +90,7 @@ class Sweep(Sweeper):
         self.record()
         try:
             with stoppable(self.launcher, self.kind, self.folder):
-                if self.settings.sampler is None:
-                    self.grid()
-                else:
-                    self.search()
+                self.grid() if self.settings.sampler is None else self.search()
         except (SystemExit, KeyboardInterrupt) as ended:
             for job in self.jobs.begun:
                 job.mark_stopped()
@@ -128,8 +122,7 @@ class Sweep(Sweeper):
                 raise UserError(f"{override.input_line}: {advice}")
         lists = [[f"{o.get_key_element()}={value}" for value in choices(o)] for o in self.swept]
         jobs = [self.job(number, [*own]) for number, own in enumerate(itertools.product(*lists))]
-        self.jobs.total = len(jobs)
-        self.jobs.begun = [job for job in jobs if job.done()]
+        self.jobs.total, self.jobs.begun = len(jobs), [job for job in jobs if job.done()]
         for job in self.jobs.begun:
             self.settle(job)
         self.jobs.line()
@@ -157,7 +150,7 @@ class Sweep(Sweeper):
                 print(self.jobs.line(), flush=True)
 
     def job(self, number: int, values: list[str], more: Sequence[str] = ()) -> Job:
-        """Returns a job in a folder named by what it overrides, the values of what is swept, but for `more`."""
+        """Returns a job in a folder named by the swept values that it overrides, but not by `more`."""
         excluded = self.config.hydra.job.config.override_dirname.exclude_keys
         name = job_name(values + self.fixed, set(excluded))
         folder = self.folder / f"{number}_{name}"
