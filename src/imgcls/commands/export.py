@@ -146,10 +146,9 @@ def write_onnx(network: nn.Module, images: Tensor, path: Path, facts: dict[str, 
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own code gives them
-        names: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"]}
-        program = torch.onnx.export(
-            network, (images,), dynamo=True, dynamic_shapes=SHAPES, verbose=False, **names
-        )
+        given: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"]}
+        given["dynamic_shapes"] = SHAPES
+        program = torch.onnx.export(network, (images,), dynamo=True, verbose=False, **given)
     assert program is not None
     program.model.metadata_props.update(facts)
     program.save(path)

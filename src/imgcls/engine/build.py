@@ -48,9 +48,8 @@ def prepare(seed: int) -> None:
         warnings.filterwarnings("ignore", message=message)
     seed_everything(seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision("high")
-    with contextlib.suppress(
-        RuntimeError
-    ):  # kept between runs, as /tmp may not be; for the first compilation
+    # kept between runs, also where /tmp is not; read at the first compilation
+    with contextlib.suppress(RuntimeError):
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))
 
 

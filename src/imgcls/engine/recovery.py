@@ -58,10 +58,10 @@ def fit(
             if config.on_nonfinite != "skip" or len(skipped) == MOST_SKIPS:
                 if not first:
                     sys.exit(0)  # rank 0 says it
-                left_out = f"; {MOST_SKIPS} batches were left out"
-                raise NonFiniteLoss(
-                    f"{error}{left_out if skipped else ', or trainer.on_nonfinite=skip'}"
-                ) from error
+                more = (
+                    f"; {MOST_SKIPS} batches were left out" if skipped else ", or trainer.on_nonfinite=skip"
+                )
+                raise NonFiniteLoss(f"{error}{more}") from error
             skipped.append(error.batch)
             if first:
                 what = str(error).partition(";")[0]

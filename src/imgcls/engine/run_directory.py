@@ -70,10 +70,9 @@ def newest_whole(folder: Path) -> Path | None:
     wrong.pop(folder / "last.partial", None)  # the process was killed while it wrote
     reasons = [f"{shown(path)} is damaged ({reason})" for path, reason in wrong.items()]
     if found is None and wrong:
-        advice = f"or a new run from backbone.weights={shown(folder / 'best.ckpt')}"
-        raise UserError(
-            f"{reasons[-1]}, and there is none before it; start over with overwrite=true, {advice}"
-        )
+        weights = f"backbone.weights={shown(folder / 'best.ckpt')}"
+        advice = f"start over with overwrite=true, or a new run from {weights}"
+        raise UserError(f"{reasons[-1]}, and there is none before it; {advice}")
     if found is None:
         log.info("%s has no checkpoint yet: the run begins anew", shown(folder.parent))
         return None
