@@ -42,8 +42,7 @@ from imgcls.commands.build import build_all, build_classifier
 from imgcls.commands.verb import CONF
 from imgcls.config import check as configs
 from imgcls.config.training import TrainConfig
-from imgcls.engine.build import build_data, build_trainer, prepare
-from imgcls.engine.hardware import keep_freed_memory
+from imgcls.engine.build import build_data, build_trainer, keep_freed_memory, prepare
 from imgcls.loggers.progress import EpochProgress
 from imgcls.tasks.metrics import Evaluation, MeanLoss
 

@@ -12,30 +12,25 @@ from imgcls.engine.signals import SIGNALS, WARNINGS
 from imgcls.errors import UserError, nearest, one_line
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-VERBS = {  # the module that runs each, and what the help says of it
-    "train": (
-        "commands.train",
-        "train a network, test the best checkpoint, keep all of it in a run directory",
-    ),
-    "eval": ("commands.eval", "test a checkpoint, on its own data or on other data with the same classes"),
-    "predict": ("commands.predict", "label image files, with probabilities and embeddings"),
-    "export": ("commands.export", "write the network for use without this package: ONNX or torch.export"),
-    "inspect": (
-        "tools.inspect.command",
-        "say what is in the data and what is wrong with it, before training",
-    ),
-    "pack": ("tools.pack", "put a folder of images into a few files, in a form that is fast to train from"),
-    "compare": ("tools.compare.command", "runs side by side: a table, a CSV, and a page to click"),
-    "reproduce": ("tools.reproduce", "run a run again, and say whether the result is the same"),
-    "bench": ("tools.bench.command", "measure what a training costs beyond the network's own arithmetic"),
+VERBS = {  # and what the help says of each
+    "train": "train a network, test the best checkpoint, keep all of it in a run directory",
+    "eval": "test a checkpoint, on its own data or on other data with the same classes",
+    "predict": "label image files, with probabilities and embeddings",
+    "export": "write the network for use without this package: ONNX or torch.export",
+    "inspect": "say what is in the data and what is wrong with it, before training",
+    "pack": "put a folder of images into a few files, in a form that is fast to train from",
+    "compare": "runs side by side: a table, a CSV, and a page to click",
+    "reproduce": "run a run again, and say whether the result is the same",
+    "bench": "measure what a training costs beyond the network's own arithmetic",
 }
+TOOLS = {name: f"tools.{name}.command" for name in ("inspect", "compare", "bench")}
+TOOLS |= {"pack": "tools.pack", "reproduce": "tools.reproduce"}
 
 
-def usage() -> str:
-    verbs = "\n".join(f"  {name:<10}{phrase}" for name, (_, phrase) in VERBS.items())
-    return f"""imgcls VERB key=value …
+LINES = "\n".join(f"  {name:<10}{phrase}" for name, phrase in VERBS.items())
+USAGE = f"""imgcls VERB key=value …
 
-{verbs}
+{LINES}
 
   imgcls train                                  the default: a small network on scikit-learn's digits
   imgcls train data=cifar10 backbone=resnet20 optimizer.lr=0.1
@@ -70,13 +65,13 @@ def _main() -> None:
     if arguments[:1] == ["-sc"]:
         return _complete(arguments)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        return print(usage())
+        return print(USAGE)
     if arguments[0] == "--version":
         return print(importlib.import_module("imgcls").__version__)
-    verb = arguments[0]
+    verb, *words = arguments
     if verb not in VERBS:
         sys.exit(f"imgcls {verb}: there is no such verb; {nearest(verb, VERBS)}")
-    _run(verb, arguments[1:])
+    _run(verb, words)
 
 
 def _run(verb: str, arguments: list[str]) -> None:
@@ -89,18 +84,18 @@ def _run(verb: str, arguments: list[str]) -> None:
     from hydra.errors import ConfigCompositionException, OverrideParseException
 
     from imgcls.commands.verb import run_verb
-    from imgcls.config import messages, paths
-    from imgcls.engine.command_line import hydra_arguments
+    from imgcls.config import paths
+    from imgcls.config.command_line import check_groups, explain, hydra_arguments
 
     try:
-        sys.argv = [sys.argv[0], *paths.quoted(messages.check_groups(verb, arguments))]
+        sys.argv = [sys.argv[0], *paths.quoted(check_groups(verb, arguments))]
         if verb == "train":
             sys.argv = hydra_arguments(sys.argv)
-        run_verb(verb, f"imgcls.{VERBS[verb][0]}")
+        run_verb(verb, f"imgcls.{TOOLS.get(verb, f'commands.{verb}')}")
     except UserError as error:
         sys.exit(f"imgcls {verb}: {one_line(error)}")
     except (ConfigCompositionException, OverrideParseException) as error:
-        sys.exit(f"imgcls {verb}: {messages.explain(error)}")
+        sys.exit(f"imgcls {verb}: {explain(error)}")
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise

@@ -5,11 +5,8 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake in what was asked for.
-
-    Its message is one line: what was given, what was expected, what to do. The command prints that
-    line alone and exits with status 1.
-    """
+    """A mistake in what was asked for. Its message is one line: what was given, what was expected, what to
+    do. The command prints that line alone and exits with status 1."""
 
 
 class InUse(UserError):

@@ -1,7 +1,5 @@
-"""Processes that train together: which one this is, how many there are, and what they agree on.
-
-It imports torch where it is used: the command line needs `rank` before anything heavy is imported.
-"""
+"""Processes that train together: which one this is, how many there are, and what they agree on. It imports
+torch where it is used: the command line needs `rank` before anything heavy is imported."""
 
 import os
 from typing import TYPE_CHECKING, TypeVar

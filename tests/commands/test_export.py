@@ -19,7 +19,7 @@ from support.command import ROOT
 from support.pictures import write_picture
 
 from imgcls.backbones.build import load_weights
-from imgcls.commands import export_formats
+from imgcls.commands import export
 from imgcls.data.digits import Digits
 from imgcls.data.files import Files
 from imgcls.spec import DataSpec
@@ -139,7 +139,7 @@ def test_a_failed_check_leaves_no_file(
         Path("net.ckpt"), rgb(32), "data=imagefolder", "data.root=gone", "backbone=simple_cnn"
     )
     arguments = ("export", f"checkpoint={checkpoint}", "format=torch_export", "out=o/net.pt2")
-    whole = export_formats.Whole
+    whole = export.Whole
 
     def wrong(classifier: Any) -> Any:
         classifier.shift = classifier.shift + 1e-3  # of the file as of the checkpoint…
@@ -147,7 +147,7 @@ def test_a_failed_check_leaves_no_file(
         classifier.shift = classifier.shift - 1e-3  # …but not any more
         return module
 
-    monkeypatch.setattr(export_formats, "Whole", wrong)
+    monkeypatch.setattr(export, "Whole", wrong)
     message = said(*arguments)
     assert message.startswith("imgcls export: out=o/net.pt2 was not kept: it differs from net.ckpt by ")
     words = re.search(

@@ -14,7 +14,7 @@ import torch
 from support.command import imgcls
 from support.runs import SHORT
 
-from imgcls.engine import resume, run_directory
+from imgcls.engine import run_directory
 from imgcls.engine.signals import STOPPED
 from imgcls.errors import UserError
 from imgcls.tasks.classification import ImageClassifier
@@ -129,7 +129,7 @@ def test_what_a_run_has_from_its_start(given: str) -> None:
         "job": {"number": 0, "sweep": "s"},
     }
     with pytest.raises(UserError, match=r"the run's record has it from its start; leave it out"):
-        resume.put(own, own, given)
+        run_directory.put(own, own, given)
 
 
 def test_a_run_at_a_rate_of_0(said: Said, train: Train) -> None:

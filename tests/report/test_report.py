@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from imgcls.__main__ import main
 from imgcls.data.batch import Batch
 from imgcls.data.memory import MemoryImages
-from imgcls.engine.calibration import fit_temperature
 from imgcls.engine.checkpoint import add_to_checkpoint
+from imgcls.engine.evaluation import fit_temperature
 from imgcls.errors import UserError
 from imgcls.report import report_page
 from imgcls.report.figures import draw_confusion, reliability

@@ -9,7 +9,7 @@ from torch import nn
 
 from imgcls.config.training import TrainerConfig
 from imgcls.engine.build import build_trainer
-from imgcls.engine.save_config import SaveConfig
+from imgcls.engine.checkpoint import SaveConfig
 from imgcls.spec import DataSpec
 from imgcls.tasks.classification import ImageClassifier
 from support.composed import composed

@@ -23,7 +23,7 @@ from imgcls.sweeps.jobs import Job
 LEADER = """
 import os, time
 from pathlib import Path
-from imgcls.sweeps.launchers import Follower
+from imgcls.sweeps.jobs import Follower
 from imgcls.engine.signals import SIGNALS
 
 def task(config):

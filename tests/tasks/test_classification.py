@@ -18,7 +18,7 @@ from imgcls.callbacks.ema import EMA
 from imgcls.data.batch import Batch
 from imgcls.data.digits import Digits
 from imgcls.engine.build import prepare
-from imgcls.engine.save_config import SaveConfig
+from imgcls.engine.checkpoint import SaveConfig
 from imgcls.errors import UserError
 from imgcls.tasks.classification import ImageClassifier
 from imgcls.tasks.loading import load_checkpoint

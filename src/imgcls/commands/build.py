@@ -8,15 +8,14 @@ from imgcls.config import check as configs
 from imgcls.config.training import Nodes, TrainConfig
 from imgcls.data.module import ImageDataModule
 from imgcls.engine.build import build_data, build_trainer, check_schedule, prepare
+from imgcls.engine.checkpoint import SaveConfig
 from imgcls.engine.recovery import Training
-from imgcls.engine.save_config import SaveConfig
 from imgcls.runs.best_epoch import check_monitored
 from imgcls.tasks.classification import ImageClassifier
 
 
 def assemble(config: TrainConfig, run_dir: Path, resumed_from: Path | None = None) -> Training:
     """Builds data, classifier, callbacks and trainer; the loggers come later."""
-
     prepare(config.seed)
     data = build_data(config.data, config.augment, config.seed)
     classifier = build_classifier(config, data)
@@ -36,7 +35,6 @@ def build_all(nodes: Nodes, group: str) -> list[Any]:
 
 def build_classifier(config: TrainConfig, data: ImageDataModule) -> ImageClassifier:
     """Builds the classifier for the data."""
-
     weights = config.class_weights
     if weights == "balanced":  # as scikit-learn's: classes count alike, and the mean weight of a sample is 1
         counts = data.class_counts()

@@ -16,6 +16,7 @@ from imgcls.config.training import Node, TrainerConfig
 from imgcls.data.module import ImageDataModule
 from imgcls.engine.build import build_data, build_trainer, prepare
 from imgcls.engine.evaluation import run_test
+from imgcls.engine.recovery import Training
 from imgcls.errors import UserError, nearest
 from imgcls.report.test_report import print_summary
 from imgcls.runs.checkpoints import find_checkpoint
@@ -51,7 +52,7 @@ def main(config: EvalConfig, run_dir: Path) -> float:
     data = build_data(node, None, trained["seed"], config.split)
     to_classes_of(classifier, data)
     trainer = build_trainer(evaluation_trainer(trained, config.trainer, CARRIED), [], [], run_dir)
-    report = run_test(trainer, classifier, data, run_dir)
+    report = run_test(Training(trainer, classifier, data), run_dir)
     if report is None:  # not the first process
         return 0.0
     print_summary(f"Test of {shown(path)}", report, {"test report": shown(run_dir)})
@@ -60,53 +61,42 @@ def main(config: EvalConfig, run_dir: Path) -> float:
 
 def evaluation_trainer(trained: Node, wanted: Node, carried: tuple[str, ...]) -> TrainerConfig:
     """Returns an evaluating trainer's config: the checkpoint's values of `carried` keys, and `wanted`."""
-    node = {**EVALUATION, **given(trained["trainer"], carried), **given(wanted)}
-    config: TrainerConfig = configs.typed(node, TrainerConfig, "trainer")
+    known = {key: value for key, value in given(trained["trainer"]).items() if key in carried}
+    config: TrainerConfig = configs.typed({**EVALUATION, **known, **given(wanted)}, TrainerConfig, "trainer")
     return config
 
 
-def given(config: Node | None, keys: tuple[str, ...] | None = None) -> Node:
-    """Returns the entries that are set, of these keys alone where they are named."""
-    return {k: v for k, v in (config or {}).items() if v is not None and (keys is None or k in keys)}
+def given(config: Node | None) -> Node:
+    """Returns the entries that are set."""
+    return {key: value for key, value in (config or {}).items() if value is not None}
 
 
 def data_config(
     trained: Node, wanted: Node, spec: DataSpec, trust: Sequence[str] = (), overrides: Sequence[str] = ()
 ) -> Node:
-    """Returns the config of the data to test on: another set, or the run's own with what differs.
-
-    Images are prepared as the network expects them, whichever set they are from. So are the `bits` that the
-    network was trained with, unless the command line's overrides set them.
-
-    Raises:
-        UserError: the checkpoint names a class for its data that is not on the allow-list.
-    """
-    if "_target_" in wanted:  # the user's own choice
-        config = given(wanted)
-    else:
-        config = {**of_checkpoint(trained["data"], "root" in given(wanted), trust), **given(wanted)}
-    if given(wanted, ("root",)) and not given(wanted, ("exclude",)):
+    """Returns the config of the data to test on: another set, or the run's own with what differs. Images are
+    prepared as the network expects them, whichever set they are from. So are the `bits` that the network was
+    trained with, unless the command line's overrides set them. Raises UserError: the checkpoint names a class
+    for its data that is not on the allow-list."""
+    own = given(wanted)
+    config = {**own}  # the user's own choice
+    if "_target_" not in wanted:
+        config = {**of_checkpoint(trained["data"], "root" in own, trust), **own}
+    if "root" in own and "exclude" not in own:
         config.pop("exclude", None)  # a list of files of the root that the network was trained on
     for key in ("root", "exclude"):  # relative to where the training was started
-        if config.get(key) and not given(wanted, (key,)) and "://" not in config[key]:
+        if config.get(key) and key not in own and "://" not in config[key]:
             config[key] = str(Path(trained["cwd"]) / Path(config[key]).expanduser())
     prepared = ["image_size", "channels", "crop_ratio", "interpolation"]
-    if spec.bits is not None and not any(
-        override.lstrip("+").startswith("data.bits=") for override in overrides
-    ):
+    if spec.bits is not None and not any(o.lstrip("+").startswith("data.bits=") for o in overrides):
         prepared.append("bits")
     return config | {key: getattr(spec, key) for key in prepared if key in config or key in wanted}
 
 
 def of_checkpoint(config: Node, elsewhere: bool, trust: Sequence[str]) -> Node:
     """Returns the data config of a checkpoint, without its keys that would use the network or write files.
-
-    Args:
-        elsewhere: the user says where the data lies.
-
-    Raises:
-        UserError: its class is not on the allow-list, or the data lies at an address.
-    """
+    `elsewhere`: the user says where the data lies. Raises UserError: its class is not on the allow-list, or
+    the data lies at an address."""
     kind = allowed(config.get("_target_"), "data", trust)
     root = str(config.get("root"))
     if not elsewhere and ("://" in root or root.startswith("local:")):
@@ -116,25 +106,18 @@ def of_checkpoint(config: Node, elsewhere: bool, trust: Sequence[str]) -> Node:
 
 
 def to_classes_of(classifier: ImageClassifier, data: ImageDataModule) -> None:
-    """Relabels the data by class name to the checkpoint's order.
-
-    Raises:
-        UserError: the data has a class that the checkpoint does not know, or other channels.
-    """
+    """Relabels the data by class name to the checkpoint's order. Raises UserError: the data has a class that
+    the checkpoint does not know, or other channels."""
     known, found = classifier.spec.class_names, data.spec.class_names
     if data.spec.channels != classifier.spec.channels:
-        raise UserError(
-            f"the data has {data.spec.channels} channels, the checkpoint {classifier.spec.channels}; "
-            f"set data.channels={classifier.spec.channels}"
-        )
+        channels = classifier.spec.channels
+        what = f"the data has {data.spec.channels} channels, the checkpoint {channels}"
+        raise UserError(f"{what}; set data.channels={channels}")
     if known == found:
         return
     if unknown := [name for name in found if name not in known]:
-        raise UserError(
-            f"the data has the class {unknown[0]!r}, which the checkpoint does not know; "
-            f"{nearest(unknown[0], known)}"
-        )
-
+        advice = f"which the checkpoint does not know; {nearest(unknown[0], known)}"
+        raise UserError(f"the data has the class {unknown[0]!r}, {advice}")
     order = torch.tensor([known.index(name) for name in found])
     for dataset in data.sets.values():
         dataset.targets = order[dataset.targets]

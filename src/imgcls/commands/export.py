@@ -2,19 +2,21 @@
 
 import importlib.util
 import itertools
+import json
 import logging
 import math
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from safetensors.torch import save_model
-from torch import Tensor
+from torch import Tensor, nn
 
 from imgcls.commands.eval import data_config
-from imgcls.commands.export_formats import metadata
 from imgcls.commands.predict import appearing, check_out
 from imgcls.config.paths import shown
 from imgcls.data.files import Failure, Files, images_of
@@ -26,9 +28,10 @@ from imgcls.tasks.classification import ImageClassifier
 from imgcls.tasks.loading import load_checkpoint
 
 log = logging.getLogger(__name__)
-
 BATCHES = (1, 7)  # sizes at which the file is compared with the checkpoint
 NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torch_export": ()}  # packages
+SHAPES = {"images": {0: torch.export.Dim("batch")}}
+Run = Callable[[Tensor], Tensor]  # a file that was written, as a function of images
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,8 @@ def main(config: ExportConfig, run_dir: Path) -> float:
     weights = out.with_name(f"{out.name}.safetensors")
     check_out(out, (".onnx",) if config.format == "onnx" else (".pt2",), config.overwrite, weights)
     if missing := [name for name in NEEDED[config.format] if importlib.util.find_spec(name) is None]:
-        raise UserError(
-            f"format=onnx needs {' and '.join(missing)}; in the clone: pip install -e '.[export]'"
-        )
-
+        advice = "in the clone: pip install -e '.[export]'"
+        raise UserError(f"format=onnx needs {' and '.join(missing)}; {advice}")
     classifier, trained = load_checkpoint(find_checkpoint(config.checkpoint), config.trust)
     prepare(trained["seed"])
     torch.set_float32_matmul_precision("highest")  # both sides of the comparison in full float32
@@ -64,9 +65,8 @@ def main(config: ExportConfig, run_dir: Path) -> float:
             difference, facts = write_checked(config, classifier, images, origin, folder / out.name)
             save_model(network, str(folder / weights.name), metadata=metadata(classifier.spec))
     except OSError as error:
-        raise UserError(
-            f"out={out} can't be written ({error.strerror or error}); free some disk or give another"
-        ) from error
+        reason = error.strerror or error
+        raise UserError(f"out={out} can't be written ({reason}); free some disk or give another") from error
     log.info("largest difference from the checkpoint: %s", facts)
     log.info("exported: %s (%.1f MB), weights: %s", shown(out), out.stat().st_size / 1e6, shown(weights))
     return difference
@@ -75,14 +75,9 @@ def main(config: ExportConfig, run_dir: Path) -> float:
 def write_checked(
     config: ExportConfig, classifier: ImageClassifier, images: Tensor, origin: str, path: Path
 ) -> tuple[float, str]:
-    """Writes the file and runs it; returns the largest difference of a logit, and words for it.
-
-    Raises:
-        UserError: the difference is above `tolerance` and above that share of the largest logit, with which
-            rounding grows.
-    """
-    from imgcls.commands.export_formats import Whole, compare, metadata, write_onnx, write_torch_export
-
+    """Writes the file and runs it; returns the largest difference of a logit, and words for it. Raises
+    UserError where it is above `tolerance`, and above that share of the largest logit, with which rounding
+    grows."""
     write = write_onnx if config.format == "onnx" else write_torch_export
     written = write(Whole(classifier), images[:2], path, metadata(classifier.spec))
     difference, largest = compare(classifier, written, [images[:size] for size in BATCHES])
@@ -90,21 +85,16 @@ def write_checked(
     facts = f"{difference:.2g} on logits of up to {largest:.2g} (batches of 1 and 7, {origin})"
     if not difference <= allowed < math.inf:  # also where it is no number
         checkpoint = shown(find_checkpoint(config.checkpoint))
-        raise UserError(
-            f"out={Path(config.out).expanduser()} was not kept: it differs from {checkpoint} by {facts}; "
-            f"expected at most {allowed:.2g}; tolerance=… allows more"
-        )
+        what = f"out={Path(config.out).expanduser()} was not kept: it differs from {checkpoint} by {facts}"
+        raise UserError(f"{what}; expected at most {allowed:.2g}; tolerance=… allows more")
     return difference, facts
 
 
 def real_images(
     folder: str | None, trained: dict[str, Any], spec: DataSpec, trust: list[str]
 ) -> tuple[Tensor, str]:
-    """Returns images `(7, C, H, W) uint8` to compare on, and the words for where they are from.
-
-    They are from the folder if one is given, else from the test of the training's data, else random.
-    """
-
+    """Returns images `(7, C, H, W) uint8` to compare on, and the words for where they are from: the folder if
+    one is given, else the test of the training's data, else chance."""
     most = max(BATCHES)
     if folder is not None:
         failures: list[Failure] = []
@@ -121,3 +111,61 @@ def real_images(
         log.warning("checked on random pixels; images=FOLDER gives real ones (%s)", reason)
         size = (most, spec.channels, spec.image_size, spec.image_size)
         return torch.randint(0, 256, size, dtype=torch.uint8), "random pixels"
+
+
+def metadata(spec: DataSpec) -> dict[str, str]:
+    """Returns what a user of the file must know of classes and images; each value is JSON. An image's short
+    side is to be resized to `resize` pixels, with antialiasing, and the centre square of `image_size` cut."""
+    facts = asdict(spec) | {"resize": spec.resize}
+    return {name: json.dumps(value, ensure_ascii=False) for name, value in facts.items()}
+
+
+class Whole(nn.Module):
+    """Normalisation, network and temperature: `images (N, C, H, W) uint8` to logits `(N, K)`."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, classifier: ImageClassifier) -> None:
+        super().__init__()
+        self.network, self.temperature = classifier.network, classifier.temperature
+        self.register_buffer("scale", classifier.get_buffer("scale"))
+        self.register_buffer("shift", classifier.get_buffer("shift"))
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(images.float() * self.scale + self.shift)
+        return logits if self.temperature == 1 else logits / self.temperature
+
+
+def write_onnx(network: nn.Module, images: Tensor, path: Path, facts: dict[str, str]) -> Run:
+    """Writes an ONNX file, `images` to `logits`; returns a function that runs it."""
+    import onnxruntime
+
+    for name in ("onnxscript", "onnx_ir"):  # they log each of their steps
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own code gives them
+        given: dict[str, Any] = {"input_names": ["images"], "output_names": ["logits"]}
+        given["dynamic_shapes"] = SHAPES
+        program = torch.onnx.export(network, (images,), dynamo=True, verbose=False, **given)
+    assert program is not None
+    program.model.metadata_props.update(facts)
+    program.save(path)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda batch: torch.from_numpy(session.run(["logits"], {"images": batch.numpy()})[0])
+
+
+def write_torch_export(network: nn.Module, images: Tensor, path: Path, facts: dict[str, str]) -> Run:
+    """Writes a program of torch.export with the facts as its `metadata.json`; returns a function for it."""
+    program = torch.export.export(network, (images,), dynamic_shapes=SHAPES)
+    torch.export.save(program, path, extra_files={"metadata.json": json.dumps(facts)})
+    return torch.export.load(path).module()
+
+
+def compare(classifier: ImageClassifier, written: Run, batches: Sequence[Tensor]) -> tuple[float, float]:
+    """Returns the largest difference of a logit from the checkpoint's and the largest logit (absolute)."""
+    with torch.inference_mode():
+        expected = torch.cat([classifier(images) for images in batches])
+        found = torch.cat([written(images) for images in batches])
+    return float((found - expected).abs().max()), float(expected.abs().max())

@@ -7,7 +7,7 @@ import logging
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from imgcls.commands.eval import CARRIED, evaluation_trainer
-from imgcls.commands.prediction_files import Rows, writer
+from imgcls.commands.prediction_files import Rows, Write, writer
 from imgcls.config.paths import shown
 from imgcls.config.training import Node
 from imgcls.data.files import Failure, FileBatch, file_loader, images_of
@@ -58,10 +58,8 @@ def main(config: PredictConfig, run_dir: Path) -> None:
     unreadable = out.with_name(f"{out.name}.unreadable.csv")
     check_out(out, (".csv", ".jsonl", ".parquet"), config.overwrite, unreadable)
     if out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
-        raise UserError(
-            f"out={out} needs the package pyarrow, which is not installed; install it, or take .jsonl"
-        )
-
+        advice = "install it, or take .jsonl"
+        raise UserError(f"out={out} needs the package pyarrow, which is not installed; {advice}")
     failures: list[Failure] = []
     paths = images_of("source", config.source, failures)
     classifier, trained = load_checkpoint(find_checkpoint(config.checkpoint), config.trust)
@@ -74,18 +72,15 @@ def main(config: PredictConfig, run_dir: Path) -> None:
         with appearing(out.parent) as folder, writer(folder / out.name, config.embedding) as write:
             done, failed = run(loader, predict, write, failures, folder / unreadable.name)
     except OSError as error:
-        reason = error.strerror or error
-        raise UserError(
-            f"out={out} can't be written ({reason}); free some disk or give another name"
-        ) from error
+        why = f"({error.strerror or error}); free some disk or give another name"
+        raise UserError(f"out={out} can't be written {why}") from error
     except KeyboardInterrupt:
         log.error("interrupted; nothing is left of %s", shown(out))
         sys.exit(130)
     log.info("predictions: %s", shown(out))
     if failed:
-        raise UserError(
-            f"{failed:,} of {done + failed:,} could not be read; see {shown(unreadable)}; the others are done"
-        )
+        advice = f"see {shown(unreadable)}; the others are done"
+        raise UserError(f"{failed:,} of {done + failed:,} could not be read; {advice}")
     unreadable.unlink(missing_ok=True)  # of the output that was overwritten
 
 
@@ -95,9 +90,8 @@ def check_out(out: Path, endings: tuple[str, ...], overwrite: bool, *beside: Pat
         raise UserError(f"out={out}: expected a file name that ends in {' or '.join(endings)}")
     for path in (out, *beside):
         if path.is_dir() or (path.exists() and not overwrite):
-            raise UserError(
-                f"out={out}: {shown(path)} is there already; give another name, or overwrite=true"
-            )
+            advice = "give another name, or overwrite=true"
+            raise UserError(f"out={out}: {shown(path)} is there already; {advice}")
 
 
 @contextlib.contextmanager
@@ -116,15 +110,13 @@ class Predictor:
     def __init__(self, classifier: ImageClassifier, trainer: Trainer, config: PredictConfig) -> None:
         self.device, self.precision = trainer.strategy.root_device, trainer.precision_plugin
         self.classifier = self.precision.convert_module(classifier).to(self.device)
-        self.names, self.head_inputs = classifier.spec.class_names, list["Tensor"]()
-        self.config = config
+        self.names, self.head_inputs, self.config = classifier.spec.class_names, list[Tensor](), config
         if config.embedding:
             head = classifier.network.get_submodule(classifier.head_name)
             head.register_forward_pre_hook(lambda module, inputs: self.head_inputs.append(inputs[0]))
 
     def __call__(self, paths: list[str], images: Tensor) -> Rows:
         """Returns the rows of `images (N, C, H, W) uint8`; embeddings are of images as they are."""
-
         with torch.inference_mode(), self.precision.forward_context():
             images = images.to(self.device, non_blocking=True)
             probabilities = self.classifier(images).float().softmax(1)
@@ -142,15 +134,11 @@ class Predictor:
 
 
 def run(
-    loader: DataLoader[FileBatch],
-    predict: Predictor,
-    write: Callable[["Rows"], None],
-    failures: list[Failure],
-    unreadable: Path,
+    loader: DataLoader[FileBatch], predict: Predictor, write: Write, failures: list[Failure], unreadable: Path
 ) -> tuple[int, int]:
     """Writes a row for each image, and the unreadable ones to a file; returns how many of each there were."""
-    done, failed, start, console = 0, 0, time.perf_counter(), Console()
-    told = start
+    done, failed, console = 0, 0, Console()
+    start = told = time.perf_counter()
     columns = TextColumn("predicting"), BarColumn(24), TextColumn("{task.description}"), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)  # the source is listed as it is read

@@ -14,9 +14,7 @@ ROW_GROUP = 4096  # rows of a Parquet file that are held in memory
 
 class Rows(NamedTuple):
     """Predictions for N images: paths, and from the best down their k labels and `probabilities (N, k)`.
-
-    `embeddings (N, D)` are there if asked for.
-    """
+    `embeddings (N, D)` are there if asked for."""
 
     paths: list[str]
     labels: list[list[str]]
@@ -24,7 +22,10 @@ class Rows(NamedTuple):
     embeddings: np.ndarray | None
 
 
-def writer(path: Path, embedding: bool) -> contextlib.AbstractContextManager[Callable[[Rows], None]]:
+Write = Callable[[Rows], None]
+
+
+def writer(path: Path, embedding: bool) -> contextlib.AbstractContextManager[Write]:
     """Returns a context with the function that writes a batch, in the format of the path's ending."""
     if path.suffix == ".parquet":
         return parquet_writer(path, embedding)
@@ -32,7 +33,7 @@ def writer(path: Path, embedding: bool) -> contextlib.AbstractContextManager[Cal
 
 
 @contextlib.contextmanager
-def csv_writer(path: Path) -> Iterator[Callable[[Rows], None]]:
+def csv_writer(path: Path) -> Iterator[Write]:
     """Columns: path, label_1, probability_1, …, embedding_0, …; the header comes with the first batch."""
     with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         table = csv.writer(file)
@@ -51,7 +52,7 @@ def csv_writer(path: Path) -> Iterator[Callable[[Rows], None]]:
 
 
 @contextlib.contextmanager
-def jsonl_writer(path: Path) -> Iterator[Callable[[Rows], None]]:
+def jsonl_writer(path: Path) -> Iterator[Write]:
     """An object a line: path, labels, probabilities, embedding."""
     with path.open("w", encoding="utf-8") as file:
 
@@ -64,7 +65,7 @@ def jsonl_writer(path: Path) -> Iterator[Callable[[Rows], None]]:
 
 
 @contextlib.contextmanager
-def parquet_writer(path: Path, embedding: bool) -> Iterator[Callable[[Rows], None]]:
+def parquet_writer(path: Path, embedding: bool) -> Iterator[Write]:
     """Columns: path, labels, probabilities, embedding; the last three are lists."""
     import pyarrow as pa
     from pyarrow.parquet import ParquetWriter
@@ -82,15 +83,12 @@ def parquet_writer(path: Path, embedding: bool) -> Iterator[Callable[[Rows], Non
             for row in zip(*(column for column in columns if column is not None), strict=True):
                 held.append(dict(zip(kinds, row, strict=True)))
             if len(held) >= ROW_GROUP:
-                flush()
-
-        def flush() -> None:
-            file.write_table(pa.Table.from_pylist(held, schema))
-            held.clear()
+                file.write_table(pa.Table.from_pylist(held, schema))
+                held.clear()
 
         yield write
         if held:
-            flush()
+            file.write_table(pa.Table.from_pylist(held, schema))
 
 
 def cells(rows: Rows) -> Iterator[tuple[str, list[str], list[float], list[float]]]:

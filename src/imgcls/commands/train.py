@@ -18,11 +18,10 @@ from imgcls.config.paths import shown
 from imgcls.config.training import Node, TrainConfig
 from imgcls.data.loading.splits import listed
 from imgcls.engine.build import build_data, build_trainer, prepare
+from imgcls.engine.checkpoint import SaveConfig
 from imgcls.engine.ranks import single_job
 from imgcls.engine.recovery import Training, fit
-from imgcls.engine.resume import check_data, check_progress, resumed
-from imgcls.engine.run_directory import claim, finished, newest_whole
-from imgcls.engine.save_config import SaveConfig
+from imgcls.engine.run_directory import check_data, check_progress, claim, finished, newest_whole, resumed
 from imgcls.engine.signals import SIGNALS, Stopped
 from imgcls.errors import TrialPruned
 from imgcls.loggers.unharmed import has_failed, told, unharmed
@@ -62,11 +61,7 @@ def main(plain: Node, run_dir: Path) -> Score:
 
 
 def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None) -> Score:
-    """Builds the training, fits it, tests its best checkpoint, and reports.
-
-    Args:
-        checkpoint: to go on from; none: the training begins.
-    """
+    """Builds the training, fits it (on from a checkpoint), tests its best checkpoint, and reports."""
     if config.tune is not None:
         return tune(config, run_dir)
     training = assemble(config, run_dir, checkpoint)
@@ -121,10 +116,8 @@ def describe(config: TrainConfig, training: Training, run_dir: Path) -> None:
     world = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
     log.info("device: %s, precision %s%s", trainer.strategy.root_device.type, trainer.precision, world)
     if trainer.max_steps > 0 and trainer.max_steps % classifier.steps(trainer, data).per_epoch:
-        log.warning(
-            "trainer.max_steps=%d ends within an epoch: the steps after the last whole one are not validated",
-            trainer.max_steps,
-        )
+        rest = "the steps after the last whole one are not validated"
+        log.warning("trainer.max_steps=%d ends within an epoch: %s", trainer.max_steps, rest)
     log.info("run directory: %s", shown(run_dir))
 
 
@@ -132,7 +125,7 @@ def describe(config: TrainConfig, training: Training, run_dir: Path) -> None:
 def outcome_recorded(run_dir: Path, training: Training) -> Iterator[None]:
     """Around a training: status.json and W&B get to know how it ended."""
     parameters = sum(p.numel() for p in training.classifier.network.parameters())
-    callbacks: list[Callback] = training.trainer.callbacks  # type: ignore[attr-defined]
+    callbacks = training.trainer.callbacks  # type: ignore[attr-defined]
     saver = next(callback for callback in callbacks if isinstance(callback, SaveConfig))
     first = training.trainer.is_global_zero
     status, word = 1, "failed"
@@ -160,21 +153,19 @@ def refuse_pruned(trainer: Trainer) -> None:
 
 def best_checkpoint(trainer: Trainer) -> str | None:
     """Returns the path of the best checkpoint; none: the last weights, in memory, are all there is."""
-    keeper = trainer.checkpoint_callback
-    return getattr(keeper, "best_model_path", None) or None
+    return getattr(trainer.checkpoint_callback, "best_model_path", None) or None
 
 
 def calibrate_and_test(config: TrainConfig, training: Training, run_dir: Path) -> None:
     """Fits the temperature and tests the best checkpoint, where the config asks for it."""
-    from imgcls.engine.calibration import calibrate
-    from imgcls.engine.evaluation import run_test
+    from imgcls.engine.evaluation import calibrate, run_test
 
     best = best_checkpoint(training.trainer)
     training.data.on_error, training.data.max_errors = "skip", 0.5  # a bad file shall not lose the training
     if config.temperature:
-        calibrate(*training, best)
+        calibrate(training, best)
     if config.test:
-        report = run_test(*training, run_dir / "test", best)
+        report = run_test(training, run_dir / "test", best)
         if report is not None:
             publish(report, training, best, run_dir)
 
@@ -206,10 +197,8 @@ def summarise(trainer: Trainer, run_dir: Path) -> None:
 
 def keep_artifact(trainer: Trainer) -> None:
     """Keeps the best checkpoint as an artifact of the W&B run, where `logger.wandb.log_model` asks for it."""
-    best = best_checkpoint(trainer)
+    best = best_checkpoint(trainer) if trainer.is_global_zero else None
     for logger in trainer.loggers:
-        if not (best and trainer.is_global_zero and getattr(logger, "keeps_best", False)):
-            continue
-        if isinstance(logger, WandbLogger):
+        if best and isinstance(logger, WandbLogger) and getattr(logger, "keeps_best", False):
             with unharmed(logger):
                 log_checkpoint(logger.experiment, best)

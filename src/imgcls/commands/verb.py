@@ -19,9 +19,9 @@ from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from imgcls.config import check as config
-from imgcls.config.messages import PARTS, check_keys, take_unchosen
+from imgcls.config.command_line import PARTS, check_keys, take_unchosen
 from imgcls.config.paths import CONF, expanded
-from imgcls.engine.resume import check_place
+from imgcls.engine.run_directory import check_place
 from imgcls.engine.signals import SIGNALS
 from imgcls.errors import UserError, one_line
 from imgcls.processes import rank
@@ -31,15 +31,9 @@ log = logging.getLogger(__name__)
 
 
 def run_verb(name: str, module: str) -> None:
-    """Lets Hydra compose the config of a verb, and calls `main(config, run_dir)` of the verb's module.
-
-    The annotation of its first parameter says the types of the root's keys. The module, and torch with it, is
-    imported when the config is composed: `--help` needs neither.
-
-    Args:
-        name: of the verb, and of its root in conf/.
-        module: dotted, such as imgcls.commands.eval.
-    """
+    """Lets Hydra compose the config of a verb, from its root in conf/, and calls `main(config, run_dir)` of
+    the module (dotted). The annotation of its first parameter says the types of the root's keys. The module,
+    and torch with it, is imported when the config is composed: `--help` needs neither."""
 
     def task(cfg: DictConfig) -> Any:
         hydra_config = HydraConfig.get()
@@ -49,9 +43,7 @@ def run_verb(name: str, module: str) -> None:
                 log.log(logging.DEBUG if rank() else logging.WARNING, line)
             if name == "train":
                 SIGNALS.install()  # before what takes long
-            os.environ.setdefault(
-                "KINETO_LOG_LEVEL", "9"
-            )  # the profiler's own notes; read when torch is imported
+            os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler's notes; for the import of torch
             main = importlib.import_module(module).main
             kind = next(iter(inspect.signature(main, eval_str=True).parameters.values())).annotation
             return main(config.typed(plain, kind, ""), Path(hydra_config.runtime.output_dir))
@@ -84,28 +76,22 @@ class BeforeRun(Callback):
         name = config.hydra.help.app_name
         try:
             self.check(config, mode)
-            self.make(config, mode)
         except UserError as error:
             sys.exit(f"{name}: {one_line(error)}")
         except Exception as error:  # there is no log file yet
             with NamedTemporaryFile("w", prefix="imgcls-", suffix=".log", delete=False) as file:
                 traceback.print_exc(file=file)
-            sys.exit(
-                f"{name}: {type(error).__name__}: {' '.join(str(error).split())} (traceback: {file.name})"
-            )
+            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            sys.exit(f"{name}: {said} (traceback: {file.name})")
 
     @staticmethod
     def check(config: DictConfig, mode: str) -> None:
-        check_keys(config)
-        check_place(config.get("resume"), Path(expanded(config.hydra[mode].dir)))
-        if mode == "sweep":
-            return  # some parts may be swept: each job looks at its own
-        parts = {group: OmegaConf.to_container(config[group]) for group in PARTS if config.get(group)}
-        take_unchosen(parts, config.hydra.overrides.task)
-
-    @staticmethod
-    def make(config: DictConfig, mode: str) -> None:
         folder = Path(expanded(config.hydra[mode].dir))
+        check_keys(config)
+        check_place(config.get("resume"), folder)
+        if mode == "run":  # the parts of a sweep may be swept: each job looks at its own
+            parts = {group: OmegaConf.to_container(config[group]) for group in PARTS if config.get(group)}
+            take_unchosen(parts, config.hydra.overrides.task)
         given = any(override.startswith("hydra.sweep.dir=") for override in config.hydra.overrides.hydra)
         with read_write(config.hydra), read_write(config.hydra[mode]):
             config.hydra[mode].dir = str(folder)
@@ -113,7 +99,5 @@ class BeforeRun(Callback):
             if mode == "run" or given:  # else imgcls.sweeps.sweeper may take another
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(
-                f"hydra.{mode}.dir={folder}: the folder can't be made ({error.strerror}); give another, or "
-                "make room or allow it"
-            ) from error
+            advice = f"the folder can't be made ({error.strerror}); give another, or make room or allow it"
+            raise UserError(f"hydra.{mode}.dir={folder}: {advice}") from error

@@ -17,15 +17,11 @@ BUILDERS = ("imgcls.backbones.build", "imgcls.data.module", "imgcls.data.memory"
 
 
 def allowed(target: object, kind: str, trust: Iterable[str] = ()) -> Callable[..., Any]:
-    """Returns the function or class that a checkpoint names for its `backbone` or its `data`.
-
-    It must be defined in our own modules of that kind, or in a package that the user trusts: one of
-    `trust`, or the package of the user's own project (`own_package`). The name is split once, into module
-    and object, so that it can't reach what a module imports.
-
-    Raises:
-        UserError: it is of a package that is not trusted, and was not imported; or there is no such object.
-    """
+    """Returns the function or class that a checkpoint names for its `backbone` or its `data`. It must be
+    defined in our own modules of that kind, or in a package that the user trusts: one of `trust`, or the
+    package of the user's own project (`own_package`). The name is split once, into module and object, so that
+    it can't reach what a module imports. Raises UserError: it is of a package that is not trusted, and was
+    not imported; or there is no such object."""
     where = f"the checkpoint's {kind}._target_={target}"
     module_name, _, name = str(target).rpartition(".")
     package, ours = module_name.partition(".")[0], module_name.startswith(ROOMS[kind])
@@ -50,11 +46,7 @@ def allowed(target: object, kind: str, trust: Iterable[str] = ()) -> Callable[..
 @functools.cache
 def own_package() -> str | None:
     """Returns the package that `[tool.imgcls]` names in the pyproject.toml of the working directory, or of
-    the nearest folder above it.
-
-    Raises:
-        UserError: that file can't be read.
-    """
+    the nearest folder above it. Raises UserError: that file can't be read."""
     paths = [folder / "pyproject.toml" for folder in (Path.cwd(), *Path.cwd().parents)]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:

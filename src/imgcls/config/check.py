@@ -1,9 +1,7 @@
-"""Config checks: compare names and types of a config with what it calls, before anything is built.
-
-A node with a `_target_` is a call: the other keys are the keyword arguments of the class or function that
-`_target_` names. `check` compares all of them with its signature, so that `trainer.max_epochs=abc` or a key
-that no parameter takes stops the run with one line; `build` makes the call.
-"""
+"""Config checks: compare names and types of a config with what it calls, before anything is built. A node
+with a `_target_` is a call: the other keys are the keyword arguments of the class or function that `_target_`
+names. `check` compares all of them with its signature, so that `trainer.max_epochs=abc` or a key that no
+parameter takes stops the run with one line; `build` makes the call."""
 
 import dataclasses
 import functools
@@ -13,21 +11,22 @@ import math
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from imgcls.config.paths import expand
 from imgcls.errors import UserError, nearest
 
+Target = Callable[..., Any]  # a class or function that a `_target_` names
 
-def locate(target: str, where: str = "_target_") -> Callable[..., Any]:
-    """Returns the class or function that a dotted name stands for.
 
-    Raises:
-        UserError: there is no such module, or nothing of that name in it.
-    """
+def locate(target: str, where: str = "_target_") -> Target:
+    """Returns the class or function that a dotted name stands for. Raises UserError: there is no such module,
+    or nothing of that name in it."""
     if not isinstance(target, str) or "." not in target.strip(".") or target.startswith("."):
         raise UserError(f"{where}={target}: expected a dotted name such as torch.optim.SGD")
     module_name, *names = target, target
@@ -74,21 +73,14 @@ def _parameters(target: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
 
 
 def typed(value: Any, hint: Any, where: str) -> Any:
-    """Returns `value` as the type hint has it (a list becomes the tuple that is asked for).
-
-    Raises:
-        UserError: the value is not of that type.
-    """
-    from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
-    from pydantic.errors import PydanticSchemaGenerationError
-
-    try:
-        adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True, strict=False))
-    except (PydanticUserError, PydanticSchemaGenerationError):
-        try:
-            adapter = TypeAdapter(hint)  # a dataclass or model brings a config of its own
-        except (PydanticUserError, PydanticSchemaGenerationError):
-            return value
+    """Returns `value` as the type hint has it (a list becomes the tuple that is asked for). Raises UserError:
+    the value is not of that type."""
+    for own in (ConfigDict(arbitrary_types_allowed=True), None):  # a dataclass or model brings one
+        with suppress(PydanticUserError):
+            adapter = TypeAdapter(hint, config=own)
+            break
+    else:
+        return value
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
@@ -120,17 +112,10 @@ def _name(hint: Any) -> str:
     return getattr(hint, "__name__", str(hint)) if origin is None else str(hint).replace("typing.", "")
 
 
-def arguments(
-    node: Mapping[str, Any], where: str, target: Callable[..., Any] | None = None
-) -> dict[str, Any]:
-    """Returns the keyword arguments of a node, checked against the signature of its `_target_`.
-
-    Args:
-        target: what `_target_` names, if the caller has found it.
-
-    Raises:
-        UserError: a key that is no parameter of the target, or a value of a wrong type.
-    """
+def arguments(node: Mapping[str, Any], where: str, target: Target | None = None) -> dict[str, Any]:
+    """Returns the keyword arguments of a node, checked against the signature of its `_target_`. `target`:
+    what `_target_` names, if the caller has found it. Raises UserError: a key that is no parameter of the
+    target, or a value of a wrong type."""
     named, open_ended = _parameters(target or locate(node["_target_"], f"{where}._target_"))
     checked = {}
     for key, value in node.items():
@@ -159,20 +144,12 @@ def check(config: Mapping[str, Any], where: str = "") -> None:
 
 
 def build(
-    node: Mapping[str, Any],
-    where: str,
-    kind: type | None = None,
-    target: Callable[..., Any] | None = None,
-    **given: Any,
+    node: Mapping[str, Any], where: str, kind: type | None = None, target: Target | None = None, **given: Any
 ) -> Any:
-    """Calls what a node's `_target_` names with the node's other keys and `given`.
-
-    A node of a checkpoint could name anything: for it the caller finds `target` in the allow-list
-    (imgcls.config.allowed) and gives it here. With a `kind`, the target must be a class of that kind.
-
-    Raises:
-        UserError: a key or a value does not fit, or the target raised anything: the cause has its traceback.
-    """
+    """Calls what a node's `_target_` names with the node's other keys and `given`. A node of a checkpoint
+    could name anything: for it the caller finds `target` in the allow-list (imgcls.config.allowed) and gives
+    it here. With a `kind`, the target must be a class of that kind. Raises UserError: a key or a value does
+    not fit, or the target raised anything: the cause has its traceback."""
     target = target or locate(node["_target_"], f"{where}._target_")
     if kind is not None and not (inspect.isclass(target) and issubclass(target, kind)):
         expected = f"expected a class of the kind {kind.__name__}"
@@ -196,10 +173,7 @@ def build(
 
 def plain(config: Any) -> dict[str, Any]:
     """Returns a composed config as plain dicts and lists, all interpolations resolved, `~` in paths expanded.
-
-    Raises:
-        UserError: a value that must be given is missing, or an interpolation leads nowhere.
-    """
+    Raises UserError: a value that must be given is missing, or an interpolation leads nowhere."""
     try:
         if missing := sorted(OmegaConf.missing_keys(config)):
             raise UserError(f"{missing[0]} must be given: {missing[0]}=…")

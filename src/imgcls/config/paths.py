@@ -43,26 +43,20 @@ def takes_path(key: str) -> bool:
 
 
 def quoted(arguments: list[str]) -> list[str]:
-    """Returns a command line in which each path is in the quotes that Hydra's grammar needs.
-
-    Values that are already in quotes, and null, stay as they are. Under `-m` a comma separates two values.
-    Hydra's own parser can't do this: it refuses `~`, an apostrophe and an interpolation within another.
-    """
-    many = bool({"-m", "--multirun"} & set(arguments))
-    return [_quoted(word, many) for word in arguments]
-
-
-def _quoted(word: str, many: bool) -> str:
-    name, _, value = word.partition("=")
-    key = name.lstrip("+")
-    if not value:
-        return word
-    if name == "--config-dir" or key.startswith("hydra."):  # Hydra reads these before expand does
-        value = expanded(value)
-    if takes_path(key) or key in CONDITIONS:
-        one = not many or any(fnmatchcase(key, pattern) for pattern in ONE_VALUE)
-        value = ",".join(map(_as_text, [value] if one else PIECE.findall(value)))
-    return f"{name}={value}"
+    """Returns a command line in which each path is in the quotes that Hydra's grammar needs. Values that are
+    already in quotes, and null, stay as they are. Under `-m` a comma separates two values. Hydra's own parser
+    can't do this: it refuses `~`, an apostrophe and an interpolation within another."""
+    many, words = not {"-m", "--multirun"}.isdisjoint(arguments), []
+    for word in arguments:
+        name, _, value = word.partition("=")
+        key = name.lstrip("+")
+        if name == "--config-dir" or key.startswith("hydra."):  # Hydra reads these before expand does
+            value = expanded(value)
+        if value and (takes_path(key) or key in CONDITIONS):
+            one = not many or any(fnmatchcase(key, pattern) for pattern in ONE_VALUE)
+            value = ",".join(map(_as_text, [value] if one else PIECE.findall(value)))
+        words.append(f"{name}={value}" if value else word)
+    return words
 
 
 def _as_text(value: str) -> str:
@@ -71,7 +65,7 @@ def _as_text(value: str) -> str:
         return f"[{','.join(_as_text(piece.strip()) for piece in PIECE.findall(value[1:-1]))}]"
     if GRAMMAR.fullmatch(value):
         return value
-    return _in_quotes(value) if NUMBER_LIKE.fullmatch(value) else hydra_quoted(value)
+    return hydra_quoted(value, always=bool(NUMBER_LIKE.fullmatch(value)))
 
 
 def expand(value: Any, where: str = "") -> Any:
@@ -94,10 +88,7 @@ def shown(path: Path | str) -> str:
     return str(path) if relative.startswith("..") else relative
 
 
-def hydra_quoted(text: str) -> str:
+def hydra_quoted(text: str, always: bool = False) -> str:
     """Returns a value for Hydra's command line: in quotes if it has characters of the grammar."""
-    return text if re.fullmatch(r"[\w./+-]+", text, re.ASCII) else _in_quotes(text)
-
-
-def _in_quotes(text: str) -> str:
-    return QuotedString(text, Quote.single).with_quotes()
+    bare = re.fullmatch(r"[\w./+-]+", text, re.ASCII) and not always
+    return text if bare else QuotedString(text, Quote.single).with_quotes()

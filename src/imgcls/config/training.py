@@ -1,15 +1,17 @@
 """Typed config of a training: what `imgcls train` composes, with the bounds of each value."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
+from omegaconf import OmegaConf
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from imgcls.config import check as configs
-from imgcls.config.metrics import Metrics
 from imgcls.errors import UserError
 
 Node = dict[str, Any]  # a call: `_target_` and its keyword arguments
 Nodes = Annotated[dict[str, Node | None], BeforeValidator(lambda nodes: nodes or {})]  # null switches one off
+Metrics = Annotated[str | list[str], Field(min_length=1)]  # the first of several says which epoch is best
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 PARTS = ("data", "augment", "backbone", "loss", "optimizer", "scheduler", "trainer")
 OURS = {"on_nonfinite", "on_oom"}  # keys of conf/trainer that Lightning's Trainer doesn't have
@@ -71,17 +73,12 @@ class TrainConfig(BaseModel):
 
     @classmethod
     def read(cls, plain: Node) -> Self:
-        """Returns the typed form of a plain config.
-
-        Raises:
-            UserError: a part is not chosen, a key or type does not fit, or a value is out of its bounds.
-        """
+        """Returns the typed form of a plain config. Raises UserError for what is missing or does not fit."""
         for part in PARTS:
             if not plain.get(part):
                 raise UserError(f"{part}: nothing is chosen; write {part}=…")
-        backbone = {
-            k: v for k, v in plain["backbone"].items() if k != "weights"
-        }  # the file is not the network's
+        backbone = {**plain["backbone"]}
+        backbone.pop("weights", None)  # the file is not the network's
         ours = OURS | ({"precision"} if plain["trainer"].get("precision") == "auto" else set())
         trainer = {k: v for k, v in plain["trainer"].items() if k not in ours}
         configs.check({**plain, "backbone": backbone, "trainer": trainer})
@@ -92,3 +89,18 @@ class TrainConfig(BaseModel):
         data = {**self.record["data"], "batch_size": size}
         trainer = {**self.record["trainer"], "accumulate_grad_batches": accumulated}
         return self.read({**self.record, "data": data, "trainer": trainer})
+
+
+def direction(metric: str | None) -> str:
+    """Returns "min" for what is better when it is small, else "max" (for no metric too)."""
+    return "min" if str(metric).endswith(("loss", "loss_step", "calibration_error")) else "max"
+
+
+def first(metric: str | Sequence[str]) -> str | None:
+    """Returns the metric that is optimised, or the first of several."""
+    return metric if isinstance(metric, str) else next(iter(metric), None)
+
+
+# What conf/ says of callbacks that watch a metric: monitor: ${first_metric:${optimized_metric}}
+OmegaConf.register_resolver("first_metric", first, replace=True)
+OmegaConf.register_resolver("direction", direction, replace=True)

@@ -1,6 +1,7 @@
-"""Builds the datamodule and Lightning's trainer that a config describes."""
+"""Builds the datamodule and Lightning's trainer that a config describes, fast on this hardware."""
 
 import contextlib
+import ctypes
 import logging
 import os
 import re
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
@@ -22,7 +23,7 @@ from imgcls.config.paths import cache_dir
 from imgcls.config.training import Node, TrainerConfig
 from imgcls.data.module import ImageDataModule
 from imgcls.engine.checkpoint import WholeFiles
-from imgcls.engine.hardware import GiveBack, best_precision, keep_freed_memory
+from imgcls.engine.private import has_amx
 from imgcls.errors import UserError
 from imgcls.processes import cores
 from imgcls.tasks.classification import ImageClassifier
@@ -47,9 +48,8 @@ def prepare(seed: int) -> None:
         warnings.filterwarnings("ignore", message=message)
     seed_everything(seed, workers=True, verbose=False)
     torch.set_float32_matmul_precision("high")
-    with contextlib.suppress(
-        RuntimeError
-    ):  # kept between runs, also where /tmp is not; read at the first compilation
+    # kept between runs, also where /tmp is not; read at the first compilation
+    with contextlib.suppress(RuntimeError):
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))
 
 
@@ -65,20 +65,16 @@ def build_data(node: Node, augment: Node | None, seed: int, split: str = "test")
 def build_trainer(
     config: TrainerConfig, callbacks: list[Callback], loggers: list[Logger], run_dir: Path
 ) -> Trainer:
-    """Builds Lightning's trainer; precision "auto" is what the device is good at.
-
-    Raises:
-        UserError: a device, strategy or precision that is not to be had here.
-    """
+    """Builds Lightning's trainer; precision "auto" is what the device is good at. Raises UserError: a device,
+    strategy or precision that is not to be had here."""
     node = config.arguments()
     if config.max_epochs is None:
         node["max_epochs"] = -1  # Lightning would make 1000 of it
     if node["precision"] == "auto":
         node["precision"] = best_precision(str(node["accelerator"]))
     if re.search("spawn|fork|notebook", str(node.get("strategy"))):
-        raise UserError(
-            f"trainer.strategy={node['strategy']}: its processes can't take over what is built here; use ddp"
-        )
+        advice = "its processes can't take over what is built here; use ddp"
+        raise UserError(f"trainer.strategy={node['strategy']}: {advice}")
     node["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in callbacks)
     for key in ("strategy", "profiler"):
         if isinstance(node.get(key), Mapping):
@@ -86,28 +82,20 @@ def build_trainer(
     if not isinstance(node.get("strategy"), ModelParallelStrategy):  # which writes by itself
         node["plugins"] = [WholeFiles()]
     given: dict[str, Any] = {"default_root_dir": str(run_dir), "use_distributed_sampler": False}
-    trainer: Trainer = configs.build(
-        node, "trainer", Trainer, callbacks=callbacks, logger=loggers or False, **given
-    )
+    given |= {"callbacks": callbacks, "logger": loggers or False}
+    trainer: Trainer = configs.build(node, "trainer", Trainer, **given)
     if trainer.world_size > 1 and config.on_oom == "halve":
-        raise UserError(
-            f"trainer.on_oom=halve works in a single process, and here are {trainer.world_size}: one that "
-            "runs out of memory can't tell the others; leave it out, or find the size before with "
-            "tune=batch_size"
-        )
+        what = f"works in a single process, and here are {trainer.world_size}"
+        advice = "leave it out, or find the size before with tune=batch_size"
+        why = "one that runs out of memory can't tell the others"
+        raise UserError(f"trainer.on_oom=halve {what}: {why}; {advice}")
     if isinstance(trainer.accelerator, CPUAccelerator):
-        prepare_cpu(trainer)
+        if trainer.num_devices > max(cores(), 2):  # 2: to try it anywhere
+            advice = f"each is a process, and this machine has {cores()} cores"
+            raise UserError(f"trainer.devices={trainer.num_devices}: {advice}")
+        keep_freed_memory()
+        trainer.callbacks.insert(0, GiveBack())  # type: ignore[attr-defined]
     return trainer
-
-
-def prepare_cpu(trainer: Trainer) -> None:
-    """Keeps freed memory between steps. Raises UserError for more processes than there are cores."""
-    if trainer.num_devices > max(cores(), 2):  # 2: to try it anywhere
-        raise UserError(
-            f"trainer.devices={trainer.num_devices}: each is a process, and this machine has {cores()} cores"
-        )
-    keep_freed_memory()
-    trainer.callbacks.insert(0, GiveBack())  # type: ignore[attr-defined]
 
 
 def check_schedule(node: Node, classifier: ImageClassifier, trainer: Trainer, data: ImageDataModule) -> None:
@@ -115,3 +103,51 @@ def check_schedule(node: Node, classifier: ImageClassifier, trainer: Trainer, da
     steps = classifier.steps(trainer, data)
     if steps.total is None:
         configs.build(node, "scheduler", optimizer=torch.optim.SGD([torch.zeros(1)], lr=1.0), steps=steps)
+
+
+def best_precision(accelerator: str) -> str:
+    """Returns Lightning's name of the fastest precision that trains as well as float32 here. This is bfloat16
+    where the device multiplies it in hardware: GPUs from compute capability 8.0, CPUs with AMX. (With
+    AVX512-BF16 alone a step is slower than in float32; docs/performance.md has the figures.)"""
+    if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return "bf16-mixed" if torch.cuda.get_device_capability() >= (8, 0) else "32-true"
+    if accelerator in ("auto", "cpu") and has_amx():
+        return "bf16-mixed"
+    return "32-true"
+
+
+class Heap(ctypes.Structure):
+    """The struct that `mallinfo2` of the C library returns (malloc.h): bytes and numbers of blocks."""
+
+    NAMES = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in NAMES.split()]
+
+
+def keep_freed_memory(keep: bool = True) -> None:
+    """Lets the C library, if it is glibc, keep the memory that tensors free, for the next tensors. By default
+    it maps each large tensor from the system and gives it back, and the system clears the pages each time: a
+    tenth to a fifth of a training step on a CPU. `GiveBack` bounds what is kept so."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        trim_threshold, mmap_max = -1, -4  # malloc.h
+        mallopt(mmap_max, 0 if keep else 65536)  # else: the defaults
+        mallopt(trim_threshold, -1 if keep else 131072)  # -1, as an unsigned number: never
+
+
+class GiveBack(Callback):
+    """Gives freed memory back to the system: after an epoch, if more than 1 GiB is kept, and at the end."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        give_back(above=2**30)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        give_back(above=0)
+
+
+def give_back(above: int) -> None:
+    """Gives freed memory back where the C library keeps more than `above` bytes, and is glibc."""
+    library = ctypes.CDLL(None)
+    if hasattr(library, "mallinfo2"):
+        library.mallinfo2.restype = Heap
+        if library.mallinfo2().fordblks > above:
+            library.malloc_trim(0)

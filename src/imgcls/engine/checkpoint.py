@@ -1,4 +1,4 @@
-"""Checkpoint files: written so that each is whole, also where the process is killed or the disk is full."""
+"""Checkpoint files: whole, also where the process is killed or the disk is full, with the run's config."""
 
 import os
 import shlex
@@ -8,10 +8,15 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from imgcls.config.paths import shown
+from imgcls.engine.run_directory import note_change, put_in_place
 from imgcls.errors import UserError
 from imgcls.runs.checkpoints import load_tensors, newest
+from imgcls.runs.record import rerooted, write_config
+
+State = dict[str, Any]  # the content of a checkpoint
 
 
 def add_to_checkpoint(path: Path, **entries: Any) -> None:
@@ -27,11 +32,8 @@ class WholeFiles(TorchCheckpointIO):
 
 
 def write_whole(content: dict[str, Any], path: Path) -> None:
-    """Writes to another name, waits until the disk has the file, and renames it.
-
-    Raises:
-        UserError: the disk takes no more; it says how much is free, and from what the run can go on.
-    """
+    """Writes to another name, waits until the disk has the file, and renames it. Raises UserError where the
+    disk takes no more; it says how much is free, and from what the run can go on."""
     partial = path.with_suffix(".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -50,13 +52,6 @@ def write_whole(content: dict[str, Any], path: Path) -> None:
         raise UserError(said) from error
 
 
-def put_in_place(partial: Path, path: Path) -> None:
-    """Gives a whole file its name; a `last.ckpt` of before becomes `previous.ckpt`."""
-    if path.name == "last.ckpt" and path.exists():
-        path.replace(path.with_name("previous.ckpt"))
-    partial.replace(path)
-
-
 def no_room(checkpoints: Path, error: Exception) -> str:
     """Says how full the disk of a run's checkpoints is, and from which of them the run can go on."""
     folder = next(place for place in (checkpoints, *checkpoints.absolute().parents) if place.is_dir())
@@ -64,7 +59,35 @@ def no_room(checkpoints: Path, error: Exception) -> str:
     reason = error.strerror if isinstance(error, OSError) and error.strerror else "the write came short"
     said = f"the disk at {disk} has {shutil.disk_usage(folder).free:,} bytes free ({reason}); make room: "
     kept, resume = newest(checkpoints)[0], shlex.quote(f"resume={shown(checkpoints.parent)}")
-    left = "no checkpoint to go on from is left, the run begins anew"
-    if kept:
-        left = f"the run goes on from {shown(kept)}"
+    anew = "no checkpoint to go on from is left, the run begins anew"
+    left = f"the run goes on from {shown(kept)}" if kept else anew
     return f"{said}{left} with imgcls train {resume}"
+
+
+class SaveConfig(Callback):
+    """Callback that puts the run's whole config, plain and resolved, into each checkpoint."""
+
+    def __init__(self, config: dict[str, Any], resumed_from: Path | None = None) -> None:
+        self.config, self.resumed_from = config, resumed_from
+        self.kept = self.trained = False
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.trained = True
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.keep(trainer)
+
+    def keep(self, trainer: Trainer) -> None:
+        """Writes the config into the run directory, once: a change at a resume that has worked is kept."""
+        if trainer.is_global_zero and not self.kept:
+            config = {k: v for k, v in self.config.items() if k != "git"}
+            note_change(Path(self.config["run_dir"]), config, self.resumed_from)
+            write_config(Path(self.config["run_dir"]), config)
+        self.kept = True
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: State) -> None:
+        checkpoint["config"] = self.config
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: State) -> None:
+        before = checkpoint["config"]["run_dir"]  # where the best one was, if the run has been moved since
+        checkpoint["callbacks"] = rerooted(checkpoint["callbacks"], before, self.config["run_dir"])

@@ -1,5 +1,7 @@
 """LastCheckpoint callback: writes last.ckpt after each epoch, every N minutes and on signals."""
 
+import logging
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -7,35 +9,29 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
+from torch.optim.lr_scheduler import LambdaLR
 
 from imgcls.data.batch import Batch
 from imgcls.data.module import ImageDataModule
-from imgcls.engine.lightning_state import (
-    change_batch_size,
-    change_rate,
-    follow_schedules,
-    go_on_within_epoch,
-    start_of_epoch,
-    state_within_epoch,
-)
-from imgcls.engine.nonfinite import FiniteCheck
-from imgcls.engine.private import count_by_epochs, skip_sigterm_broadcast
-from imgcls.engine.save_config import SaveConfig
+from imgcls.engine.checkpoint import SaveConfig, State
+from imgcls.engine.private import count_by_epochs, restore_metric, set_last_rates, skip_sigterm_broadcast
+from imgcls.engine.recovery import FiniteCheck
 from imgcls.engine.signals import SIGNALS
 from imgcls.errors import UserError
 from imgcls.loggers.epoch_csv import EpochCSV
-from imgcls.processes import Agreement, world_size
+from imgcls.processes import Agreement, gathered, world_size
 from imgcls.runs.checkpoints import STATES, not_finite
 from imgcls.tasks.classification import ImageClassifier
 
+log = logging.getLogger(__name__)
 EVERY = 8  # steps after which ranks ask each other whether to save or to stop
+EPOCH_METRICS = ("train_loss", "train_top1")
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes `last.ckpt`, from which a run goes on as if it had never stopped: after each epoch, once
-    all is logged; every `every_minutes` within epochs; and when a signal asks to stop. What it replaces
-    becomes `previous.ckpt`. Before a save it checks that losses, weights and buffers are finite.
-    """
+    """Writes `last.ckpt`, from which a run goes on as if it had never stopped: after each epoch, once all is
+    logged; every `every_minutes` within epochs; and when a signal asks to stop. What it replaces becomes
+    `previous.ckpt`. Before a save it checks that losses, weights and buffers are finite."""
 
     monitor, best_model_path = None, ""  # as a ModelCheckpoint has, for a run without one
 
@@ -45,11 +41,10 @@ class LastCheckpoint(Checkpoint):
         self.path, self.every_minutes, self.saved = Path(dirpath) / "last.ckpt", every_minutes, 0.0
         self.saving = self.epoch_ended = False
         self.infinite: list[str] = []  # buffers that are so from the beginning, such as a mask
-        self.metrics: dict[str, Any] = {}  # that were logged last before the checkpoint
-        self.within: dict[str, Any] = {}  # what a checkpoint brought that was written within an epoch
+        self.metrics: State = {}  # that were logged last before the checkpoint
+        self.within: State = {}  # what a checkpoint brought that was written within an epoch
 
     # When it saves and stops
-
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
@@ -103,28 +98,29 @@ class LastCheckpoint(Checkpoint):
         self.epoch_ended, self.saved = False, time.monotonic()
 
     # What it adds to a checkpoint, and brings back
-
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: State) -> None:
         states = [checkpoint[key] for key in STATES if key in checkpoint]
         self.finite.check(trainer, self.agreement, *states)
         checkpoint["infinite"] = self.infinite
         checkpoint["metrics"] = {name: value.cpu() for name, value in trainer.callback_metrics.items()}
         if not self.saving:  # it is another callback's
             return
-        for saver in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(saver, SaveConfig):
-                saver.keep(trainer)
-        if self.epoch_ended:
-            start_of_epoch(checkpoint["loops"]["fit_loop"])
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        for saver in (callback for callback in callbacks if isinstance(callback, SaveConfig)):
+            saver.keep(trainer)
+        if self.epoch_ended:  # and the next begun, so that Lightning would take all its batches for done
+            progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+            for counts in (progress["total"], progress["current"]):
+                counts |= dict.fromkeys(counts, counts["processed"])
         else:
             assert isinstance(pl_module, ImageClassifier)
-            checkpoint["within_epoch"] = state_within_epoch(pl_module, data_of(trainer).batch_size)
+            metrics = {name: getattr(pl_module, name).metric_state for name in EPOCH_METRICS}
+            metrics = {n: {key: value.cpu() for key, value in state.items()} for n, state in metrics.items()}
+            size = data_of(trainer).batch_size  # what an epoch needs to go on beside Lightning's own state:
+            within = {"first_rate": pl_module.first_rate, "metrics": gathered(metrics), "batch_size": size}
+            checkpoint["within_epoch"] = within
 
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: State) -> None:
         self.metrics, self.within = checkpoint.get("metrics", {}), checkpoint.get("within_epoch", {})
         if trainer.state.fn == TrainerFn.FITTING:
             change_rate(checkpoint, pl_module.hparams["optimizer"].get("lr"))
@@ -144,9 +140,8 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         SIGNALS.install()  # once more: Lightning put its own in front
         SIGNALS.training, self.saved = True, time.monotonic()
-        for logger in trainer.loggers:
-            if isinstance(logger, EpochCSV):
-                logger.keep(trainer.current_epoch)
+        for logger in (logger for logger in trainer.loggers if isinstance(logger, EpochCSV)):
+            logger.keep(trainer.current_epoch)
         trainer.callback_metrics.update(self.metrics)
         if self.metrics:  # it is a resume
             follow_schedules(trainer)
@@ -160,3 +155,60 @@ def data_of(trainer: Trainer) -> ImageDataModule:
     data = trainer.datamodule  # type: ignore[attr-defined]
     assert isinstance(data, ImageDataModule)
     return data
+
+
+def follow_schedules(trainer: Trainer) -> None:
+    """Takes the schedules' rates for this step: a resume may have moved the end of the training."""
+    for schedule in (config.scheduler for config in trainer.lr_scheduler_configs):
+        if not isinstance(schedule, LambdaLR):
+            continue
+        pairs = zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        now = [float(base * rate(schedule.last_epoch)) for base, rate in pairs]
+        before = [float(rate) for rate in schedule.get_last_lr()]
+        if not all(math.isclose(*pair, rel_tol=1e-6) for pair in zip(now, before, strict=True)):
+            set_last_rates(schedule, now)
+            if trainer.is_global_zero:
+                said = "the schedule has another end than before: learning rate %g, was %g"
+                log.info(said, now[0], before[0])
+
+
+def change_rate(checkpoint: State, rate: float | None) -> None:
+    """Makes a checkpoint go on with `optimizer.lr=rate`: scales all rates of its optimizers and schedules."""
+    before = checkpoint["hyper_parameters"]["optimizer"].get("lr")
+    if rate == before:
+        return
+    if rate is None or not before:
+        advice = "and can't be scaled; start a new run"
+        raise UserError(f"optimizer.lr={rate}: the run's rates are {before}, {advice}")
+    factor = rate / before
+    groups = [group for state in checkpoint["optimizer_states"] for group in state["param_groups"]]
+    for entry in [*groups, *checkpoint["lr_schedulers"]]:
+        for key in {"lr", "initial_lr", "max_lr", "min_lr"} & entry.keys():
+            entry[key] *= factor
+        for key in {"base_lrs", "_last_lr"} & entry.keys():
+            entry[key] = [factor * value for value in entry[key]]
+
+
+def change_batch_size(checkpoint: State, size: int) -> None:
+    """Counts the batches of an epoch that has begun in batches of another size."""
+    before = checkpoint.get("within_epoch", {}).get("batch_size", size)
+    if before == size:
+        return
+    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+    for counts in (progress["total"], progress["current"]):
+        samples = counts["processed"] * before
+        if samples % size:
+            raise UserError(f"data.batch_size={size}: within an epoch it can only become a share of {before}")
+        counts |= dict.fromkeys(counts, samples // size) | {"completed": samples // size - 1}
+
+
+def go_on_within_epoch(trainer: Trainer, classifier: ImageClassifier, within: dict[str, Any]) -> None:
+    """Brings the state `within` an epoch back, of all processes, and does what Lightning leaves out then."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]  # what they set here is in no checkpoint
+        callback.on_train_epoch_start(trainer, classifier)
+    trainer.fit_loop.restarting = False  # or a plateau's schedule would miss this epoch's end
+    trainer.fit_loop.epoch_loop.restarting = True
+    classifier.first_rate = within["first_rate"]
+    for name, states in within["metrics"][trainer.global_rank].items():
+        states = {key: value.to(classifier.device) for key, value in states.items()}
+        restore_metric(getattr(classifier, name), states)

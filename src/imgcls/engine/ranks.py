@@ -34,11 +34,8 @@ def rank_command(local_rank: int) -> tuple[list[str], str]:
     command = [sys.executable, "-m", "imgcls", verb, f"--config-name={name}"]
     command += [f"--config-dir={path}" for path in sources]
     command += [*hydra.overrides.task, "hydra.mode=RUN", "hydra.output_subdir=null"]
-    command += [
-        f"hydra.run.dir={hydra_quoted(hydra.runtime.output_dir)}",
-        f"hydra.job.name={verb}_rank{local_rank}",
-    ]
-    return command, hydra.runtime.cwd
+    command += [f"hydra.run.dir={hydra_quoted(hydra.runtime.output_dir)}"]
+    return [*command, f"hydra.job.name={verb}_rank{local_rank}"], hydra.runtime.cwd
 
 
 @contextmanager
@@ -101,10 +98,7 @@ def failure(ranks: Ranks, seconds: float = 0) -> str | None:
 
 def take_gpu(folder: Path) -> None:
     """Gives this process, for as long as it lives, one of several GPUs that no other job of the sweep has.
-
-    Args:
-        folder: the sweep's, for the locks.
-    """
+    `folder`: the sweep's, for the locks."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())]
     if len(gpus) < 2:

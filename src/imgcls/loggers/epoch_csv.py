@@ -43,8 +43,7 @@ class EpochCSV(Logger):
         if "epoch" not in values or len(values) < 2:
             return
         epoch = int(values.pop("epoch"))
-        row = self.rows.setdefault(epoch, {})
-        row |= {"epoch": epoch, "step": step, **values}
+        self.rows.setdefault(epoch, {}).update({"epoch": epoch, "step": step, **values})
         if "train/loss" in values:  # the last that is logged of an epoch
             self.save()
 

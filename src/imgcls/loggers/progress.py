@@ -86,11 +86,8 @@ class EpochProgress(ProgressBar):
         if self.ended is None or not trainer.is_global_zero or not self.enabled:
             return
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        shown = [
-            f"{name} {values[name]:.4f}"
-            for name in ("train/loss", "train/top1", "val/loss", "val/top1")
-            if name in values and (self.validated or name.startswith("train/"))
-        ]
+        names = ["train/loss", "train/top1", *(("val/loss", "val/top1") if self.validated else ())]
+        shown = [f"{name} {values[name]:.4f}" for name in names if name in values]
         speed = f"{values['images_per_second']:,.0f} images/s" if "images_per_second" in values else ""
         if self.bar is not None:
             self.bar.stop()  # or the line would be written into the bar
@@ -109,8 +106,7 @@ class EpochProgress(ProgressBar):
         epochs, batches = trainer.max_epochs or 0, trainer.num_training_batches
         if epochs <= 0 or not done or batches == float("inf"):
             return ""
-        left = batches * epochs - done - self.first_step
-        seconds = round((now - self.start) / done * max(left, 0))
+        seconds = round((now - self.start) / done * max(batches * epochs - done - self.first_step, 0))
         return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02} left"
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

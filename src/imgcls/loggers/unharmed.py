@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from queue import Empty, Queue
 from threading import Thread
 from typing import Any
 
@@ -18,11 +17,9 @@ PATIENCE = 10.0  # seconds that a logger other than W&B's may take for a call; W
 
 
 def told(loggers: list[Logger], run_dir: Path, config: dict[str, Any]) -> list[Logger]:
-    """Returns the loggers of a run, guarded, after it gave them the config.
-
-    The first is the run's metrics.csv. A logger that did not take the config is left out, but for W&B's,
-    whose run is still to be closed.
-    """
+    """Returns the loggers of a run, guarded, after it gave them the config. The first is the run's
+    metrics.csv. A logger that did not take the config is left out, but for W&B's, whose run is still to be
+    closed."""
     others = [logger for logger in loggers if not isinstance(logger, EpochCSV)]
     for logger in others:
         guard(logger)
@@ -32,23 +29,18 @@ def told(loggers: list[Logger], run_dir: Path, config: dict[str, Any]) -> list[L
 
 
 def guard(logger: Logger) -> None:
-    """Lets no error of a logger, and no wait, reach the training; after the first failure it is told
-    nothing more.
-
-    The methods of this object are replaced, and not the object: callbacks ask for `isinstance(logger,
-    WandbLogger)`.
-    """
+    """Lets no error of a logger, and no wait, reach the training; after the first failure it is told nothing
+    more. The methods of this object are replaced, and not the object: callbacks ask for `isinstance(logger,
+    WandbLogger)`."""
     # urllib3 would report each of many tries; `unharmed` reports the outcome.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
     def tell(method: Callable[..., Any], *arguments: Any, **keywords: Any) -> None:
         if has_failed(logger):
             return
+        call = partial(method, *arguments, **keywords)
         with unharmed(logger):
-            if isinstance(logger, WandbLogger):
-                method(*arguments, **keywords)
-            else:
-                call_within(PATIENCE, partial(method, *arguments, **keywords))
+            call() if isinstance(logger, WandbLogger) else call_within(PATIENCE, call)
 
     for name in ("log_hyperparams", "log_metrics", "after_save_checkpoint", "save", "finalize"):
         setattr(logger, name, partial(tell, getattr(logger, name)))
@@ -56,22 +48,21 @@ def guard(logger: Logger) -> None:
 
 def call_within(seconds: float, call: Callable[[], Any]) -> None:
     """Calls a function in a thread; raises its error, or TimeoutError if it has not ended in time."""
-    answer: Queue[Exception | None] = Queue()
+    errors: list[Exception] = []
 
     def run() -> None:
         try:
             call()
-            answer.put(None)
         except Exception as error:
-            answer.put(error)
+            errors.append(error)
 
-    Thread(target=run, daemon=True).start()
-    try:
-        error = answer.get(timeout=seconds)
-    except Empty:
-        raise TimeoutError(f"no answer within {seconds:g} s") from None
-    if error is not None:
-        raise error
+    thread = Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    if errors:
+        raise errors[0]
 
 
 @contextmanager

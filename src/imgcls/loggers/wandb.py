@@ -1,5 +1,4 @@
-"""Weights & Biases logger: begins a run that never asks for a key and never stops a training, and closes
-it."""
+"""Weights & Biases logger: begins a run that never asks for a key nor stops a training, and closes it."""
 
 import logging
 import netrc
@@ -84,17 +83,13 @@ def begun(begin: Callable[..., Any], mode: str) -> Any:
 
 def close_wandb(loggers: Iterable[Logger], status: int, word: str, preempted: bool = False) -> None:
     """Ends the W&B run, if there is one, with an exit code: without it a failed run would show as finished.
-
-    Args:
-        loggers: the run's; none if it failed before they were there.
-        word: what the run's own status.json says, such as "pruned".
-        preempted: W&B's agent starts such a run again.
-    """
+    There are no loggers if it failed before; `word` is what the run's own status.json says, such as "pruned";
+    W&B's agent starts a `preempted` run again."""
     run = sys.modules["wandb"].run if "wandb" in sys.modules else None
     if run is None:
         return
-    own = (logger for logger in loggers if isinstance(logger, WandbLogger))
-    logger = next(own, None) or WandbLogger(experiment=run)
+    own = [logger for logger in loggers if isinstance(logger, WandbLogger)]
+    logger = own[0] if own else WandbLogger(experiment=run)
     with unharmed(logger):
         run.summary["status"] = word
         if word == "pruned":

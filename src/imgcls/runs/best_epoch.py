@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imgcls.config.metrics import Metrics, direction
-from imgcls.config.training import Node, TrainerConfig
+from imgcls.config.training import Metrics, Node, TrainerConfig, direction
 from imgcls.errors import UserError, nearest
 
 if TYPE_CHECKING:

@@ -34,16 +34,9 @@ WORDS = {state: word for word, state in STATES.items()}
 
 
 class Search:
-    """A study in the sweep's folder: several processes that run the same sweep share it.
-
-    Args:
-        folder: the sweep's, which exists.
-        metrics: the names of what is optimised, with `directions` "min" or "max".
-        swept: the overrides that are searched.
-
-    Raises:
-        UserError: the number of trials, the pruner or the space is wrong.
-    """
+    """A study in the sweep's folder: several processes that run the same sweep share it. It searches the
+    space of the overrides `swept` for the best `metrics`, each with a direction, "min" or "max". Raises
+    UserError where the number of trials, the pruner or the space is wrong."""
 
     def __init__(
         self, settings: SweepSettings, folder: Path, metrics: list[str], directions: list[str],
@@ -61,7 +54,7 @@ class Search:
         self.settings, self.folder, self.metric, self.total = settings, folder, metrics[0], settings.n_trials
         self.space = {override.get_key_element(): distribution(override) for override in swept}
         pruner = configs.build(settings.pruner, "sweep.pruner") if settings.pruner else None
-        self.storage = journal(folder / FILE)
+        self.storage = JournalStorage(JournalFileBackend(str(folder / FILE)))
         self.study = optuna.create_study(
             storage=self.storage, study_name=folder.name, load_if_exists=True,
             directions=["minimize" if word == "min" else "maximize" for word in directions],
@@ -76,10 +69,8 @@ class Search:
             yield
 
     def ask(self, count: int) -> list[FrozenTrial]:
-        """Returns up to `count` trials to run next: first those of a killed worker, then new ones.
-
-        The values of a trial depend on its number and on the trials before, not on when the search began.
-        """
+        """Returns up to `count` trials to run next: first those of a killed worker, then new ones. The values
+        of a trial depend on its number and on the trials before, not on when the search began."""
         with FileLock(self.folder / ".ask.lock"):
             self.count_kills()
             running = self.study.get_trials(states=RUNNING)
@@ -149,14 +140,8 @@ class Search:
 
 
 class Pruning(Callback):
-    """Reports a metric to the study after each validation, and ends a trial that falls behind the others.
-
-    Args:
-        study: the study's file.
-        number: of this trial in it.
-        metric: what is optimised.
-        pruner: the pruner's `_target_` and arguments.
-    """
+    """Reports the metric to the study, a file, after each validation, and ends a trial, with its number, that
+    falls behind the others by the `pruner` (its `_target_` and arguments)."""
 
     def __init__(self, study: str, number: int, metric: str, pruner: dict[str, Any]) -> None:
         self.study, self.number, self.metric = study, number, metric
@@ -173,7 +158,7 @@ class Pruning(Callback):
 
     def falls_behind(self, value: float, epoch: int) -> bool:
         """Reports a value and returns the pruner's verdict."""
-        storage = journal(self.study)
+        storage = JournalStorage(JournalFileBackend(self.study))
         study = optuna.load_study(study_name=None, storage=storage, pruner=self.pruner)
         storage.set_trial_intermediate_value(trial_id(study, storage, self.number), epoch, value)
         return self.pruner.prune(study, study.trials[self.number])
@@ -191,10 +176,6 @@ def distribution(override: Override) -> BaseDistribution:
         return kind(value.start, value.end, log="log" in value.tags)
     except ValueError as error:
         raise UserError(f"{override.input_line}: {error}") from error
-
-
-def journal(path: str | Path) -> JournalStorage:
-    return JournalStorage(JournalFileBackend(str(path)))
 
 
 def trial_id(study: optuna.Study, storage: JournalStorage, number: int) -> int:

@@ -39,15 +39,11 @@ class SweepSettings:
 def read_overrides(
     loader: ConfigLoader, config: DictConfig, settings: SweepSettings
 ) -> tuple[list[str], list[Override]]:
-    """Returns the override that says where jobs run, and the overrides of the jobs.
-
-    These are the preset's and the command line's, which counts for a key that both have. A list or an
-    interval for `sweep.params.KEY` replaces the preset's. A search uses nothing of its preset if the
-    command line names a space, and leaves out keys that the config doesn't have.
-
-    Raises:
-        UserError: several values for another key of the sweep's own.
-    """
+    """Returns the override that says where jobs run, and the overrides of the jobs. These are the preset's
+    and the command line's, which counts for a key that both have. A list or an interval for
+    `sweep.params.KEY` replaces the preset's. A search uses nothing of its preset if the command line names a
+    space, and leaves out keys that the config doesn't have. Raises UserError: several values for another key
+    of the sweep's own."""
     parser = OverridesParser.create(config_loader=loader)
     given = parser.parse_overrides(list(config.hydra.overrides.task))
     own = [o for o in given if o.key_or_group.partition(".")[0] in ("sweep", "launcher")]
@@ -61,7 +57,9 @@ def read_overrides(
     if settings.sampler is not None:
         if any(o.is_sweep_override() for o in given):
             params = {}  # its space is for those who name none
-        for key in [key for key in params if key not in named and not has(config, key)]:
+        nothing = object()  # a key that is there may be null
+        has = {key for key in params if OmegaConf.select(config, key, default=nothing) is not nothing}
+        for key in [key for key in params if key not in named and key not in has]:
             del params[key]
             print(f"sweep.params.{key} is left out of the search: this config has no such key", flush=True)
     preset = parser.parse_overrides([f"{key}={value}" for key, value in {**params, **named}.items()])
@@ -74,18 +72,8 @@ def value_text(override: Override) -> str:
     return (override.input_line or "").partition("=")[2]
 
 
-def has(config: DictConfig, key: str) -> bool:
-    """Tells whether a config has a key, be it null."""
-    nothing = object()
-    return OmegaConf.select(config, key, default=nothing) is not nothing
-
-
 def choices(override: Override) -> list[str]:
-    """Returns the values of a list, or the two ends of an interval.
-
-    Raises:
-        UserError: the list is empty.
-    """
+    """Returns the values of a list, or the two ends of an interval. Raises UserError: the list is empty."""
     if not override.is_discrete_sweep():
         interval: Any = override.value()
         return [str(interval.start), str(interval.end)]
@@ -97,15 +85,9 @@ def choices(override: Override) -> list[str]:
 def check_space(
     loader: ConfigLoader, config: DictConfig, shared: list[str], swept: list[Override], metrics: list[str]
 ) -> None:
-    """Composes jobs until each value of each list was in one, and looks for the metrics in what they log.
-
-    Args:
-        shared: the overrides that all jobs have.
-        metrics: the names of what is optimised.
-
-    Raises:
-        UserError: Hydra can't compose a job, the data of all jobs are wrong, or no job logs such a metric.
-    """
+    """Composes jobs, with the overrides that all have, until each value of each list was in one, and looks
+    for the metrics in what they log. Raises UserError where Hydra can't compose a job, the data of all jobs
+    are wrong, or no job logs such a metric."""
     values = {o.get_key_element(): choices(o) for o in swept}
     known, mistake = set[str](), UserError()
     for i in range(max(map(len, values.values()), default=1)):

@@ -1,9 +1,6 @@
 """Sweep, Hydra's sweeper for `imgcls train -m`: decides which jobs there are, runs them, reports their
-results.
-
-A grid knows its jobs from the start; a search asks Optuna for one batch of jobs after the other. Hydra's
-launcher decides where jobs run.
-"""
+results. A grid knows its jobs from the start; a search asks Optuna for one batch after the other. Hydra's
+launcher decides where jobs run."""
 
 import gc
 import itertools
@@ -12,6 +9,7 @@ import os
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,14 +22,13 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from imgcls.config import check as configs
-from imgcls.config.metrics import Metrics, direction
 from imgcls.config.paths import hydra_quoted, shown
+from imgcls.config.training import Metrics, direction
 from imgcls.engine.signals import SIGNALS
 from imgcls.errors import InUse, UserError, one_line
 from imgcls.runs.best_epoch import optimised
 from imgcls.runs.record import yaml_text
-from imgcls.sweeps.jobs import Job, Jobs, job_name, repeated, short_hash
-from imgcls.sweeps.launchers import LOCAL, outcomes, stoppable
+from imgcls.sweeps.jobs import LOCAL, Job, Jobs, job_name, outcomes, repeated, short_hash, stoppable
 from imgcls.sweeps.space import SweepSettings, check_space, choices, read_overrides, value_text
 
 
@@ -93,10 +90,7 @@ class Sweep(Sweeper):
         self.record()
         try:
             with stoppable(self.launcher, self.kind, self.folder):
-                if self.settings.sampler is None:
-                    self.grid()
-                else:
-                    self.search()
+                self.grid() if self.settings.sampler is None else self.search()
         except (SystemExit, KeyboardInterrupt) as ended:
             for job in self.jobs.begun:
                 job.mark_stopped()
@@ -113,10 +107,8 @@ class Sweep(Sweeper):
         found = yaml.safe_load(path.read_text()) if path.is_file() else self.identity
         for key, value in self.identity.items():
             if found.get(key) != value:
-                holds = (
-                    f"{shown(self.folder)} holds another sweep: its {key} is {found.get(key)}, not {value}"
-                )
-                raise UserError(f"{holds}; give another sweep.name")
+                what = f"its {key} is {found.get(key)}, not {value}; give another sweep.name"
+                raise UserError(f"{shown(self.folder)} holds another sweep: {what}")
         self.folder.mkdir(parents=True, exist_ok=True)
         words = {"name": self.folder.name, "command": shlex.join(sys.orig_argv), **self.identity}
         limit = {"n_trials": self.settings.n_trials} if self.settings.sampler else {}
@@ -128,14 +120,9 @@ class Sweep(Sweeper):
             if not override.is_discrete_sweep():
                 advice = "a grid takes lists; an interval is searched, by sweep=optuna"
                 raise UserError(f"{override.input_line}: {advice}")
-        keys = [o.get_key_element() for o in self.swept]
-        combinations = itertools.product(*map(choices, self.swept))
-        jobs = [
-            self.job(number, [f"{key}={value}" for key, value in zip(keys, values, strict=True)])
-            for number, values in enumerate(combinations)
-        ]
-        self.jobs.total = len(jobs)
-        self.jobs.begun = [job for job in jobs if job.done()]
+        lists = [[f"{o.get_key_element()}={value}" for value in choices(o)] for o in self.swept]
+        jobs = [self.job(number, [*own]) for number, own in enumerate(itertools.product(*lists))]
+        self.jobs.total, self.jobs.begun = len(jobs), [job for job in jobs if job.done()]
         for job in self.jobs.begun:
             self.settle(job)
         self.jobs.line()
@@ -162,13 +149,8 @@ class Sweep(Sweeper):
                 self.jobs.total, self.jobs.begun = search.total, search.jobs()
                 print(self.jobs.line(), flush=True)
 
-    def job(self, number: int, values: list[str], more: list[str] | None = None) -> Job:
-        """Returns a job, in a folder named by what it overrides.
-
-        Args:
-            values: what is swept, as it is in this job.
-            more: overrides that are not in the name.
-        """
+    def job(self, number: int, values: list[str], more: Sequence[str] = ()) -> Job:
+        """Returns a job in a folder named by the swept values that it overrides, but not by `more`."""
         excluded = self.config.hydra.job.config.override_dirname.exclude_keys
         name = job_name(values + self.fixed, set(excluded))
         folder = self.folder / f"{number}_{name}"
@@ -177,7 +159,7 @@ class Sweep(Sweeper):
             f"hydra.sweep.dir={hydra_quoted(str(self.folder))}", f"hydra.sweep.subdir='{folder.name}'",
             f"hydra.job.override_dirname='{name}'",
         ]  # fmt: skip
-        return Job(number, [*self.where, *self.fixed, *values, *(more or []), *own], folder)
+        return Job(number, [*self.where, *self.fixed, *values, *more, *own], folder)
 
     def at_once(self) -> int:
         """Returns how many jobs the launcher gets at a time."""
@@ -236,16 +218,12 @@ class Sweep(Sweeper):
             job.values = [values] if isinstance(values, float) else values
 
     def report(self) -> None:
-        """Prints where the results are.
-
-        Raises:
-            UserError: a job of a grid failed, or all jobs of a search.
-        """
+        """Prints where the results are. Raises UserError: a job of a grid failed, or all jobs of a search."""
         if (best := self.jobs.best()) is not None:
             print(f"best job: {shown(best.folder)}")
         folder = shown(self.folder)
         print(f"sweep directory: {folder}\ncompare: imgcls compare runs={hydra_quoted(folder)}")
-        failed = self.jobs.failed()
+        failed = [job.folder.name for job in self.jobs.begun if job.state == "failed"]
         if failed and (self.settings.sampler is None or len(failed) == len(self.jobs.begun)):
             others = "" if len(failed) == len(self.jobs.begun) else ", the others are done"
             raise UserError(f"{len(failed)} of {self.jobs.total} jobs failed{others}: {', '.join(failed)}")

@@ -93,7 +93,7 @@ class ImageClassifier(Task):
         self.val_scores, self.test_scores = Scores(classes), Scores(classes)
         self.unscaled_scores = Scores(classes)  # of the test's logits before the temperature
         self.predictions = Predictions()
-        self.temperature = 1.0  # a checkpoint may bring another (imgcls.engine.calibration)
+        self.temperature = 1.0  # a checkpoint may bring another (imgcls.engine.evaluation)
 
     def normalise(self, images: Tensor, size: int | None = None) -> Tensor:
         """Returns `images (N, C, H, W) uint8` as floats with the data's mean 0 and deviation 1, and with the

@@ -1,6 +1,8 @@
-"""Messages about names: finds wrong choices, keys and parts in a command line or in files of conf/."""
+"""Command lines: what is wrong in one, or in files of conf/, and what `resume=` and `-m` mean to Hydra."""
 
+import os
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,14 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from imgcls.config.paths import CONF
+from imgcls.config.paths import CONF, hydra_quoted
 from imgcls.errors import UserError, nearest
 
 NONE = {"callbacks": "[]", "logger": "[]", "scheduler": "constant", "augment": "none", "finetune": "none"}
 PARTS = ("callbacks", "logger")  # groups of which several files are chosen, each for the parts that it names
+SHOWING = {"-c", "--cfg", "-i", "--info", "-h", "--help", "hydra.mode"}  # with these nothing is trained
+# Keys within a group. Hydra may compose another choice than the run's own, and would not know them
+OF_A_CHOICE = re.compile(r"(?!hydra\.)\w+\.[\w.]+=")
 
 
 def choices(group: str) -> list[str]:
@@ -25,10 +30,7 @@ def choices(group: str) -> list[str]:
 
 def check_groups(root: str, arguments: list[str]) -> list[str]:
     """Returns a command line without `group=null` where the root config has null, too: Hydra refuses it.
-
-    Raises:
-        UserError: another `group=null`, or `group=true`: Hydra takes them for faults of its own.
-    """
+    Raises UserError: another `group=null`, or `group=true`: Hydra takes them for faults of its own."""
     kept: list[str] = []
     for argument in arguments:
         group, _, choice = argument.lstrip("+").partition("=")
@@ -58,14 +60,9 @@ def chosen(argument: str) -> list[Any]:
 
 
 def check_keys(config: DictConfig) -> None:
-    """Refuses top-level keys of a composed config that are misspelt or another verb's.
-
-    The keys and groups of the verb's root config, all groups that were chosen, and keys that an interpolation
-    names are known. Files may also hold the keys of other verbs, because conf/local is for all of them.
-
-    Raises:
-        UserError: a key that nothing reads.
-    """
+    """Raises UserError for a top-level key of a composed config that is misspelt or another verb's. The keys
+    and groups of the verb's root config, all groups that were chosen, and keys that an interpolation names
+    are known. Files may also hold the keys of other verbs, because conf/local is for all of them."""
     hydra = config.hydra
     folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
     known = {"hydra", *(group.partition("/")[0] for group in hydra.runtime.choices)}
@@ -82,10 +79,8 @@ def check_keys(config: DictConfig) -> None:
 
 
 def root_keys(name: str, folders: list[Path]) -> dict[str, Any]:
-    """Returns the top-level keys of a root config with their values, and its groups with their choices.
-
-    Those of the root configs in its defaults are included. A file that is no config has none.
-    """
+    """Returns the top-level keys of a root config and of those in its defaults, with their values, and the
+    groups with their choices. A file that is no config has none."""
     path = next((path for folder in folders if (path := folder / f"{name}.yaml").is_file()), None)
     try:
         root = yaml.safe_load(path.read_text()) if path else None
@@ -104,11 +99,8 @@ def root_keys(name: str, folders: list[Path]) -> dict[str, Any]:
 
 def take_unchosen(config: Mapping[str, Any], overrides: Iterable[str]) -> list[str]:
     """Removes callbacks and loggers from a plain config that have settings, but were not chosen and so have
-    no `_target_`. Returns a line for each of them.
-
-    Raises:
-        UserError: the settings are from the command line.
-    """
+    no `_target_`. Returns a line for each of them. Raises UserError: the settings are from the command
+    line."""
     resumed = [override for override in overrides if override.lstrip("+").startswith("resume=")]
     if resumed and resumed[-1].lstrip("+") not in ("resume=auto", "resume=null"):
         return []  # the settings go into the run's own config, which has the parts that it chose
@@ -158,3 +150,34 @@ def explain(error: Exception) -> str:
     if isinstance(cause, OmegaConfBaseException):
         return f"{cause.full_key}: {str(cause).splitlines()[0]}"
     return " ".join(str(error).split())
+
+
+def hydra_arguments(words: list[str]) -> list[str]:
+    """Completes a command line of `imgcls train`. With `resume=RUN_DIR` Hydra then works in that directory,
+    leaves its record alone, and takes keys of the run's own choices. With `-m` and keys of `sweep` it runs
+    `sweep=grid`. Raises UserError: `-m` is missing or too much; or each rank of torchrun or srun would make a
+    directory."""
+    values = dict(word.lstrip("+").partition("=")[::2] for word in words if "=" in word)
+    multirun = not {"-m", "--multirun"}.isdisjoint(words)
+    sweep = [word for word in words if word.startswith(("sweep=", "sweep."))]
+    resume = values.get("resume", "")
+    if resume.startswith(("'", '"')):  # Hydra's quotes
+        resume = resume[1:-1].replace("\\'", "'")
+    started = int(os.environ.get("SLURM_STEP_NUM_TASKS") or os.environ.get("WORLD_SIZE") or 1)
+    if started > 1 and not {"hydra.run.dir", "resume"} & values.keys():
+        advice = "give all of them one folder, hydra.run.dir=…"
+        raise UserError(f"{started} processes were started for one run: {advice}")
+    wanted = [word for word in sweep if word != "sweep=null"]
+    shows = any(word.partition("=")[0] in SHOWING for word in words)
+    if wanted and not multirun and not shows:  # Hydra would train once and say nothing
+        command = shlex.join(["imgcls", "train", "-m", *words[1:]])
+        raise UserError(f"{wanted[0]}: a sweep needs -m; write {command}")
+    if resume not in ("", "null", "auto"):
+        if multirun:
+            raise UserError(f"resume={resume} goes on with one run; for the runs of a sweep give resume=auto")
+        folder = str(Path(resume).expanduser().absolute())
+        words = [f"++{word}" if OF_A_CHOICE.match(word) else word for word in words]
+        return [*words, f"hydra.run.dir={hydra_quoted(folder)}", "hydra.output_subdir=null"]
+    if multirun and sweep and not any(word.startswith("sweep=") for word in sweep):
+        return [*words, "sweep=grid"]
+    return words
