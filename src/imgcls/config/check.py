@@ -123,22 +123,22 @@ def arguments(node: Mapping[str, Any], where: str, target: Target | None = None)
             continue
         if key not in named and not open_ended:
             raise UserError(f"{where}.{key}: {node['_target_']} takes no {key!r}; {nearest(key, named)}")
-        nested = isinstance(value, Mapping) and any("_target_" in n for _, n in _nodes(value, ""))
+        nested = isinstance(value, Mapping) and any("_target_" in n for _, n in nodes(value, ""))
         checked[key] = value if nested else typed(value, named.get(key, Any), f"{where}.{key}")
     return checked
 
 
-def _nodes(config: Mapping[str, Any], where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def nodes(config: Mapping[str, Any], where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yields a node and all nodes below it, each with its dotted place."""
     yield where, config
     for key, value in config.items():
         if isinstance(value, Mapping):
-            yield from _nodes(value, f"{where}.{key}".lstrip("."))
+            yield from nodes(value, f"{where}.{key}".lstrip("."))
 
 
 def check(config: Mapping[str, Any], where: str = "") -> None:
     """Checks every node of a plain config that has a `_target_`. Raises UserError at the first wrong one."""
-    for place, node in _nodes(config, where):
+    for place, node in nodes(config, where):
         if "_target_" in node:
             arguments(node, place)
 

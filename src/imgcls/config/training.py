@@ -10,7 +10,8 @@ from imgcls.config import check as configs
 from imgcls.errors import UserError
 
 Node = dict[str, Any]  # a call: `_target_` and its keyword arguments
-Nodes = Annotated[dict[str, Node | None], BeforeValidator(lambda nodes: nodes or {})]  # null switches one off
+Part = Annotated[Node | None, BeforeValidator(lambda node: node or None)]  # null or false switches it off
+Nodes = Annotated[dict[str, Part], BeforeValidator(lambda nodes: nodes or {})]  # parts by name
 Metrics = Annotated[str | list[str], Field(min_length=1)]  # the first of several says which epoch is best
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 PARTS = ("data", "augment", "backbone", "loss", "optimizer", "scheduler", "trainer")

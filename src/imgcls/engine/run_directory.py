@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from filelock import FileLock, Timeout
 
+from imgcls.config.check import locate, nodes
 from imgcls.config.paths import shown
 from imgcls.errors import InUse, UserError, nearest
 from imgcls.processes import rank
@@ -112,6 +113,15 @@ def resumed(config: dict[str, Any], run_dir: Path, changed: list[str]) -> dict[s
         what = f"{shown(run_dir)}/config.yaml is no config of a run ({reason})"
         raise UserError(f"{what}; mend it, or start a new run") from error
     own = rerooted(own, own["run_dir"], str(run_dir)) | {"resume": None, "overwrite": False}
+    try:
+        for place, node in nodes(own, ""):
+            if str(node.get("_target_", "")).startswith("imgcls."):
+                locate(node["_target_"], f"{place}._target_")
+    except UserError as error:
+        what = f"{shown(run_dir)} was begun by another version of imgcls ({error})"
+        raise UserError(
+            f"{what}; start a new run from backbone.weights={run_dir}/checkpoints/best.ckpt"
+        ) from error
     if wanted != "auto":
         for override in changed:
             put(own, config, override)
