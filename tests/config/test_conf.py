@@ -183,3 +183,10 @@ def test_pack(choice: str) -> None:
     config = composed("out=x", f"data={choice}", "data.root=x", root="pack")
     configs.check(config)
     assert set(pack.PackConfig.__annotations__) == set(config)
+
+
+@pytest.mark.parametrize("word", ["null", "false", "0"])
+def test_a_part_is_switched_off(word: str) -> None:
+    config = training(f"callbacks.progress={word}", f"logger.csv={word}")
+    assert config.callbacks["progress"] is None and config.logger["csv"] is None
+    assert config.callbacks["checkpoint"] is not None

@@ -46,6 +46,16 @@ def test_what_is_changed_at_a_resume(said: Said, train: Train, cut: Path) -> Non
     assert "last.ckpt is of another network than this code builds" in message
 
 
+def test_a_run_of_another_version(said: Said, cut: Path) -> None:
+    config = cut / "config.yaml"
+    config.write_text(config.read_text().replace("imgcls.tasks.losses.", "imgcls.losses."))
+    message = said("train", "resume=cut")
+    assert message.startswith(
+        "imgcls train: cut was begun by another version of imgcls (loss._target_=imgcls"
+    )
+    assert message.endswith("; start a new run from backbone.weights=cut/checkpoints/best.ckpt")
+
+
 def test_a_folder_with_an_odd_name(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
     assert train(*SHORT, "test=false", f"hydra.run.dir={ODD}", stop=27) == STOPPED
     assert f"imgcls train 'resume={ODD}'".replace("'q'", "'\"'\"'q'\"'\"'") in capsys.readouterr().out

@@ -119,9 +119,8 @@ def resumed(config: dict[str, Any], run_dir: Path, changed: list[str]) -> dict[s
                 locate(node["_target_"], f"{place}._target_")
     except UserError as error:
         what = f"{shown(run_dir)} was begun by another version of imgcls ({error})"
-        raise UserError(
-            f"{what}; start a new run from backbone.weights={run_dir}/checkpoints/best.ckpt"
-        ) from error
+        advice = f"start a new run from backbone.weights={shown(run_dir / 'checkpoints' / 'best.ckpt')}"
+        raise UserError(f"{what}; {advice}") from error
     if wanted != "auto":
         for override in changed:
             put(own, config, override)
