@@ -1,5 +1,6 @@
 """The private names of Hydra and its launchers that imgcls.sweeps.private touches."""
 
+import logging
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,12 @@ from omegaconf import OmegaConf
 from imgcls.sweeps import private
 
 FAULT = OSError("the node is gone")
+
+
+@pytest.fixture(autouse=True)
+def own_handlers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keeps the launchers' logging from opening the log of a run before it again."""
+    monkeypatch.setattr(logging.root, "handlers", [])
 
 
 def gone(*_: Any) -> Any:
