@@ -149,7 +149,7 @@ def build(
     """Calls what a node's `_target_` names with the node's other keys and `given`. A node of a checkpoint
     could name anything: for it the caller finds `target` in the allow-list (imgcls.config.allowed) and gives
     it here. With a `kind`, the target must be a class of that kind. Raises UserError: a key or a value does
-    not fit, or the target raised anything: the cause has its traceback."""
+    not fit, or the target raised any exception, which is the cause."""
     target = target or locate(node["_target_"], f"{where}._target_")
     if kind is not None and not (inspect.isclass(target) and issubclass(target, kind)):
         expected = f"expected a class of the kind {kind.__name__}"

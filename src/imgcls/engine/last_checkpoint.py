@@ -40,9 +40,9 @@ class LastCheckpoint(Checkpoint):
             raise UserError(f"Safeguard: every_minutes={every_minutes}: expected a number above 0")
         self.path, self.every_minutes, self.saved = Path(dirpath) / "last.ckpt", every_minutes, 0.0
         self.saving = self.epoch_ended = False
-        self.infinite: list[str] = []  # buffers that are so from the beginning, such as a mask
+        self.infinite: list[str] = []  # buffers that are not finite from the start, such as a mask
         self.metrics: State = {}  # that were logged last before the checkpoint
-        self.within: State = {}  # what a checkpoint brought that was written within an epoch
+        self.within: State = {}  # of a checkpoint that was written within an epoch
 
     # When it saves and stops
     def on_train_batch_end(
@@ -64,7 +64,7 @@ class LastCheckpoint(Checkpoint):
         self.epoch_ended = True
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.epoch_ended:  # only now is the epoch before logged, and the learning rate on its way
+        if self.epoch_ended:  # only now is the previous epoch logged and the schedule stepped
             self.save(trainer)
             self.stop_if_asked()
 
@@ -108,7 +108,7 @@ class LastCheckpoint(Checkpoint):
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         for saver in (callback for callback in callbacks if isinstance(callback, SaveConfig)):
             saver.keep(trainer)
-        if self.epoch_ended:  # and the next begun, so that Lightning would take all its batches for done
+        if self.epoch_ended:  # the next has begun: unchanged counters would mark it as done
             progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
             for counts in (progress["total"], progress["current"]):
                 counts |= dict.fromkeys(counts, counts["processed"])
