@@ -85,11 +85,20 @@ def test_no_end_is_said() -> None:
         fit(Digits(batch_size=32), [ProgressiveResizing()], max_epochs=-1, max_steps=4)
 
 
-def test_by_config(here: Callable[..., None]) -> None:
+def test_by_config(here: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []  # in training; evaluation names none
+    normalise = ImageClassifier.normalise
+
+    def seen(self: ImageClassifier, images: torch.Tensor, size: int | None = None) -> torch.Tensor:
+        sizes.extend([size] if size else [])
+        return normalise(self, images, size)
+
+    monkeypatch.setattr(ImageClassifier, "normalise", seen)
     here(
         "train", "data.image_size=16", "callbacks=[default,progressive_resizing]", "debug=fast",
         "callbacks.progressive_resizing.multiple=4", "trainer.max_epochs=2", "logger=csv",
     )  # fmt: skip
+    assert sizes == [8, 8, 12, 12]
 
 
 def test_a_student_learns_from_its_teacher(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from support.packs import packed
 from imgcls.backbones.build import build_network
 from imgcls.callbacks.finetune import Finetune
 from imgcls.commands.build import build_classifier
+from imgcls.commands.eval import EvalConfig
 from imgcls.config import check as configs
 from imgcls.data.module import ImageDataModule
 from imgcls.engine.build import build_data, build_trainer
@@ -134,6 +135,7 @@ def test_callbacks(name: str) -> None:
         )
         given = ["callbacks.distillation.teacher=t.ckpt"]
     config = training(f"callbacks=[{name}]", *given)
+    assert config.callbacks
     for key, node in config.callbacks.items():
         assert configs.build(node or {}, f"callbacks.{key}") is not None
 
@@ -176,6 +178,7 @@ def test_overlays(choice: str, folder: Path) -> None:
 def test_eval() -> None:
     config = composed("checkpoint=x", "data=digits", root="eval")
     configs.check({"data": {k: v for k, v in config["data"].items() if k != "root"}})
+    assert set(EvalConfig.__annotations__) == set(config)
 
 
 @pytest.mark.parametrize("choice", ["imagefolder", "imagenet"])

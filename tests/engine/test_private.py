@@ -8,11 +8,13 @@ from unittest.mock import Mock
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import ModelParallelStrategy, ParallelStrategy
 from lightning.pytorch.strategies.launchers import subprocess_script
 from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
 from torchmetrics import SumMetric
 
 from imgcls.engine import private
@@ -28,6 +30,16 @@ def trainer() -> Trainer:
 
 def test_amx_as_the_public_name_says() -> None:
     assert private.has_amx() == torch.cpu.get_capabilities().get("amx_tile", False)
+
+
+def test_the_average_that_lightning_keeps(trainer: Trainer) -> None:
+    module = LightningModule()
+    module.layer = torch.nn.Linear(2, 2)
+    callback = WeightAveraging()
+    callback.setup(trainer, module, "fit")
+    average = private.averaged_model(callback)
+    assert isinstance(average, AveragedModel)
+    assert torch.equal(average.module.get_parameter("layer.weight"), module.layer.weight)
 
 
 def test_each_step_would_share_sigterm(trainer: Trainer) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from imgcls.engine.private import averaged_model
 from imgcls.errors import UserError
 
 
@@ -23,11 +24,6 @@ class EMA(WeightAveraging):
         self.decay, self.update_every_n_steps = decay, update_every_n_steps
         super().__init__()
 
-    @property
-    def average(self) -> AveragedModel:
-        """The average, which Lightning makes in `setup` and keeps under a name of its own."""
-        return next(value for value in vars(self).values() if isinstance(value, AveragedModel))
-
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -35,7 +31,7 @@ class EMA(WeightAveraging):
         done = self.state_dict()["latest_update_step"]
         if trainer.global_step <= done or not self.should_update(trainer.global_step - 1):
             return
-        average = self.average
+        average = averaged_model(self)
         kept = chain(average.module.parameters(), average.module.buffers())
         now = chain(pl_module.parameters(), pl_module.buffers())
         floats = [(a.detach(), b.detach()) for a, b in zip(kept, now, strict=True) if a.is_floating_point()]

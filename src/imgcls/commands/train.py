@@ -175,9 +175,8 @@ def publish(report: "Report", training: Training, best: str | None, run_dir: Pat
     from imgcls.report.report_page import log_to_wandb
     from imgcls.report.test_report import print_summary
 
-    for logger in training.trainer.loggers:
-        if isinstance(logger, WandbLogger) and not has_failed(logger):
-            log_to_wandb(logger.experiment, report, run_dir / "test", training.data.spec)
+    for logger in wandb_loggers(training.trainer):
+        log_to_wandb(logger.experiment, report, run_dir / "test", training.data.spec)
     lines = {"run directory": shown(run_dir), "test report": shown(run_dir / "test")}
     if rows := listed(run_dir / "unreadable.csv"):
         lines["left out"] = f"{len(rows)} unreadable images, see {shown(run_dir / 'unreadable.csv')}"
@@ -186,19 +185,26 @@ def publish(report: "Report", training: Training, best: str | None, run_dir: Pat
     print_summary(f"Test of {'the best checkpoint' if best else 'the last weights'}", report, lines)
 
 
+def wandb_loggers(trainer: Trainer) -> list[WandbLogger]:
+    """Returns the W&B loggers of the first process that still take what they are told."""
+    found = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
+    return [logger for logger in found if trainer.is_global_zero and not has_failed(logger)]
+
+
 def summarise(trainer: Trainer, run_dir: Path) -> None:
     """Puts all that was measured in the best epoch into the summary of the W&B run."""
     monitor = getattr(trainer.checkpoint_callback, "monitor", None)
-    for logger in trainer.loggers:
-        if monitor and trainer.is_global_zero and isinstance(logger, WandbLogger):
-            with unharmed(logger):
-                logger.experiment.summary.update(best_epoch(run_dir, monitor))
+    if monitor is None:
+        return
+    for logger in wandb_loggers(trainer):
+        with unharmed(logger):
+            logger.experiment.summary.update(best_epoch(run_dir, monitor))
 
 
 def keep_artifact(trainer: Trainer) -> None:
     """Keeps the best checkpoint as an artifact of the W&B run, where `logger.wandb.log_model` asks for it."""
-    best = best_checkpoint(trainer) if trainer.is_global_zero else None
-    for logger in trainer.loggers:
-        if best and isinstance(logger, WandbLogger) and getattr(logger, "keeps_best", False):
+    best = best_checkpoint(trainer)
+    for logger in wandb_loggers(trainer):
+        if best and getattr(logger, "keeps_best", False):
             with unharmed(logger):
                 log_checkpoint(logger.experiment, best)

@@ -19,13 +19,11 @@ from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from imgcls.config import check as config
-from imgcls.config.command_line import PARTS, check_keys, take_unchosen
+from imgcls.config.command_line import PARTS, check_keys, check_place, take_unchosen
 from imgcls.config.paths import CONF, expanded
-from imgcls.engine.run_directory import check_place
 from imgcls.engine.signals import SIGNALS
 from imgcls.errors import UserError, one_line
 from imgcls.processes import rank
-from imgcls.sweeps.sweeper import Sweep
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +54,6 @@ def run_verb(name: str, module: str) -> None:
             if name == "train":
                 SIGNALS.restore()
 
-    Plugins.instance().register(Sweep)  # conf/hydra/sweeper/imgcls.yaml
     # What Hydra itself builds (launchers, sweepers, hooks) is named by files that the user trusts.
     hydra.main(str(CONF), name, execution_whitelist=UNSAFE_DISABLE_EXECUTION_CHECKS)(task)()
 
@@ -69,6 +66,9 @@ class BeforeRun(Callback):
         self.begin(config, "run")
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        from imgcls.sweeps.sweeper import Sweep  # a sweep alone needs it
+
+        Plugins.instance().register(Sweep)  # conf/hydra/sweeper/imgcls.yaml
         self.begin(config, "sweep")
 
     def begin(self, config: DictConfig, mode: str) -> None:

@@ -181,3 +181,16 @@ def hydra_arguments(words: list[str]) -> list[str]:
     if multirun and sweep and not any(word.startswith("sweep=") for word in sweep):
         return [*words, "sweep=grid"]
     return words
+
+
+def check_place(wanted: str | None, run_dir: Path) -> None:
+    """Raises UserError where `resume` names no run, or not the one that Hydra works in: a file has set it."""
+    if wanted in (None, "auto"):
+        return
+    folder = Path(str(wanted)).expanduser()
+    if not (folder / "config.yaml").is_file():
+        advice = "expected a run directory, or auto"
+        raise UserError(f"resume={wanted}: there is no run in it (no config.yaml); {advice}")
+    if folder.resolve() != run_dir.resolve():
+        advice = "give it on the command line of imgcls train"
+        raise UserError(f"resume={wanted}: a file can only set auto; {advice}")

@@ -1,18 +1,16 @@
 """Typed config of a training: what `imgcls train` composes, with the bounds of each value."""
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from omegaconf import OmegaConf
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from imgcls.config import check as configs
+from imgcls.config.metrics import Metrics
 from imgcls.errors import UserError
 
 Node = dict[str, Any]  # a call: `_target_` and its keyword arguments
 Part = Annotated[Node | None, BeforeValidator(lambda node: node or None)]  # null or false switches it off
 Nodes = Annotated[dict[str, Part], BeforeValidator(lambda nodes: nodes or {})]  # parts by name
-Metrics = Annotated[str | list[str], Field(min_length=1)]  # the first of several says which epoch is best
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 PARTS = ("data", "augment", "backbone", "loss", "optimizer", "scheduler", "trainer")
 OURS = {"on_nonfinite", "on_oom"}  # keys of conf/trainer that Lightning's Trainer doesn't have
@@ -90,18 +88,3 @@ class TrainConfig(BaseModel):
         data = {**self.record["data"], "batch_size": size}
         trainer = {**self.record["trainer"], "accumulate_grad_batches": accumulated}
         return self.read({**self.record, "data": data, "trainer": trainer})
-
-
-def direction(metric: str | None) -> str:
-    """Returns "min" for what is better when it is small, else "max" (for no metric too)."""
-    return "min" if str(metric).endswith(("loss", "loss_step", "calibration_error")) else "max"
-
-
-def first(metric: str | Sequence[str]) -> str | None:
-    """Returns the metric that is optimised, or the first of several."""
-    return metric if isinstance(metric, str) else next(iter(metric), None)
-
-
-# What conf/ says of callbacks that watch a metric: monitor: ${first_metric:${optimized_metric}}
-OmegaConf.register_resolver("first_metric", first, replace=True)
-OmegaConf.register_resolver("direction", direction, replace=True)

@@ -12,7 +12,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim.lr_scheduler import LambdaLR
 
 from imgcls.data.batch import Batch
-from imgcls.data.module import ImageDataModule
 from imgcls.engine.checkpoint import SaveConfig, State
 from imgcls.engine.private import count_by_epochs, restore_metric, set_last_rates, skip_sigterm_broadcast
 from imgcls.engine.recovery import FiniteCheck
@@ -22,6 +21,7 @@ from imgcls.loggers.epoch_csv import EpochCSV
 from imgcls.processes import Agreement, gathered, world_size
 from imgcls.runs.checkpoints import STATES, not_finite
 from imgcls.tasks.classification import ImageClassifier
+from imgcls.tasks.task import data_of
 
 log = logging.getLogger(__name__)
 EVERY = 8  # steps after which ranks ask each other whether to save or to stop
@@ -148,13 +148,6 @@ class LastCheckpoint(Checkpoint):
         if trainer.fit_loop.restarted_mid_epoch:
             assert isinstance(pl_module, ImageClassifier)
             go_on_within_epoch(trainer, pl_module, self.within)
-
-
-def data_of(trainer: Trainer) -> ImageDataModule:
-    """Returns the datamodule that a trainer trains on."""
-    data = trainer.datamodule  # type: ignore[attr-defined]
-    assert isinstance(data, ImageDataModule)
-    return data
 
 
 def follow_schedules(trainer: Trainer) -> None:

@@ -7,10 +7,12 @@ from collections.abc import Callable
 
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.launchers import subprocess_script
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel
 from torchmetrics import Metric
 
 RankCommand = Callable[[int], tuple[list[str], str]]
@@ -51,6 +53,13 @@ def set_last_rates(schedule: LRScheduler, rates: list[float]) -> None:
     for group, rate in zip(schedule.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     schedule._last_lr = [*rates]
+
+
+def averaged_model(callback: WeightAveraging) -> AveragedModel:
+    """Returns the average that Lightning's callback keeps; EMA updates it without a read from the device."""
+    model = callback._average_model
+    assert model is not None
+    return model
 
 
 def start_ranks_with(command: RankCommand, observer: Observer) -> None:

@@ -216,16 +216,3 @@ def note_change(run_dir: Path, config: dict[str, Any], resumed_from: Path | None
     entry |= {"from": resumed_from.name} if resumed_from is not None else {}
     entry |= {"changed": changed} if changed else {}
     write_text(path, json.dumps(record | {"resumed": [*record.get("resumed", []), entry]}, indent=2) + "\n")
-
-
-def check_place(wanted: str | None, run_dir: Path) -> None:
-    """Raises UserError where `resume` names no run, or not the one that Hydra works in: a file has set it."""
-    if wanted in (None, "auto"):
-        return
-    folder = Path(str(wanted)).expanduser()
-    if not (folder / "config.yaml").is_file():
-        advice = "expected a run directory, or auto"
-        raise UserError(f"resume={wanted}: there is no run in it (no config.yaml); {advice}")
-    if folder.resolve() != run_dir.resolve():
-        advice = "give it on the command line of imgcls train"
-        raise UserError(f"resume={wanted}: a file can only set auto; {advice}")

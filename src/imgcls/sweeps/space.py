@@ -94,7 +94,7 @@ def check_space(
         own = [f"{key}={some[i % len(some)]}" for key, some in values.items()]
         job = loader.load_sweep_config(config, [*shared, *own])
         try:
-            known = known or logged_names(job)
+            known = known or logged_by(job)
         except UserError as error:  # other jobs may be right
             mistake = error
     if not known:
@@ -104,11 +104,9 @@ def check_space(
             raise UserError(f"optimized_metric={name}: no such metric is logged; {nearest(name, known)}")
 
 
-def logged_names(config: DictConfig) -> set[str]:
+def logged_by(config: DictConfig) -> set[str]:
     """Returns the metrics that a training with this config logs."""
-    from imgcls.tasks.metrics import metric_names
+    from imgcls.tasks.metrics import logged_names
 
     node: Any = OmegaConf.to_container(config.data, resolve=True)
-    classes = configs.build(node, "data").spec.num_classes
-    names = {"train/loss", "train/top1", "images_per_second", "val/loss"}
-    return names | {f"val/{name}" for name in metric_names(classes)}
+    return logged_names(configs.build(node, "data").spec.num_classes)

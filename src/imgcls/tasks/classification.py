@@ -18,7 +18,7 @@ from imgcls.errors import UserError
 from imgcls.optim import Schedule, build_optimizer
 from imgcls.spec import DataSpec
 from imgcls.tasks.losses import build_loss
-from imgcls.tasks.metrics import MeanLoss, Predictions, Scores, metric_names
+from imgcls.tasks.metrics import MeanLoss, Predictions, Scores
 from imgcls.tasks.task import Task, data_of
 
 
@@ -213,11 +213,6 @@ class ImageClassifier(Task):
         self.log_dict({f"test/{name}": value for name, value in values.items()})
         self.tested = self.predictions.compute()  # here, where the processes still are together
         self.predictions.reset()
-
-    def logged_names(self) -> set[str]:
-        """Returns the names that a callback or a schedule may monitor."""
-        names = {"train/loss", "train/top1", "lr", "images_per_second", "val/loss"}
-        return names | {f"val/{name}" for name in metric_names(self.spec.num_classes)}
 
     # Checkpoints
 

@@ -8,6 +8,12 @@ from torchmetrics.utilities import dim_zero_cat
 BINS = 15
 
 
+def logged_names(classes: int) -> set[str]:
+    """Returns the names that a training logs, which a callback, a schedule or a sweep may watch."""
+    names = {"train/loss", "train/top1", "lr", "images_per_second", "val/loss"}
+    return names | {f"val/{name}" for name in metric_names(classes)}
+
+
 def metric_names(num_classes: int) -> list[str]:
     """Returns the names of what `Evaluation` measures; top5 where there are more than five classes."""
     names = ["top1", "precision", "recall", "f1", "calibration_error"]

@@ -22,6 +22,7 @@ from imgcls.data.module import ImageDataModule
 from imgcls.optim import build_optimizer
 from imgcls.spec import DataSpec
 from imgcls.tasks.classification import ImageClassifier
+from imgcls.tasks.task import data_of
 
 # Events that make the host wait for the device: what follows depends on values that they bring.
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal")
@@ -46,7 +47,7 @@ class TakeTurns(Callback):
 
     def take_turns(self, trainer: Trainer, classifier: ImageClassifier, batch: Batch) -> Iterator[None]:
         """Measures from within the training, which takes a step at each `yield`."""
-        data: ImageDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        data = data_of(trainer)
         batches, bare = endless(data), bare_steps(trainer, classifier, batch)
         workers, images = data.train_dataloader().num_workers, len(batch.targets) * trainer.world_size
         warmup = 3 + 3 * workers  # batches that workers made ready in the others' turns are not counted

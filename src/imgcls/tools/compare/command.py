@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from imgcls.config.metrics import direction
 from imgcls.config.paths import shown
-from imgcls.config.training import direction
 from imgcls.errors import UserError, nearest
 from imgcls.runs.read import COSTS, FACTS, METRICS, finished, read_runs, written
 from imgcls.runs.run_files import Damaged, differences

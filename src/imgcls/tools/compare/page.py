@@ -13,7 +13,7 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
-from imgcls.config.training import direction
+from imgcls.config.metrics import direction
 from imgcls.report.page import Grid, plain, render
 from imgcls.runs.read import COSTS, METRICS
 from imgcls.runs.run_files import Damaged, curves
