@@ -229,3 +229,23 @@ def test_stopped_from_outside() -> None:
     assert f"go on with: imgcls train resume={run}" in rest
     assert not (run / "test").exists()
     assert torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] >= 3
+
+
+def test_epochs_without_a_key_are_lightnings(here: Callable[..., None]) -> None:
+    """`~trainer.max_epochs` takes the key away; null would train without end."""
+    here("train", *SHORT, "test=false", "~trainer.max_epochs", "trainer.max_steps=2", "hydra.run.dir=run")
+    record = yaml.safe_load(Path("run/config.yaml").read_text())
+    assert "max_epochs" not in record["trainer"]
+
+
+def test_a_name_that_is_a_number(here: Callable[..., None]) -> None:
+    here("train", *SHORT, "test=false", "names.run=12", "hydra.run.dir=run")
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["names"]["run"] == 12
+
+
+def test_own_root_of_a_verb_writes_where_the_verb_does(here: Callable[..., None]) -> None:
+    Path("conf").mkdir()
+    Path("conf/mine.yaml").write_text("defaults: [compare, _self_]\n")
+    here("train", *SHORT, "test=false", "hydra.run.dir=old/run")
+    here("compare", "--config-dir=conf", "--config-name=mine", "runs=old")
+    assert len(list(Path("runs/compare").iterdir())) == 1

@@ -56,7 +56,7 @@ class TrainConfig(BaseModel):
     trainer: TrainerConfig
     callbacks: Nodes = Field(default_factory=dict)
     logger: Nodes = Field(default_factory=dict)
-    names: dict[str, str | None]
+    names: dict[str, Any]
     seed: Seed
     run_dir: str
     test: bool

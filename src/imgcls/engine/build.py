@@ -68,7 +68,7 @@ def build_trainer(
     """Builds Lightning's trainer; precision "auto" is what the device is good at. Raises UserError: a device,
     strategy or precision that is not to be had here."""
     node = config.arguments()
-    if config.max_epochs is None:
+    if "max_epochs" in node and config.max_epochs is None:
         node["max_epochs"] = -1  # Lightning would make 1000 of it
     if node["precision"] == "auto":
         node["precision"] = best_precision(str(node["accelerator"]))

@@ -25,17 +25,15 @@ Ranks = list[subprocess.Popen[bytes]]
 RANK_VARIABLES = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def rank_command(local_rank: int) -> tuple[list[str], str]:
+def rank_command(_: int) -> tuple[list[str], str]:
     """Returns the command and folder that start one more rank of this job, in the same run directory."""
     hydra = HydraConfig.get()
-    name = str(hydra.job.config_name)
-    verb = name if name in ("bench", "reproduce") else "train"  # a config of another name is train's
     sources = [s.path for s in hydra.runtime.config_sources if s.provider == "command-line"]
-    command = [sys.executable, "-m", "imgcls", verb, f"--config-name={name}"]
+    command = [sys.executable, "-m", "imgcls", hydra.job.name, f"--config-name={hydra.job.config_name}"]
     command += [f"--config-dir={path}" for path in sources]
     command += [*hydra.overrides.task, "hydra.mode=RUN", "hydra.output_subdir=null"]
     command += [f"hydra.run.dir={hydra_quoted(hydra.runtime.output_dir)}"]
-    return [*command, f"hydra.job.name={verb}_rank{local_rank}"], hydra.runtime.cwd
+    return command, hydra.runtime.cwd
 
 
 @contextmanager

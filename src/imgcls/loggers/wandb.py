@@ -42,6 +42,8 @@ def wandb_logger(
     if unknown := set(options) - set(OPTIONS):
         expected = f"{', '.join(OPTIONS[:-1])} or {OPTIONS[-1]}"
         raise UserError(f"logger.wandb.{min(unknown)}: expected {expected}")
+    if options.get("name") is not None:
+        options["name"] = str(options["name"])  # names.run=12
     if getattr(rank_zero_only, "rank", 0) != 0:
         return WandbLogger(save_dir=save_dir)
     import wandb
