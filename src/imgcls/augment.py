@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, PositiveFloat
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from imgcls.config.check import build
 from imgcls.errors import UserError
-from imgcls.spec import DataSpec
+from imgcls.spec import DataSpec, Part, Share
 
 
 def rising(pair: tuple[float, float]) -> tuple[float, float]:
@@ -25,11 +25,8 @@ def rising(pair: tuple[float, float]) -> tuple[float, float]:
     return pair
 
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Part = Annotated[float, Field(gt=0, le=1)]
 Parts = Annotated[tuple[Part, Part], AfterValidator(rising)]
-Ratios = Annotated[tuple[Positive, Positive], AfterValidator(rising)]
+Ratios = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(rising)]
 SMALL = 64  # up to this image size, "auto" crops from a padded image instead of resizing
 
 
@@ -39,7 +36,7 @@ class Mix:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
-    alpha: Positive = 1.0
+    alpha: PositiveFloat = 1.0
     probability: Share = 0.0
 
 
@@ -135,7 +132,8 @@ class BatchAugment(nn.Module):
         """Erases and mixes normalised `images (N, C, H, W)`; mixed targets are shares `(N, K)`."""
         augment = self.augment
         if augment.erase:
-            images = images.masked_fill(patches(images) & chosen(images, augment.erase), 0.0)
+            mask = patches(images)
+            images = images.masked_fill(mask & (drawn(images, len(images), 1, 1, 1) < augment.erase), 0.0)
         mixup, cutmix = augment.mixup, augment.cutmix
         if not mixup.probability and not cutmix.probability:
             return images, targets
@@ -149,11 +147,6 @@ class BatchAugment(nn.Module):
         images = images * weight + images[other] * (1 - weight)
         hot = F.one_hot(targets, self.num_classes).float()
         return images, hot * share + hot[other] * (1 - share)
-
-
-def chosen(images: Tensor, probability: float) -> Tensor:
-    """Returns a mask `(N, 1, 1, 1)` that holds for each sample with this probability."""
-    return drawn(images, len(images), 1, 1, 1) < probability
 
 
 def drawn(images: Tensor, *shape: int) -> Tensor:

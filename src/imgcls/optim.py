@@ -14,18 +14,16 @@ from typing import Annotated, Any, Literal
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, OneCycleLR, ReduceLROnPlateau
 
 from imgcls.config import check as configs
 from imgcls.errors import UserError
+from imgcls.spec import Share
 
 log = logging.getLogger(__name__)
-NotNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ def by_step(optimizer: Optimizer, warmup: int, factor: Callable[[int], float]) -
 
 
 def cosine(
-    optimizer: Optimizer, steps: Steps, warmup_epochs: NotNegative = 0.0, final: NotNegative = 0.0
+    optimizer: Optimizer, steps: Steps, warmup_epochs: NonNegativeFloat = 0.0, final: NonNegativeFloat = 0.0
 ) -> Schedule:
     """Half a cosine down to `final` times the rate (Loshchilov and Hutter 2016)."""
     total, warmup = steps.whole("cosine"), steps.warmup(warmup_epochs)
@@ -77,7 +75,7 @@ def cosine(
     return by_step(optimizer, warmup, factor)
 
 
-def constant(optimizer: Optimizer, steps: Steps, warmup_epochs: NotNegative = 0.0) -> Schedule:
+def constant(optimizer: Optimizer, steps: Steps, warmup_epochs: NonNegativeFloat = 0.0) -> Schedule:
     """The same rate throughout."""
     return by_step(optimizer, steps.warmup(warmup_epochs), lambda step: 1.0)
 
@@ -86,8 +84,8 @@ def multi_step(
     optimizer: Optimizer,
     steps: Steps,
     milestones: list[Share],
-    gamma: Positive = 0.1,
-    warmup_epochs: NotNegative = 0.0,
+    gamma: PositiveFloat = 0.1,
+    warmup_epochs: NonNegativeFloat = 0.0,
 ) -> Schedule:
     """The rate times `gamma` at each milestone, a share of the training (He et al. 2015: 0.5 and 0.75)."""
     places = [milestone * steps.whole("multi_step") for milestone in milestones]
@@ -99,8 +97,8 @@ def one_cycle(
     optimizer: Optimizer,
     steps: Steps,
     pct_start: Share = 0.3,
-    div_factor: Positive = 25.0,
-    final_div_factor: Positive = 1e4,
+    div_factor: PositiveFloat = 25.0,
+    final_div_factor: PositiveFloat = 1e4,
     cycle_momentum: bool = True,
 ) -> Schedule:
     """Up to the optimizer's rate, then down; momentum the other way round (Smith and Topin 2017)."""
@@ -119,8 +117,8 @@ def plateau(
     monitor: str = "val/loss",
     mode: Literal["min", "max"] = "min",
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.1,
-    patience: Annotated[int, Field(ge=0)] = 5,
-    warmup_epochs: NotNegative = 0.0,
+    patience: NonNegativeInt = 5,
+    warmup_epochs: NonNegativeFloat = 0.0,
 ) -> Schedule:
     """The rate times `factor` where `monitor` has not improved for `patience` epochs."""
     reduce = ReduceLROnPlateau(optimizer, mode, factor, patience)

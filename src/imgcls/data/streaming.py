@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from imgcls.config.paths import cache_dir
+from imgcls.config.training import Node
 from imgcls.data.batch import Batch, in_channels
 from imgcls.data.loading.manifest import check_files, check_shards, facts_of
 from imgcls.data.module import Place
@@ -54,7 +55,7 @@ class Shards(Pack):
     """The table of a split, and its images by index. A shard is fetched once and kept."""
 
     url: str = ""
-    options: dict[str, Any] | None = None
+    options: Node | None = None
     alike = None
     stream: StreamingDataset | None = field(init=False, default=None)
 
@@ -134,12 +135,7 @@ class StreamingData(PackedData):
     formats = ("litdata",)
 
     def __init__(
-        self,
-        *,
-        root: Place,
-        cache: Place | None = None,
-        storage_options: dict[str, Any] | None = None,
-        **packed: Any,
+        self, *, root: Place, cache: Place | None = None, storage_options: Node | None = None, **packed: Any
     ) -> None:
         self.url, self.cache, self.storage_options = root.rstrip("/"), cache, storage_options
         super().__init__(root=root, **packed)
@@ -176,6 +172,8 @@ class StreamingData(PackedData):
 
     def prepare_data(self) -> None:
         """Fetches the tables and the indices of the shards; the shards come while they are read."""
+        if self.sets:  # all was checked before it was read
+            return
         files = self.manifest.files
         if self.url != str(self.root):
             files = {name: facts for name, facts in files.items() if name.endswith((".npy", "/index.json"))}

@@ -15,10 +15,8 @@ from imgcls.report.test_report import Report, make_report, write_report
 
 log = logging.getLogger(__name__)
 WITHIN = (0.01, 100.0)  # temperatures
-ORDER = (
-    "top1", "top5", "loss", "precision", "recall", "f1", "calibration_error",
-    "loss_unscaled", "calibration_error_unscaled",
-)  # fmt: skip
+SCALED = ("top1", "top5", "loss", "precision", "recall", "f1", "calibration_error")
+ORDER = (*SCALED, "loss_unscaled", "calibration_error_unscaled")
 
 
 def run_test(training: Training, folder: Path, path: str | None = None) -> Report | None:

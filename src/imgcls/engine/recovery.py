@@ -58,10 +58,9 @@ def fit(
             if config.on_nonfinite != "skip" or len(skipped) == MOST_SKIPS:
                 if not first:
                     sys.exit(0)  # rank 0 says it
-                more = (
-                    f"; {MOST_SKIPS} batches were left out" if skipped else ", or trainer.on_nonfinite=skip"
-                )
-                raise NonFiniteLoss(f"{error}{more}") from error
+                left_out = f"; {MOST_SKIPS} batches were left out"
+                advice = left_out if skipped else ", or trainer.on_nonfinite=skip"
+                raise NonFiniteLoss(f"{error}{advice}") from error
             skipped.append(error.batch)
             if first:
                 what = str(error).partition(";")[0]
