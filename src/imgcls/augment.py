@@ -77,17 +77,15 @@ class Augment:
         return self.crop if self.crop != "auto" else "padded" if spec.image_size <= SMALL else "resized"
 
 
-def worker_transform(
-    augment: Augment, spec: DataSpec, otherwise: nn.Module | None = None
-) -> nn.Module | None:
-    """Returns a worker's transform of a training image: a resized crop, else `otherwise`; then the policy."""
-    first = otherwise
+def worker_transform(augment: Augment, spec: DataSpec, default: nn.Module | None = None) -> nn.Module | None:
+    """Returns a worker's transform of a training image: a resized crop, else `default`; then the policy."""
+    first = default
     if augment.crop_of(spec) == "resized":
         size, mode = spec.image_size, v2.InterpolationMode(spec.interpolation)
         first = v2.RandomResizedCrop(size, augment.scale, augment.ratio, mode, antialias=True)
     policy = None if augment.policy is None else build(augment.policy, "augment.policy", nn.Module)
-    if policy is None and first is otherwise:
-        return otherwise
+    if policy is None and first is default:
+        return default
     return v2.Compose([step for step in (first, policy) if step is not None])
 
 
@@ -118,15 +116,13 @@ class BatchAugment(nn.Module):
         rows = torch.arange(height, device=device).expand(n, height)
         columns = torch.arange(width, device=device).expand(n, width)
         if self.flip:
-            mirrored = drawn(images, n, 1) < self.flip
-            columns = torch.where(mirrored, width - 1 - columns, columns)
+            columns = torch.where(drawn(images, n, 1) < self.flip, width - 1 - columns, columns)
         if pad:
             images = F.pad(images, (pad, pad, pad, pad))
             rows = rows + torch.randint(0, 2 * pad + 1, (n, 1), device=device)
             columns = columns + torch.randint(0, 2 * pad + 1, (n, 1), device=device)
         sample = torch.arange(n, device=device)[:, None, None]
-        gathered = images.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]]
-        return gathered.permute(0, 3, 1, 2)
+        return images.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
     def mix(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Erases and mixes normalised `images (N, C, H, W)`; mixed targets are shares `(N, K)`."""
@@ -175,12 +171,11 @@ def rectangles(images: Tensor, area: Tensor) -> Tensor:
     """Returns a mask `(N, 1, H, W)` with a random rectangle of the share `area (N,)` in each image. Its
     centre is anywhere, so that a part can lie outside (as in CutMix, Yun et al. 2019)."""
     n, _, height, width = images.shape
-    side = area.sqrt()
 
     def inside(length: int) -> Tensor:
         centre = drawn(images, n, 1) * length
         place = torch.arange(0.5, length, device=images.device, dtype=torch.float32)
-        return (place - centre).abs() <= side[:, None] * length / 2
+        return (place - centre).abs() <= area.sqrt()[:, None] * length / 2
 
     return inside(height)[:, None, :, None] & inside(width)[:, None, None, :]
 

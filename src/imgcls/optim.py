@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, OneCycleLR, ReduceLROnPlateau
 
 from imgcls.config import check as configs
+from imgcls.config.training import Node
 from imgcls.errors import UserError
 from imgcls.spec import Share
 
@@ -107,8 +108,7 @@ def one_cycle(
     cycle_momentum = cycle_momentum and ("momentum" in optimizer.defaults or "betas" in optimizer.defaults)
     shape: dict[str, Any] = {"div_factor": div_factor, "final_div_factor": final_div_factor}
     shape |= {"pct_start": pct_start, "cycle_momentum": cycle_momentum}
-    schedule = OneCycleLR(optimizer, rates, total, **shape)
-    return [{"scheduler": schedule, "interval": "step"}]
+    return [{"scheduler": OneCycleLR(optimizer, rates, total, **shape), "interval": "step"}]
 
 
 def plateau(
@@ -131,37 +131,30 @@ def plateau(
 
 # No weights of a layer, though of more than one dimension: torchvision's names; timm's networks say theirs.
 EMBEDDINGS = ("*class_token", "*pos_embedding", "*relative_position_bias_table", "*layer_scale")
-FUSED = ("cuda", "cpu", "mps")  # devices for which torch has fused steps
+Scales = Mapping[str, float]  # what the learning rate of each parameter is multiplied by, by name
 
 
 def build_optimizer(
-    config: Mapping[str, Any],
-    network: nn.Module,
-    device: torch.device,
-    fused: bool,
-    rate_scales: Mapping[str, float] | None = None,
+    config: Node, network: nn.Module, device: torch.device, fused: bool, scales: Scales | None = None
 ) -> Optimizer:
     """Builds an optimizer over two groups: weight decay for weights, none for norms, biases and embeddings.
 
-    Args:
-        fused: take the fused step where the optimizer has one for this device and the config says nothing.
-        rate_scales: what each parameter's learning rate is multiplied by, by name; none: 1.
-
-    Raises:
-        UserError: the optimizer does not take these keys, values or parameters.
+    With `fused` it takes the fused step where the optimizer has one for this device and the config says
+    nothing. Raises UserError: the optimizer does not take these keys, values or parameters.
     """
     name = config["_target_"]
     target = configs.locate(name, "optimizer._target_")
-    groups = parameter_groups(config, network, rate_scales or {})
-    if rate_scales and config.get("lr") is None:
+    groups = parameter_groups(config, network, scales or {})
+    if scales and config.get("lr") is None:
         fault = f"optimizer={name} has no lr, which the layers would have a share of"
         raise UserError(f"{fault}; set optimizer.lr")
-    for group in groups if rate_scales else ():
+    for group in groups if scales else ():
         group["lr"] = config["lr"] * group["scale"]
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UserError("the network has no parameter to train")
     arguments = configs.arguments(config, "optimizer")
-    has_fused = device.type in FUSED and "fused" in inspect.signature(target).parameters
+    # The devices for which torch has fused steps.
+    has_fused = device.type in ("cuda", "cpu", "mps") and "fused" in inspect.signature(target).parameters
     if fused and has_fused and not {"fused", "foreach", "differentiable"} & set(config):
         arguments["fused"] = True
     try:
@@ -170,9 +163,7 @@ def build_optimizer(
         raise UserError(f"optimizer={name}: {' '.join(str(error).split())}") from error
 
 
-def parameter_groups(
-    config: Mapping[str, Any], network: nn.Module, scales: Mapping[str, float]
-) -> list[dict[str, Any]]:
+def parameter_groups(config: Node, network: nn.Module, scales: Scales) -> list[dict[str, Any]]:
     """Returns the parameters by scale, the largest first, and weight decay: none for vectors and embeddings.
     Frozen ones too: they have no gradient, so no step changes them, and they may learn later. Muon is for
     inner weights: the head is marked `use_fallback`, for which timm's Muon takes AdamW (Jordan 2024).

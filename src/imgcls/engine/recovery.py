@@ -164,8 +164,7 @@ class FiniteCheck:
             what = f"the network is not finite after {where}; tensors with NaN or infinity: {count}"
         sound, _ = newest(self.folder)
         before = f"The weights before are in {shown(sound)}" if sound else "There is no checkpoint before it"
-        advice = "try a lower optimizer.lr or trainer.gradient_clip_val=1"
-        error = NonFiniteLoss(f"{what}. {before}: {advice}")
+        error = NonFiniteLoss(f"{what}. {before}: try a lower optimizer.lr or trainer.gradient_clip_val=1")
         error.batch = (epoch, index)
         return error
 

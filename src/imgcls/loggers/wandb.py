@@ -40,8 +40,7 @@ def wandb_logger(
         options: to `wandb.init`, those in OPTIONS.
     """
     if unknown := set(options) - set(OPTIONS):
-        expected = f"{', '.join(OPTIONS[:-1])} or {OPTIONS[-1]}"
-        raise UserError(f"logger.wandb.{min(unknown)}: expected {expected}")
+        raise UserError(f"logger.wandb.{min(unknown)}: expected {', '.join(OPTIONS[:-1])} or {OPTIONS[-1]}")
     if getattr(rank_zero_only, "rank", 0) != 0:
         return WandbLogger(save_dir=save_dir)
     import wandb
