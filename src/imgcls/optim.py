@@ -138,10 +138,8 @@ def build_optimizer(
     config: Node, network: nn.Module, device: torch.device, fused: bool, scales: Scales | None = None
 ) -> Optimizer:
     """Builds an optimizer over two groups: weight decay for weights, none for norms, biases and embeddings.
-
     With `fused` it takes the fused step where the optimizer has one for this device and the config says
-    nothing. Raises UserError: the optimizer does not take these keys, values or parameters.
-    """
+    nothing. Raises UserError: the optimizer does not take these keys, values or parameters."""
     name = config["_target_"]
     target = configs.locate(name, "optimizer._target_")
     groups = parameter_groups(config, network, scales or {})
@@ -165,9 +163,8 @@ def build_optimizer(
 
 def parameter_groups(config: Node, network: nn.Module, scales: Scales) -> list[dict[str, Any]]:
     """Returns the parameters by scale, the largest first, and weight decay: none for vectors and embeddings.
-    Frozen ones too: they have no gradient, so no step changes them, and they may learn later. Muon is for
-    inner weights: the head is marked `use_fallback`, for which timm's Muon takes AdamW (Jordan 2024).
-    (timm's `param_groups_weight_decay` knows no scales, and its import takes 2 s.)"""
+    Frozen ones too, which may learn later. Muon is for inner weights: the head is marked `use_fallback`, for
+    which timm's Muon takes AdamW (Jordan 2024). (timm's own groups know no scales, and import for 2 s.)"""
     decay = config.get("weight_decay") or 0.0
     exempt = {*EMBEDDINGS, *getattr(network, "no_weight_decay", tuple)()}
     muon = "muon" in f"{config['_target_']} {config.get('opt', '')}".lower()

@@ -31,9 +31,8 @@ def build_network(
     image_size: int,
     class_names: Sequence[str] | None = None,
 ) -> nn.Module:
-    """Builds a backbone from the user's config, loads its first weights, and tries the shape of the data.
-    With `class_names`, a head that the weights' file has for other classes is left out. Raises UserError: a
-    key does not fit, the weights do not, or the images are too small for the network."""
+    """Builds a backbone from the user's config, loads its first weights (with `class_names` without a head
+    for others), and tries the shape of the data. UserError: keys, weights or images that do not fit."""
     shape = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     options = dict(config)
     weights = options.pop("weights", None)

@@ -183,9 +183,8 @@ def inputs_of(network: nn.Module, part: str) -> Iterator[list[Tensor]]:
 
 @torch.no_grad()
 def features(classifier: ImageClassifier, data: ImageDataModule, split: str) -> Tensor | None:
-    """Returns the input `(N, D)` of the part that learns, for all images of a split; None where the logits
-    are not what that part makes of its input: another head counts too, or something follows. The check takes
-    drawn weights, as those of a new head are 0 and would show nothing."""
+    """Returns the input `(N, D)` of the part that learns, for all images of a split; None where more than it
+    makes the logits. The check takes drawn weights: those of a new head are 0 and would show nothing."""
     network, part = classifier.network, classifier.features_into
     head, found = network.get_submodule(part), list[Tensor]()
     generator = torch.Generator().manual_seed(0)  # of its own: the training draws what it draws without this
@@ -207,8 +206,7 @@ def features(classifier: ImageClassifier, data: ImageDataModule, split: str) -> 
 
 
 def learning_part(network: nn.Module) -> str:
-    """Returns the name of the largest module around the head that has no parameters but the head's: it has
-    the head's dropout too."""
+    """Returns the name of the largest module around the head, with its dropout, that has no other weights."""
     name = head_names(network)[0]
     own = set(network.get_submodule(name).parameters())
     while (around := name.rpartition(".")[0]) and set(network.get_submodule(around).parameters()) == own:

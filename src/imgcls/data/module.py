@@ -32,8 +32,7 @@ Natural = Annotated[int, Field(ge=0, strict=True)]
 
 
 class Loader(DataLoader[Batch]):
-    """A DataLoader that can resume within an epoch. It reads its sampler at the first batch, when Lightning
-    has set the epoch, also at a resume."""
+    """A DataLoader that can resume within an epoch; it reads its sampler once Lightning has set the epoch."""
 
     sampler: EpochSampler  # type: ignore[assignment]
     samples = 0  # that this process was given in this epoch

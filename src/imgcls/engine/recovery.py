@@ -45,8 +45,7 @@ def fit(
     training: Training, rebuild: Rebuild, config: TrainerConfig, run_dir: Path, checkpoint: Path | None
 ) -> Training:
     """Trains to the end, and returns what was trained. After a fault that `on_nonfinite` or `on_oom` allows,
-    the training is built anew and goes on from the last checkpoint. `rebuild` builds it for a batch size and
-    a number of accumulated batches."""
+    it goes on from the last checkpoint; `rebuild` takes a batch size and a number of accumulated batches."""
     skipped: list[tuple[int, int]] = []
     while True:
         batches = training.data.batch_size, training.trainer.accumulate_grad_batches
@@ -121,9 +120,8 @@ class NonFiniteLoss(UserError):
 
 
 class FiniteCheck:
-    """Looks at each loss on the device, and tells the host some steps later: no step waits for the device.
-    `folder` has the run's checkpoints; buffers in `infinite` are not finite from the beginning, such as a
-    mask; the files of the last `remembered` batches can be named."""
+    """Looks at each loss on the device, and tells the host some steps later: no step waits. `folder`: the
+    checkpoints; `infinite`: buffers that never are finite; `remembered`: how many batches can be named."""
 
     def __init__(
         self, device: torch.device, data: ImageDataModule, folder: Path, infinite: list[str], remembered: int

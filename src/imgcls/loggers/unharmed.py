@@ -62,9 +62,8 @@ class EpochCSV(Logger):
 
 
 def told(loggers: list[Logger], run_dir: Path, config: dict[str, Any]) -> list[Logger]:
-    """Returns the loggers of a run, guarded, after it gave them the config. The first is the run's
-    metrics.csv. A logger that did not take the config is left out, but for W&B's, whose run is still to be
-    closed."""
+    """Returns the loggers of a run, guarded, after it gave them the config: first metrics.csv, then those
+    that took it, and W&B's in any case, whose run is still to be closed."""
     others = [logger for logger in loggers if not isinstance(logger, EpochCSV)]
     for logger in others:
         guard(logger)
@@ -74,9 +73,8 @@ def told(loggers: list[Logger], run_dir: Path, config: dict[str, Any]) -> list[L
 
 
 def guard(logger: Logger) -> None:
-    """Lets no error of a logger, and no wait, reach the training; after the first failure it is told nothing
-    more. The methods of this object are replaced, and not the object: callbacks ask for `isinstance(logger,
-    WandbLogger)`."""
+    """Lets no error of a logger, and no wait, reach the training; after a failure it is told nothing more.
+    Its methods are replaced, and not the object: callbacks ask for `isinstance(logger, WandbLogger)`."""
     # urllib3 would report each of many tries; `unharmed` reports the outcome.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 

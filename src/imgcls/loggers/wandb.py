@@ -82,8 +82,7 @@ def begun(begin: Callable[..., Any], mode: str) -> Any:
 
 def close_wandb(loggers: Iterable[Logger], status: int, word: str, preempted: bool = False) -> None:
     """Ends the W&B run, if there is one, with an exit code: without it a failed run would show as finished.
-    There are no loggers if it failed before; `word` is what the run's own status.json says, such as "pruned";
-    W&B's agent starts a `preempted` run again."""
+    `word` is of the run's status.json, such as "pruned"; W&B's agent starts a `preempted` run again."""
     run = sys.modules["wandb"].run if "wandb" in sys.modules else None
     if run is None:
         return

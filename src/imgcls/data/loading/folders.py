@@ -133,8 +133,7 @@ SETTLED_NS = 2_000_000_000
 
 def folder_index(folder: Path, classes: list[str]) -> tuple[Tensor, Tensor]:
     """Returns how many image files each of the folders `classes` of a folder has, `(K,) int64`, and the paths
-    of all, one class after another and sorted within it, relative to `folder`: bytes `(N, W) uint8`, filled
-    with zeros. Workers share them, as any tensor."""
+    of all, class by class and sorted, below `folder`: bytes `(N, W) uint8`, filled with zeros."""
     try:
         kept = load_file(_place(folder, classes))  # mapped
         directories = [os.fsdecode(name) for name in as_names(kept["directories"]).tolist()]

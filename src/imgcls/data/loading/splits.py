@@ -74,9 +74,8 @@ def absent(targets: Tensor, class_names: Sequence[str]) -> str:
 def with_stand_ins(
     read: Callable[[list[int]], Batch], keys: Sequence[int], length: int, black: Tensor
 ) -> Batch:
-    """Returns a batch in which copies of its readable images, with their targets, stand for the others; the
-    draws for these stay. An index `~i` tells the host that the image `i` can't be read. Where none can,
-    images are `black (C, H, W)` and targets -1."""
+    """Returns a batch in which copies of readable images, with their targets, stand for the others, or where
+    there are none `black (C, H, W)` with targets -1. An index `~i` says that the image `i` can't be read."""
     found: list[Batch | None] = [None] * len(keys)
     for place, key in enumerate(keys):
         with suppress(UnreadableImage):
