@@ -18,6 +18,7 @@ from imgcls.errors import UserError
 from imgcls.runs.checkpoints import load_tensors, unloadable
 from imgcls.spec import DataSpec
 
+log = logging.getLogger(__name__)
 FIRST_WEIGHTS = ("pretrained", "weights")  # keys of a backbone that say where they come from
 # Of a state in a file.
 KEYS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "net")
@@ -82,9 +83,6 @@ def try_shapes(network: nn.Module, num_classes: int, in_channels: int, image_siz
     found = tuple((outputs if isinstance(outputs, Tensor) else outputs[0]).shape)
     if found != (2, num_classes):
         raise UserError(f"the backbone returns {found} for 2 images; expected logits (2, {num_classes})")
-
-
-log = logging.getLogger(__name__)
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:

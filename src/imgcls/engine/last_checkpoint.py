@@ -149,9 +149,7 @@ class LastCheckpoint(Checkpoint):
 
 def follow_schedules(trainer: Trainer) -> None:
     """Takes the schedules' rates for this step: a resume may have moved the end of the training."""
-    for schedule in (config.scheduler for config in trainer.lr_scheduler_configs):
-        if not isinstance(schedule, LambdaLR):
-            continue
+    for schedule in (c.scheduler for c in trainer.lr_scheduler_configs if isinstance(c.scheduler, LambdaLR)):
         pairs = zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
         now = [float(base * rate(schedule.last_epoch)) for base, rate in pairs]
         before = [float(rate) for rate in schedule.get_last_lr()]

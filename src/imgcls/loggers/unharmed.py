@@ -32,8 +32,7 @@ class EpochCSV(Logger):
         self.rows = {}
         if epochs and self.path.is_file():
             with self.path.open(newline="") as file:
-                rows = {int(row["epoch"]): row for row in csv.DictReader(file)}
-            self.rows = {epoch: row for epoch, row in rows.items() if epoch < epochs}
+                self.rows = {int(r["epoch"]): r for r in csv.DictReader(file) if int(r["epoch"]) < epochs}
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """The run directory has the whole config beside this file."""

@@ -102,11 +102,7 @@ def close_wandb(loggers: Iterable[Logger], status: int, word: str, preempted: bo
 
 def log_checkpoint(run: Any, path: str) -> None:
     """Keeps a checkpoint as the artifact `<id of the run>-best`."""
-    import wandb
-
-    artifact = wandb.Artifact(f"{run.id}-best", type="model")
-    artifact.add_file(path)
-    run.log_artifact(artifact, aliases=["best"])
+    run.log_artifact(path, name=f"{run.id}-best", type="model", aliases=["best"])
 
 
 def has_key() -> bool:

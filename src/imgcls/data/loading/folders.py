@@ -38,6 +38,9 @@ NAMES = {  # where a split has two folders, the first of these names counts
 }
 WORDS = "|".join(name for names in NAMES.values() for name in names)
 LIKE_A_SPLIT = re.compile(rf"({WORDS})(?:[-_ ]?(?:images?|sets?|data|[0-9]+))?", re.IGNORECASE)
+# Clocks of file systems are coarse (FAT: 2 s): a directory listed this soon after a change can change again
+# and keep its time stamp, so the list is not kept.
+SETTLED_NS = 2_000_000_000
 
 
 def subfolders(folder: Path) -> list[str]:
@@ -124,11 +127,6 @@ def class_folders(folder: Path) -> list[str]:
     if not (names := subfolders(folder)):
         raise UserError(f"{folder} has no class folders; expected {folder}/<class>/<image files>")
     return names
-
-
-# Clocks of file systems are coarse (FAT: 2 s): a directory listed this soon after a change can change again
-# and keep its time stamp, so the list is not kept.
-SETTLED_NS = 2_000_000_000
 
 
 def folder_index(folder: Path, classes: list[str]) -> tuple[Tensor, Tensor]:
