@@ -147,8 +147,7 @@ class Finetune(Callback):
             log.info("the features of this network can't be reused: there is more after its head")
             return
         self.images = {split: data.sets[split] for split in ("train", "val")}
-        data.sets["train"] = Features(data.sets["train"], train)
-        data.sets["val"] = Features(data.sets["val"], val)
+        data.sets |= {"train": Features(data.sets["train"], train), "val": Features(data.sets["val"], val)}
         log.info("features computed once: %d numbers an image", train.shape[1])
 
 

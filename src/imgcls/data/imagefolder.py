@@ -25,11 +25,8 @@ OnError = Literal["raise", "skip"]
 
 
 class FolderImages(ImageDataset):
-    """Image files, decoded one by one in the loader's workers, each to a square of `spec.image_size`.
-
-    Args:
-        paths: bytes `(N, W) uint8` relative to `root`, filled with zeros; a tensor, so that workers share it.
-    """
+    """Image files, decoded one by one in the loader's workers, each to a square of `spec.image_size`; `paths`
+    are bytes `(N, W) uint8` relative to `root`, filled with zeros: a tensor, so that workers share it."""
 
     on_error = "raise"
 

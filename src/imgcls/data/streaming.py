@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from imgcls.config.paths import cache_dir
 from imgcls.config.training import Node
@@ -86,16 +86,17 @@ class Shards(Pack):
 
 
 class TrainingStream(StreamingDataset):
-    """The training samples of one rank, augmented in workers: `(image (C, H, W) uint8, target, index)`."""
+    """The training samples of one rank, augmented in workers: a `Batch` of one, without an axis for it."""
 
     images: PackedImages
     shards: Shards
 
-    def __getitem__(self, index: Any) -> tuple[Tensor, Tensor, int]:
+    def __getitem__(self, index: Any) -> Batch:
         images, place, epoch = self.images, index.index, self.current_epoch - 1  # litdata counts from 1
         channels, key = images.spec.channels, epoch * len(images) + place
         stored = in_channels(self.shards.read(super().__getitem__(index), place, channels), channels)
-        return images.transformed(torch.tensor([key]), [stored])[0], images.targets[place], place
+        image = images.transformed(torch.tensor([key]), [stored])[0]
+        return Batch(image, images.targets[place], torch.tensor(place))
 
 
 class StreamLoader(StreamingDataLoader):
@@ -196,12 +197,6 @@ class StreamingData(PackedData):
             stream,
             batch_size=min(self.batch_size, max(len(images) // world_size(), 1)),
             num_workers=self.default_workers() if self.num_workers is None else self.num_workers,
-            collate_fn=collate,
+            collate_fn=default_collate,
             pin_memory=torch.cuda.is_available(),
         )
-
-
-def collate(samples: list[tuple[Tensor, Tensor, int]]) -> Batch:
-    """Returns the batch of the samples of a `TrainingStream`."""
-    images, targets, indices = zip(*samples, strict=True)
-    return Batch(torch.stack(images), torch.stack(targets), torch.tensor(indices))
