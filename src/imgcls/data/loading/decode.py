@@ -42,9 +42,8 @@ def decode(path: str, channels: int, max_pixels: int = MAX_PIXELS, bits: int | N
     In images of more than 8 bits, `2**bits - 1` is white. Without `bits` the type of the numbers decides:
     white is 65535 in 16-bit integers, 255 in 32-bit ones, 1 in floats. NaN is black, infinity white.
 
-    Raises:
-        UnreadableImage: the file is missing, empty, truncated, no image, or has more than `max_pixels`; or
-            its numbers go below black, or without `bits` beyond white.
+    Raises UnreadableImage: the file is missing, empty, truncated, no image, or has more than `max_pixels`; or
+    its numbers go below black, or without `bits` beyond white.
     """
     try:
         data = np.fromfile(path, np.uint8)
