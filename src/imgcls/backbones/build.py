@@ -18,6 +18,7 @@ from imgcls.errors import UserError
 from imgcls.runs.checkpoints import load_tensors, unloadable
 from imgcls.spec import DataSpec
 
+log = logging.getLogger(__name__)
 FIRST_WEIGHTS = ("pretrained", "weights")  # keys of a backbone that say where they come from
 # Of a state in a file.
 KEYS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "net")
@@ -31,9 +32,8 @@ def build_network(
     image_size: int,
     class_names: Sequence[str] | None = None,
 ) -> nn.Module:
-    """Builds a backbone from the user's config, loads its first weights, and tries the shape of the data.
-    With `class_names`, a head that the weights' file has for other classes is left out. Raises UserError: a
-    key does not fit, the weights do not, or the images are too small for the network."""
+    """Builds a backbone from the user's config, loads its first weights (with `class_names` without a head
+    for others), and tries the shape of the data. UserError: keys, weights or images that do not fit."""
     shape = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     options = dict(config)
     weights = options.pop("weights", None)
@@ -83,9 +83,6 @@ def try_shapes(network: nn.Module, num_classes: int, in_channels: int, image_siz
     found = tuple((outputs if isinstance(outputs, Tensor) else outputs[0]).shape)
     if found != (2, num_classes):
         raise UserError(f"the backbone returns {found} for 2 images; expected logits (2, {num_classes})")
-
-
-log = logging.getLogger(__name__)
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:

@@ -45,8 +45,7 @@ class ImageDataset(Dataset[Batch]):
         if self.device.type != "cpu":  # nothing is read back: the host runs ahead of the device
             key = (key.pin_memory() if self.device.type == "cuda" else key).to(self.device, non_blocking=True)
         index = key.clamp_min(0) % len(self)
-        targets = self.targets[index].masked_fill_(key < 0, -1)
-        return Batch(self.images(key.clamp_min(0)), targets, index)
+        return Batch(self.images(key.clamp_min(0)), self.targets[index].masked_fill_(key < 0, -1), index)
 
     def __getitem__(self, key: int) -> Batch:
         return self.__getitems__([key])

@@ -17,24 +17,22 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 from torch.utils.data import DataLoader
 
 from imgcls.augment import Augment, worker_transform
 from imgcls.data.batch import Batch, EpochSampler, ImageDataset, keep_batch
 from imgcls.data.loading.splits import SPLITS, Cut, check_targets, name_absent, stratified, stratified_fold
 from imgcls.errors import UserError
-from imgcls.spec import DataSpec
+from imgcls.spec import DataSpec, Part
 
 Place = Annotated[str, Field(min_length=1)]  # a folder or an address; "" would be the working directory
-Share = Annotated[float, Field(gt=0, le=1)]  # of the training images
 Positive = Annotated[int, Field(ge=1, strict=True)]  # strict: true would be 1
 Natural = Annotated[int, Field(ge=0, strict=True)]
 
 
 class Loader(DataLoader[Batch]):
-    """A DataLoader that can resume within an epoch. It reads its sampler at the first batch, when Lightning
-    has set the epoch, also at a resume."""
+    """A DataLoader that can resume within an epoch; it reads its sampler once Lightning has set the epoch."""
 
     sampler: EpochSampler  # type: ignore[assignment]
     samples = 0  # that this process was given in this epoch
@@ -85,7 +83,7 @@ class ImageDataModule(LightningDataModule):
         *,
         batch_size: Positive = 128,
         num_workers: Natural | None = None,
-        fraction: Share = 1.0,
+        fraction: Part = 1.0,
         val_fraction: Cut = 0.1,
         test_fraction: Cut = 0.2,
         folds: Annotated[int, Field(ge=2, strict=True)] | None = None,
@@ -97,8 +95,8 @@ class ImageDataModule(LightningDataModule):
         image_size: Positive | None = None,
         channels: Literal[1, 3] | None = None,
         mean: Annotated[list[float], Field(min_length=1)] | None = None,
-        std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] | None = None,
-        crop_ratio: Annotated[float, Field(gt=0, le=1)] | None = None,
+        std: Annotated[list[PositiveFloat], Field(min_length=1)] | None = None,
+        crop_ratio: Part | None = None,
         interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None,
         mirror: bool | None = None,
     ) -> None:
@@ -163,8 +161,7 @@ class ImageDataModule(LightningDataModule):
 
     def class_counts(self) -> list[int]:
         """Returns how many training images each class has."""
-        counts = torch.bincount(self.sets["train"].targets, minlength=self.spec.num_classes)
-        return [int(count) for count in counts]
+        return torch.bincount(self.sets["train"].targets, minlength=self.spec.num_classes).tolist()
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns a hash of each split: of its targets and images; of files the names, some sizes."""

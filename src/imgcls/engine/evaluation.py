@@ -14,11 +14,8 @@ from imgcls.report.report_page import draw_report
 from imgcls.report.test_report import Report, make_report, write_report
 
 log = logging.getLogger(__name__)
-WITHIN = (0.01, 100.0)  # temperatures
-ORDER = (
-    "top1", "top5", "loss", "precision", "recall", "f1", "calibration_error",
-    "loss_unscaled", "calibration_error_unscaled",
-)  # fmt: skip
+SCALED = ("top1", "top5", "loss", "precision", "recall", "f1", "calibration_error")
+ORDER = (*SCALED, "loss_unscaled", "calibration_error_unscaled")
 
 
 def run_test(training: Training, folder: Path, path: str | None = None) -> Report | None:
@@ -46,7 +43,7 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
     def loss(log_temperature: float) -> float:  # it has one minimum: the loss is convex in 1 / temperature
         return float(F.cross_entropy(logits * math.exp(-log_temperature), targets))
 
-    found = minimize_scalar(loss, bounds=(math.log(WITHIN[0]), math.log(WITHIN[1])), method="bounded")
+    found = minimize_scalar(loss, bounds=(math.log(0.01), math.log(100.0)), method="bounded")
     return float(f"{math.exp(found.x):.4g}")
 
 

@@ -74,9 +74,8 @@ def absent(targets: Tensor, class_names: Sequence[str]) -> str:
 def with_stand_ins(
     read: Callable[[list[int]], Batch], keys: Sequence[int], length: int, black: Tensor
 ) -> Batch:
-    """Returns a batch in which copies of its readable images, with their targets, stand for the others; the
-    draws for these stay. An index `~i` tells the host that the image `i` can't be read. Where none can,
-    images are `black (C, H, W)` and targets -1."""
+    """Returns a batch in which copies of readable images, with their targets, stand for the others, or where
+    there are none `black (C, H, W)` with targets -1. An index `~i` says that the image `i` can't be read."""
     found: list[Batch | None] = [None] * len(keys)
     for place, key in enumerate(keys):
         with suppress(UnreadableImage):
@@ -91,12 +90,7 @@ def with_stand_ins(
 
 
 class Unreadable:
-    """The images of a split that a run can't read.
-
-    Args:
-        most: the share of the split's images above which the run ends.
-        folder: the run directory, with the list `unreadable.csv` of all splits.
-    """
+    """The images of a split that a run can't read, in unreadable.csv of its `folder`; `most`: their share."""
 
     def __init__(self, split: str, images: ImageDataset, training: bool, most: float, folder: Path) -> None:
         self.split, self.images, self.training, self.most = split, images, training, most
