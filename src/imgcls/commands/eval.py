@@ -4,10 +4,12 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from pydantic import ConfigDict, Field, with_config
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from imgcls.config import check as configs
 from imgcls.config.allowed import allowed
@@ -19,10 +21,9 @@ from imgcls.engine.evaluation import run_test
 from imgcls.engine.recovery import Training
 from imgcls.errors import UserError, nearest
 from imgcls.report.test_report import print_summary
-from imgcls.runs.checkpoints import find_checkpoint
+from imgcls.runs.checkpoints import find_checkpoint, load_content
 from imgcls.spec import DataSpec
 from imgcls.tasks.classification import ImageClassifier
-from imgcls.tasks.loading import load_checkpoint
 
 CARRIED = ("accelerator", "precision", "benchmark", "deterministic", "limit_test_batches")
 EVALUATION = {
@@ -122,3 +123,33 @@ def to_classes_of(classifier: ImageClassifier, data: ImageDataModule) -> None:
     for dataset in data.sets.values():
         dataset.targets = order[dataset.targets]
     data.spec = classifier.spec
+
+
+@with_config(ConfigDict(extra="allow"))
+class DataConfig(TypedDict, total=False):
+    """The part of a checkpoint's data config that evaluation reads, beside arguments of the data's class."""
+
+    root: str | None
+    exclude: str | None
+    batch_size: Annotated[int, Field(ge=1)]
+
+
+@with_config(ConfigDict(extra="allow"))
+class RunConfig(TypedDict):
+    """The part of a checkpoint's config that evaluation reads."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    cwd: str
+    data: DataConfig
+    trainer: dict[str, Any]
+
+
+def load_checkpoint(path: Path, trust: Sequence[str] = ()) -> tuple[ImageClassifier, dict[str, Any]]:
+    """Returns the classifier of a checkpoint and the config of its run. Raises UserError: as
+    `Task.load_from_checkpoint`; or the config is missing, or of wrong types."""
+    content = load_content(path)
+    if not isinstance(content.get("config"), dict):
+        raise UserError(f"checkpoint={path}: it was not written by imgcls train, and has no config of a run")
+    missing: dict[str, Any] = {"seed": 0, "cwd": ".", "data": {}, "trainer": {}}
+    config: dict[str, Any] = configs.typed(missing | content["config"], RunConfig, "the checkpoint's config")
+    return ImageClassifier.restored(content, path, trust), config

@@ -16,7 +16,7 @@ from pydantic import Field
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
-from imgcls.commands.eval import data_config
+from imgcls.commands.eval import data_config, load_checkpoint
 from imgcls.commands.predict import appearing, check_out
 from imgcls.config.paths import shown
 from imgcls.data.files import Failure, Files, images_of
@@ -25,7 +25,6 @@ from imgcls.errors import UserError
 from imgcls.runs.checkpoints import find_checkpoint
 from imgcls.spec import DataSpec
 from imgcls.tasks.classification import ImageClassifier
-from imgcls.tasks.loading import load_checkpoint
 
 log = logging.getLogger(__name__)
 BATCHES = (1, 7)  # sizes at which the file is compared with the checkpoint

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from imgcls.commands.eval import CARRIED, evaluation_trainer
+from imgcls.commands.eval import CARRIED, evaluation_trainer, load_checkpoint
 from imgcls.commands.prediction_files import Rows, Write, writer
 from imgcls.config.paths import shown
 from imgcls.config.training import Node
@@ -29,7 +29,6 @@ from imgcls.engine.build import build_trainer, prepare
 from imgcls.errors import UserError
 from imgcls.runs.checkpoints import find_checkpoint
 from imgcls.tasks.classification import ImageClassifier
-from imgcls.tasks.loading import load_checkpoint
 
 log = logging.getLogger(__name__)
 

@@ -26,8 +26,8 @@ from imgcls.engine.signals import SIGNALS, Stopped
 from imgcls.errors import TrialPruned
 from imgcls.loggers.unharmed import has_failed, told, unharmed
 from imgcls.loggers.wandb import close_wandb, log_checkpoint
-from imgcls.runs.best_epoch import best_epoch, optimised
 from imgcls.runs.record import keeping_status, write_record
+from imgcls.runs.run_files import best_epoch, optimised
 
 if TYPE_CHECKING:
     from imgcls.report.test_report import Report
@@ -172,8 +172,7 @@ def calibrate_and_test(config: TrainConfig, training: Training, run_dir: Path) -
 
 def publish(report: "Report", training: Training, best: str | None, run_dir: Path) -> None:
     """Logs the test to W&B, and prints it with the places of its files."""
-    from imgcls.report.report_page import log_to_wandb
-    from imgcls.report.test_report import print_summary
+    from imgcls.report.test_report import log_to_wandb, print_summary
 
     for logger in wandb_loggers(training.trainer):
         log_to_wandb(logger.experiment, report, run_dir / "test", training.data.spec)
