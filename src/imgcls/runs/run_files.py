@@ -1,6 +1,5 @@
-"""The files of one run directory, read and checked; its best epoch; and what differs between two runs.
-
-pandas is imported where it is used: a training needs it at its end alone."""
+"""The files of one run directory, read and checked; its best epoch; and what differs between two runs. pandas
+is imported where it is used: a training needs it at its end alone."""
 
 import io
 import json
@@ -153,7 +152,6 @@ def circumstances(path: Path) -> dict[str, dict[str, Any]]:
 
 def differences(one: Path, other: Path) -> dict[str, list[tuple[str, Any, Any]]]:
     """Returns by part of the circumstances what differs between two runs, as (name, of one, of the other).
-
     Raises Damaged where a file of one of them can't be read."""
     found, theirs = dict[str, list[tuple[str, Any, Any]]](), circumstances(other)
     for part, ours in circumstances(one).items():

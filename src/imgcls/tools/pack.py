@@ -1,7 +1,5 @@
-"""imgcls pack: writes a folder of images into a few files, in a form that is fast to train from.
-
-The images, tables and manifest are those that data/packed.py and data/streaming.py read.
-"""
+"""imgcls pack: writes a folder of images into a few files, in a form that is fast to train from. The images,
+tables and manifest are those that data/packed.py and data/streaming.py read."""
 
 import json
 import logging
@@ -93,9 +91,8 @@ def pack(data: ImageFolder, out: Path, config: PackConfig) -> None:
 
 @contextmanager
 def whole(out: Path) -> Iterator[Path]:
-    """Yields a hidden directory, which takes the name `out` at the end; after an error nothing stays.
-
-    Raises UserError where another process writes to it, or the disk does not take it."""
+    """Yields a hidden directory, which takes the name `out` at the end; after an error nothing stays. Raises
+    UserError where another process writes to it, or the disk does not take it."""
     partial = out.with_name(f".{out.name}.partial")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -142,12 +139,10 @@ class Encoder(Dataset[tuple[Tensor, int, int] | str]):
 
 
 def write_pack(data: ImageFolder, folder: Path, form: PackConfig) -> Manifest:
-    """Writes the splits of a folder set into an empty folder, the manifest last.
-
-    Only splits that the set has of its own are written: who reads them cuts the others from train. A stream
-    can't be cut, so its splits are cut here. Raises UserError for an unreadable image that is not to be
-    skipped, a class without an image, and a disk too small.
-    """
+    """Writes the splits of a folder set into an empty folder, the manifest last. Only splits that the set has
+    of its own are written: who reads them cuts the others from train. A stream can't be cut, so its splits
+    are cut here. Raises UserError for an unreadable image that is not to be skipped, a class without an
+    image, and a disk too small."""
     if form.format == "litdata":
         data.setup()
     sets = data.sets or {split: found for split in SPLITS if (found := data.load(split)) is not None}
@@ -191,10 +186,8 @@ def check_disk(folder: Path, encoders: Iterable[Encoder]) -> None:
 
 
 def write_split(encoder: Encoder, stem: Path, data: ImageFolder) -> tuple[np.ndarray, list[str]]:
-    """Writes a split and its table; returns the table and what was skipped.
-
-    A stream is read a shard after another, so its training images are written in an order drawn once.
-    """
+    """Writes a split and its table; returns the table and what was skipped. A stream is read a shard after
+    another, so its training images are written in an order drawn once."""
     order, stream = np.arange(len(encoder)), encoder.form.format == "litdata"
     if stream and stem.name == "train":
         order = np.random.default_rng(0).permutation(order)

@@ -1,9 +1,7 @@
-"""imgcls bench: measures what a training costs beyond the network's own arithmetic.
-
-Three things run in turns, in one process, so that a busy machine slows all alike: the floor (forward,
-backward and optimizer step on one batch that lies on the device, in a bare loop), the loader alone, and
-train, what `imgcls train` does between two validations, with its loggers, metrics and progress bar.
-"""
+"""imgcls bench: measures what a training costs beyond the network's own arithmetic. Three things run in
+turns, in one process, so that a busy machine slows all alike: the floor (forward, backward and optimizer step
+on one batch that lies on the device, in a bare loop), the loader alone, and train, what `imgcls train` does
+between two validations, with its loggers, metrics and progress bar."""
 
 import io
 import json
@@ -74,7 +72,6 @@ def main(plain: Node, run_dir: Path) -> float:
 
 def measure(config: TrainConfig, turns: Turns, run_dir: Path) -> dict[str, Any] | None:
     """Trains as `imgcls train` does, without end, validation and checkpoints, for as long as the turns take.
-
     Returns what was measured; None on all ranks but the first."""
     prepare(config.seed)
     data = build_data(config.data, config.augment, config.seed)

@@ -201,9 +201,8 @@ def draw_sizes(good: pd.DataFrame) -> Figure:
 
 
 def draw_samples(data: ImageDataModule, unreadable: set[str], number: int) -> Samples:
-    """Returns training images as the network sees them, not normalised; fewer where fewer can be read.
-
-    The label of a mixed one has each class with its share."""
+    """Returns training images as the network sees them, not normalised; fewer where fewer can be read. The
+    label of a mixed one has each class with its share."""
     dataset, spec = data.sets["train"], data.spec
     order = EpochSampler(len(dataset), data.seed, shuffle=True, training=True)
     keys = list(islice((key for key in order if dataset.name(key) not in unreadable), number))
