@@ -82,7 +82,13 @@ def data_config(
     own = given(wanted)
     config = {**own}  # the user's own choice
     if "_target_" not in wanted:
-        config = {**of_checkpoint(trained["data"], "root" in own, trust), **own}
+        kind, root = allowed(trained["data"].get("_target_"), "data", trust), str(trained["data"].get("root"))
+        if "root" not in own and ("://" in root or root.startswith("local:")):
+            what = f"the checkpoint's data lies at {root}"
+            raise UserError(f"{what}; to read from there give data.root={root}")
+        unused = ("cache", "storage_options")  # they would write files or use the network
+        config = {key: value for key, value in trained["data"].items() if key not in unused}
+        config |= ({"download": False} if "download" in inspect.signature(kind).parameters else {}) | own
     if "root" in own and "exclude" not in own:
         config.pop("exclude", None)  # a list of files of the root that the network was trained on
     for key in ("root", "exclude"):  # relative to where the training was started
@@ -92,18 +98,6 @@ def data_config(
     if spec.bits is not None and not any(o.lstrip("+").startswith("data.bits=") for o in overrides):
         prepared.append("bits")
     return config | {key: getattr(spec, key) for key in prepared if key in config or key in wanted}
-
-
-def of_checkpoint(config: Node, elsewhere: bool, trust: Sequence[str]) -> Node:
-    """Returns the data config of a checkpoint, without its keys that would use the network or write files.
-    `elsewhere`: the user says where the data lies. Raises UserError: its class is not on the allow-list, or
-    the data lies at an address."""
-    kind = allowed(config.get("_target_"), "data", trust)
-    root = str(config.get("root"))
-    if not elsewhere and ("://" in root or root.startswith("local:")):
-        raise UserError(f"the checkpoint's data lies at {root}; to read from there give data.root={root}")
-    config = {key: value for key, value in config.items() if key not in ("cache", "storage_options")}
-    return config | ({"download": False} if "download" in inspect.signature(kind).parameters else {})
 
 
 def to_classes_of(classifier: ImageClassifier, data: ImageDataModule) -> None:

@@ -59,13 +59,9 @@ def main(config: ExportConfig, run_dir: Path) -> float:
     torch.set_float32_matmul_precision("highest")  # both sides of the comparison in full float32
     images, origin = real_images(config.images, trained, classifier.spec, config.trust)
     network = classifier.network.to(memory_format=torch.contiguous_format)
-    try:
-        with appearing(out.parent) as folder:
-            difference, facts = write_checked(config, classifier, images, origin, folder / out.name)
-            save_model(network, str(folder / weights.name), metadata=metadata(classifier.spec))
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"out={out} can't be written ({reason}); free some disk or give another") from error
+    with appearing(out) as folder:
+        difference, facts = write_checked(config, classifier, images, origin, folder / out.name)
+        save_model(network, str(folder / weights.name), metadata=metadata(classifier.spec))
     log.info("largest difference from the checkpoint: %s", facts)
     log.info("exported: %s (%.1f MB), weights: %s", shown(out), out.stat().st_size / 1e6, shown(weights))
     return difference
