@@ -101,8 +101,7 @@ def data_config(
 
 
 def to_classes_of(classifier: ImageClassifier, data: ImageDataModule) -> None:
-    """Relabels the data by class name to the checkpoint's order. Raises UserError: the data has a class that
-    the checkpoint does not know, or other channels."""
+    """Relabels the data in the checkpoint's order. Raises UserError: an unknown class, or other channels."""
     known, found = classifier.spec.class_names, data.spec.class_names
     if data.spec.channels != classifier.spec.channels:
         channels = classifier.spec.channels

@@ -70,9 +70,8 @@ def main(config: ExportConfig, run_dir: Path) -> float:
 def write_checked(
     config: ExportConfig, classifier: ImageClassifier, images: Tensor, origin: str, path: Path
 ) -> tuple[float, str]:
-    """Writes the file and runs it; returns the largest difference of a logit, and words for it. Raises
-    UserError where it is above `tolerance`, and above that share of the largest logit, with which rounding
-    grows."""
+    """Writes and runs the file; returns the largest difference of a logit, and words for it. Raises UserError
+    where it is above `tolerance`, and above that share of the largest logit: rounding grows with it."""
     write = write_onnx if config.format == "onnx" else write_torch_export
     written = write(Whole(classifier), images[:2], path, metadata(classifier.spec))
     difference, largest = compare(classifier, written, [images[:size] for size in BATCHES])

@@ -181,17 +181,12 @@ def write_page(report: Report, folder: Path) -> None:
     if len(metrics) < len(named):
         metrics["before scaling"] = (metrics["metric"] + "_unscaled").map(named)
     pairs = report.pairs.head(20).assign(share=report.pairs["share"].map("{:.1%}".format))
-    render(
-        "report/test_report.html",
-        folder / "index.html",
-        report=report,
-        classes=len(report.per_class),
-        wrong=int((~report.right()).sum()),
-        metrics=table(metrics),
-        pairs=table(pairs, words=2),
-        weakest=table(report.per_class.sort_values("f1", kind="stable").head(100)),
-        pictures={path.stem: path for path in folder.glob("*.png")},
-    )
+    weakest = report.per_class.sort_values("f1", kind="stable").head(100)
+    tables = {"metrics": table(metrics), "pairs": table(pairs, words=2), "weakest": table(weakest)}
+    counts = {"classes": len(report.per_class), "wrong": int((~report.right()).sum())}
+    pictures = {path.stem: path for path in folder.glob("*.png")}
+    path = folder / "index.html"
+    render("report/test_report.html", path, report=report, pictures=pictures, **tables, **counts)
 
 
 def log_to_wandb(run: "Run", report: Report, folder: Path, spec: DataSpec) -> None:

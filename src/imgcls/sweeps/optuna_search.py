@@ -119,13 +119,12 @@ class Search:
 
     def jobs(self) -> list[Job]:
         """Returns all trials of the study as jobs."""
-        return [
-            Job(
-                trial.number, [], self.folder / trial.user_attrs.get("folder", str(trial.number)),
-                WORDS[trial.state], trial.values, trial.user_attrs.get("error", ""),
-            )
-            for trial in self.study.trials
-        ]  # fmt: skip
+        jobs = []
+        for trial in self.study.get_trials(deepcopy=False):
+            noted, state = trial.user_attrs, WORDS[trial.state]
+            folder = self.folder / noted.get("folder", str(trial.number))
+            jobs.append(Job(trial.number, [], folder, state, trial.values, noted.get("error", "")))
+        return jobs
 
     def pruning(self, trial: FrozenTrial) -> list[str]:
         """Returns the overrides that add the Pruning callback to a job."""

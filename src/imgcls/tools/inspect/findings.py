@@ -88,8 +88,7 @@ def depths(table: pd.DataFrame, bits: int | None) -> list[dict[str, Any]]:
 
 
 def near_duplicates(good: pd.DataFrame, distance: int) -> list[list[int]]:
-    """Returns groups of rows, in which each picture is a near duplicate of another one; of duplicates one is
-    taken."""
+    """Returns groups of rows, each a near duplicate of another in it; of duplicates one is taken."""
     rows = good.drop_duplicates("digest", keep="last")  # test comes last
     if not len(rows):
         return []
