@@ -44,7 +44,7 @@ def test_commands(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        "imgcls.report.report_page.draw_report", lambda *_: None
+        "imgcls.report.test_report.draw_report", lambda *_: None
     )  # test_report.py draws; here it is most of the time
     write_fashion_mnist(Path("data"))
     for line in COMMANDS:

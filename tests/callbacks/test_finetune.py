@@ -17,12 +17,12 @@ from imgcls.backbones.layers import head_names, layers, reset_head
 from imgcls.backbones.torchvision import torchvision_network
 from imgcls.callbacks.ema import EMA
 from imgcls.callbacks.finetune import Features, Finetune, learning_part
+from imgcls.commands.eval import load_checkpoint
 from imgcls.config import check as configs
 from imgcls.data.digits import Digits
 from imgcls.errors import UserError
 from imgcls.optim import build_optimizer
 from imgcls.tasks.classification import ImageClassifier
-from imgcls.tasks.loading import load_checkpoint
 from imgcls.tasks.task import data_of
 
 CNN = {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4}

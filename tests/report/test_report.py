@@ -22,17 +22,23 @@ from support.pages import HOSTILE, elements
 from torch import Tensor, nn
 
 from imgcls.__main__ import main
+from imgcls.commands.eval import load_checkpoint
 from imgcls.data.batch import Batch
 from imgcls.data.memory import MemoryImages
 from imgcls.engine.checkpoint import add_to_checkpoint
 from imgcls.engine.evaluation import fit_temperature
 from imgcls.errors import UserError
-from imgcls.report import report_page
+from imgcls.report import figures
 from imgcls.report.figures import draw_confusion, reliability
-from imgcls.report.report_page import draw_report
-from imgcls.report.test_report import Report, confused_pairs, make_report, print_summary, write_report
+from imgcls.report.test_report import (
+    Report,
+    confused_pairs,
+    draw_report,
+    make_report,
+    print_summary,
+    write_report,
+)
 from imgcls.tasks.classification import ImageClassifier
-from imgcls.tasks.loading import load_checkpoint
 from imgcls.tasks.metrics import Predictions
 
 # Temperature
@@ -204,7 +210,7 @@ def test_a_failed_picture_is_one_line(tmp_path: Path, caplog: Any, monkeypatch: 
 
     monkeypatch.setattr(dataset, "picture", picture)
     monkeypatch.setattr(classifier, "network", nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
-    monkeypatch.setattr(report_page.figures, "draw_reliability", lambda *_: 1 / 0)
+    monkeypatch.setattr(figures, "draw_reliability", lambda *_: 1 / 0)
     with caplog.at_level(logging.WARNING):
         text = write(classifier, dataset, report, tmp_path)
     assert [record.getMessage() for record in caplog.records] == [

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imgcls.callbacks.ema import EMA
+from imgcls.commands.eval import load_checkpoint
 from imgcls.data.batch import Batch
 from imgcls.data.digits import Digits
 from imgcls.engine.build import prepare
 from imgcls.engine.checkpoint import SaveConfig
 from imgcls.errors import UserError
 from imgcls.tasks.classification import ImageClassifier
-from imgcls.tasks.loading import load_checkpoint
 
 CNN = {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4}
 LOSS = {"_target_": "torch.nn.CrossEntropyLoss"}

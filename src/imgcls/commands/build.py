@@ -18,16 +18,20 @@ from imgcls.tasks.metrics import logged_names
 
 def assemble(config: TrainConfig, run_dir: Path, resumed_from: Path | None = None) -> Training:
     """Builds data, classifier, callbacks and trainer; the loggers come later."""
-    prepare(config.seed)
-    data = build_data(config.data, config.augment, config.seed)
-    classifier = build_classifier(config, data)
-    callbacks = build_all(config.callbacks, "callbacks")
+    data, classifier, callbacks = build_parts(config)
     names = logged_names(classifier.spec.num_classes)
     check_monitored(config.optimized_metric, callbacks, config.scheduler, config.trainer, names)
     callbacks.append(SaveConfig(config.record, resumed_from))
     trainer = build_trainer(config.trainer, callbacks, [], run_dir)
     check_schedule(config.scheduler, classifier, trainer, data)
     return Training(trainer, classifier, data)
+
+
+def build_parts(config: TrainConfig) -> tuple[ImageDataModule, ImageClassifier, list[Any]]:
+    """Seeds everything, and builds data, classifier and callbacks."""
+    prepare(config.seed)
+    data = build_data(config.data, config.augment, config.seed)
+    return data, build_classifier(config, data), build_all(config.callbacks, "callbacks")
 
 
 def build_all(nodes: Nodes, group: str) -> list[Any]:

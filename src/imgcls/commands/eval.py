@@ -4,10 +4,12 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from pydantic import ConfigDict, Field, with_config
+from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from imgcls.config import check as configs
 from imgcls.config.allowed import allowed
@@ -19,10 +21,9 @@ from imgcls.engine.evaluation import run_test
 from imgcls.engine.recovery import Training
 from imgcls.errors import UserError, nearest
 from imgcls.report.test_report import print_summary
-from imgcls.runs.checkpoints import find_checkpoint
+from imgcls.runs.checkpoints import find_checkpoint, load_content
 from imgcls.spec import DataSpec
 from imgcls.tasks.classification import ImageClassifier
-from imgcls.tasks.loading import load_checkpoint
 
 CARRIED = ("accelerator", "precision", "benchmark", "deterministic", "limit_test_batches")
 EVALUATION = {
@@ -81,7 +82,13 @@ def data_config(
     own = given(wanted)
     config = {**own}  # the user's own choice
     if "_target_" not in wanted:
-        config = {**of_checkpoint(trained["data"], "root" in own, trust), **own}
+        kind, root = allowed(trained["data"].get("_target_"), "data", trust), str(trained["data"].get("root"))
+        if "root" not in own and ("://" in root or root.startswith("local:")):
+            what = f"the checkpoint's data lies at {root}"
+            raise UserError(f"{what}; to read from there give data.root={root}")
+        unused = ("cache", "storage_options")  # they would write files or use the network
+        config = {key: value for key, value in trained["data"].items() if key not in unused}
+        config |= ({"download": False} if "download" in inspect.signature(kind).parameters else {}) | own
     if "root" in own and "exclude" not in own:
         config.pop("exclude", None)  # a list of files of the root that the network was trained on
     for key in ("root", "exclude"):  # relative to where the training was started
@@ -93,21 +100,8 @@ def data_config(
     return config | {key: getattr(spec, key) for key in prepared if key in config or key in wanted}
 
 
-def of_checkpoint(config: Node, elsewhere: bool, trust: Sequence[str]) -> Node:
-    """Returns the data config of a checkpoint, without its keys that would use the network or write files.
-    `elsewhere`: the user says where the data lies. Raises UserError: its class is not on the allow-list, or
-    the data lies at an address."""
-    kind = allowed(config.get("_target_"), "data", trust)
-    root = str(config.get("root"))
-    if not elsewhere and ("://" in root or root.startswith("local:")):
-        raise UserError(f"the checkpoint's data lies at {root}; to read from there give data.root={root}")
-    config = {key: value for key, value in config.items() if key not in ("cache", "storage_options")}
-    return config | ({"download": False} if "download" in inspect.signature(kind).parameters else {})
-
-
 def to_classes_of(classifier: ImageClassifier, data: ImageDataModule) -> None:
-    """Relabels the data by class name to the checkpoint's order. Raises UserError: the data has a class that
-    the checkpoint does not know, or other channels."""
+    """Relabels the data in the checkpoint's order. Raises UserError: an unknown class, or other channels."""
     known, found = classifier.spec.class_names, data.spec.class_names
     if data.spec.channels != classifier.spec.channels:
         channels = classifier.spec.channels
@@ -122,3 +116,33 @@ def to_classes_of(classifier: ImageClassifier, data: ImageDataModule) -> None:
     for dataset in data.sets.values():
         dataset.targets = order[dataset.targets]
     data.spec = classifier.spec
+
+
+@with_config(ConfigDict(extra="allow"))
+class DataConfig(TypedDict, total=False):
+    """The part of a checkpoint's data config that evaluation reads, beside arguments of the data's class."""
+
+    root: str | None
+    exclude: str | None
+    batch_size: Annotated[int, Field(ge=1)]
+
+
+@with_config(ConfigDict(extra="allow"))
+class RunConfig(TypedDict):
+    """The part of a checkpoint's config that evaluation reads."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    cwd: str
+    data: DataConfig
+    trainer: dict[str, Any]
+
+
+def load_checkpoint(path: Path, trust: Sequence[str] = ()) -> tuple[ImageClassifier, dict[str, Any]]:
+    """Returns the classifier of a checkpoint and the config of its run. Raises UserError: as
+    `Task.load_from_checkpoint`; or the config is missing, or of wrong types."""
+    content = load_content(path)
+    if not isinstance(content.get("config"), dict):
+        raise UserError(f"checkpoint={path}: it was not written by imgcls train, and has no config of a run")
+    missing: dict[str, Any] = {"seed": 0, "cwd": ".", "data": {}, "trainer": {}}
+    config: dict[str, Any] = configs.typed(missing | content["config"], RunConfig, "the checkpoint's config")
+    return ImageClassifier.restored(content, path, trust), config

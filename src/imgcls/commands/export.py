@@ -16,7 +16,7 @@ from pydantic import Field
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
-from imgcls.commands.eval import data_config
+from imgcls.commands.eval import data_config, load_checkpoint
 from imgcls.commands.predict import appearing, check_out
 from imgcls.config.paths import shown
 from imgcls.data.files import Failure, Files, images_of
@@ -25,7 +25,6 @@ from imgcls.errors import UserError
 from imgcls.runs.checkpoints import find_checkpoint
 from imgcls.spec import DataSpec
 from imgcls.tasks.classification import ImageClassifier
-from imgcls.tasks.loading import load_checkpoint
 
 log = logging.getLogger(__name__)
 BATCHES = (1, 7)  # sizes at which the file is compared with the checkpoint
@@ -60,13 +59,9 @@ def main(config: ExportConfig, run_dir: Path) -> float:
     torch.set_float32_matmul_precision("highest")  # both sides of the comparison in full float32
     images, origin = real_images(config.images, trained, classifier.spec, config.trust)
     network = classifier.network.to(memory_format=torch.contiguous_format)
-    try:
-        with appearing(out.parent) as folder:
-            difference, facts = write_checked(config, classifier, images, origin, folder / out.name)
-            save_model(network, str(folder / weights.name), metadata=metadata(classifier.spec))
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"out={out} can't be written ({reason}); free some disk or give another") from error
+    with appearing(out) as folder:
+        difference, facts = write_checked(config, classifier, images, origin, folder / out.name)
+        save_model(network, str(folder / weights.name), metadata=metadata(classifier.spec))
     log.info("largest difference from the checkpoint: %s", facts)
     log.info("exported: %s (%.1f MB), weights: %s", shown(out), out.stat().st_size / 1e6, shown(weights))
     return difference
@@ -75,9 +70,8 @@ def main(config: ExportConfig, run_dir: Path) -> float:
 def write_checked(
     config: ExportConfig, classifier: ImageClassifier, images: Tensor, origin: str, path: Path
 ) -> tuple[float, str]:
-    """Writes the file and runs it; returns the largest difference of a logit, and words for it. Raises
-    UserError where it is above `tolerance`, and above that share of the largest logit, with which rounding
-    grows."""
+    """Writes and runs the file; returns the largest difference of a logit, and words for it. Raises UserError
+    where it is above `tolerance`, and above that share of the largest logit: rounding grows with it."""
     write = write_onnx if config.format == "onnx" else write_torch_export
     written = write(Whole(classifier), images[:2], path, metadata(classifier.spec))
     difference, largest = compare(classifier, written, [images[:size] for size in BATCHES])

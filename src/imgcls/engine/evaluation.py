@@ -10,8 +10,7 @@ from torch.nn import functional as F
 
 from imgcls.engine.checkpoint import add_to_checkpoint
 from imgcls.engine.recovery import Training
-from imgcls.report.report_page import draw_report
-from imgcls.report.test_report import Report, make_report, write_report
+from imgcls.report.test_report import Report, draw_report, make_report, write_report
 
 log = logging.getLogger(__name__)
 SCALED = ("top1", "top5", "loss", "precision", "recall", "f1", "calibration_error")
