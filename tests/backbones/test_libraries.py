@@ -127,7 +127,7 @@ def test_auxiliary_losses_count(name: str, size: int, weight: float) -> None:
         for branch in (classifier.network.aux1, classifier.network.aux2):
             branch.dropout.p = 0.0  # type: ignore[union-attr]
     images = torch.randint(0, 256, (4, 3, size, size), dtype=torch.uint8)
-    batch = Batch(images, torch.tensor([0, 1, 2, 6]), torch.arange(4))
+    batch = Batch(images, torch.tensor([0, 1, 2, 6]), torch.arange(4), torch.ones(4).bool())
     total = classifier.training_step(batch, 0)
     total.backward()
     heads: Any = classifier.network.head_names

@@ -18,7 +18,7 @@ from imgcls.backbones.build import build_network, load_weights
 from imgcls.errors import UserError
 from imgcls.runs.checkpoints import find_checkpoint
 from imgcls.tasks.classification import ImageClassifier
-from imgcls.tasks.loading import load_checkpoint
+from imgcls.tasks.task import load_checkpoint
 
 CIFAR = "imgcls.backbones.resnet_cifar.resnet_cifar"
 CNN = "imgcls.backbones.simple_cnn.simple_cnn"

@@ -22,8 +22,7 @@ from imgcls.data.digits import Digits
 from imgcls.errors import UserError
 from imgcls.optim import build_optimizer
 from imgcls.tasks.classification import ImageClassifier
-from imgcls.tasks.loading import load_checkpoint
-from imgcls.tasks.task import data_of
+from imgcls.tasks.task import data_of, load_checkpoint
 
 CNN = {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4}
 ADAMW = {"_target_": "torch.optim.AdamW", "lr": 0.01, "weight_decay": 0.1}

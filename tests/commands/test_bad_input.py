@@ -75,7 +75,7 @@ MISTAKES = [
         "loss.label_smoothing=-0.1: input should be greater than or equal to 0",
     ),
     ("train loss=focal loss.gamma=-1", "loss.gamma=-1: input should be greater than or equal to 0"),
-    ("train class_weights=[1,-1]", "class_weights"),
+    ("train task.class_weights=[1,-1]", "class_weights"),
     ("train trainer.precision=foo", "trainer.precision=foo: expected 64 or 32"),
     (
         "train trainer.strategy=ddp_spawn",
@@ -145,7 +145,10 @@ MISTAKES = [
     ("train backbone=resnet18 backbone.pretrained=true", "add backbone.stem=imagenet or data.image_size=224"),
     ("train backbone=resnet20 backbone.depth=21", "backbone.depth=21: expected 6n+2"),
     ("train backbone=resnet20 backbone.weights=nowhere.pth", "weights=nowhere.pth: there is no such file"),
-    ("train class_weights=[1,2]", "class_weights=[1.0, 2.0]: expected 10 numbers of 0 or more, not all 0"),
+    (
+        "train task.class_weights=[1,2]",
+        "task.class_weights=[1.0, 2.0]: expected 10 numbers of 0 or more, not all 0",
+    ),
     (
         "train callbacks.checkpoint.monitor=val/acc",
         "ModelCheckpoint.monitor=val/acc: no such metric is logged",
@@ -282,11 +285,11 @@ class Code:
 @pytest.fixture
 def checkpoint(said: Said) -> Path:
     """A checkpoint as train writes it, of a network that has learnt nothing."""
-    from imgcls.commands.build import build_classifier
+    from imgcls.commands.build import build_task
     from imgcls.engine.build import build_data
 
     config = training()
-    classifier = build_classifier(config, build_data(config.data, config.augment, 0))
+    classifier = build_task(config, build_data(config.data, config.augment, 0))
     content = {
         "state_dict": classifier.state_dict(),
         "hyper_parameters": dict(classifier.hparams),

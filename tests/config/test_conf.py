@@ -9,7 +9,7 @@ from support.packs import packed
 
 from imgcls.backbones.build import build_network
 from imgcls.callbacks.finetune import Finetune
-from imgcls.commands.build import build_classifier
+from imgcls.commands.build import build_task
 from imgcls.commands.eval import EvalConfig
 from imgcls.config import check as configs
 from imgcls.data.module import ImageDataModule
@@ -94,7 +94,7 @@ def test_parts_of_the_classifier(choice: str) -> None:
     short = ["callbacks=[]", "trainer.max_epochs=1", "trainer.limit_train_batches=2"]
     config = training(choice, *NEEDED.get(choice, []), *short)
     data = build_data(config.data, config.augment, seed=0)
-    classifier = build_classifier(config, data)
+    classifier = build_task(config, data)
     before = classifier.network.get_parameter("head.weight").detach().clone()
     unseen = {"enable_progress_bar": False, "enable_checkpointing": False, "accelerator": "cpu"}
     trainer = build_trainer(config.trainer.model_copy(update=unseen), [], [], Path())
@@ -128,7 +128,7 @@ def test_callbacks(name: str) -> None:
     given = []
     if name == "distillation":
         config = training("backbone.width=4")
-        teacher = build_classifier(config, build_data(config.data, config.augment, 0))
+        teacher = build_task(config, build_data(config.data, config.augment, 0))
         torch.save(
             {"state_dict": teacher.state_dict(), "hyper_parameters": dict(teacher.hparams), "config": {}},
             "t.ckpt",

@@ -135,7 +135,11 @@ def test_no_training_is_lost_for_a_file_of_the_test(
     (name,) = spoil(data_of(folder), "test", 2)
     assert (
         train(
-            *OPTIONS, f"data.root={folder}", "temperature=true", "trainer.max_epochs=1", "hydra.run.dir=run"
+            *OPTIONS,
+            f"data.root={folder}",
+            "task.temperature=true",
+            "trainer.max_epochs=1",
+            "hydra.run.dir=run",
         )
         is None
     )

@@ -1,33 +1,39 @@
 """Builds what a training is made of from its typed config."""
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Callback
+
 from imgcls.config import check as configs
-from imgcls.config.metrics import Metrics, direction
-from imgcls.config.training import Node, Nodes, TrainConfig, TrainerConfig
+from imgcls.config.training import Nodes, TrainConfig, TrainerConfig
 from imgcls.data.module import ImageDataModule
 from imgcls.engine.build import build_data, build_trainer, check_schedule, prepare
 from imgcls.engine.checkpoint import SaveConfig
 from imgcls.engine.recovery import Training
 from imgcls.errors import UserError, nearest
-from imgcls.tasks.classification import ImageClassifier
-from imgcls.tasks.metrics import logged_names
+from imgcls.tasks.metrics import Better
+from imgcls.tasks.task import Task
+
+OURS = ("imgcls.", "lightning.")  # packages of callbacks and tasks that log what they say
 
 
 def assemble(config: TrainConfig, run_dir: Path, resumed_from: Path | None = None) -> Training:
-    """Builds data, classifier, callbacks and trainer; the loggers come later."""
+    """Builds data, task, callbacks and trainer; the loggers come later."""
     prepare(config.seed)
     data = build_data(config.data, config.augment, config.seed)
-    classifier = build_classifier(config, data)
-    callbacks = build_all(config.callbacks, "callbacks")
-    names = logged_names(classifier.spec.num_classes)
-    check_monitored(config.optimized_metric, callbacks, config.scheduler, config.trainer, names)
+    task = build_task(config, data)
+    better = type(task).measures(data.spec).logged(config.metrics)
+    callbacks = build_callbacks(config, better)
+    better |= {name: way for callback in callbacks for name, way in getattr(callback, "logs", {}).items()}
+    check_monitored(config, callbacks, better, open_ended=not all(ours(one) for one in (task, *callbacks)))
     callbacks.append(SaveConfig(config.record, resumed_from))
     trainer = build_trainer(config.trainer, callbacks, [], run_dir)
-    check_schedule(config.scheduler, classifier, trainer, data)
-    return Training(trainer, classifier, data)
+    check_schedule(config.scheduler, task, trainer, data)
+    return Training(trainer, task, data)
 
 
 def build_all(nodes: Nodes, group: str) -> list[Any]:
@@ -35,44 +41,74 @@ def build_all(nodes: Nodes, group: str) -> list[Any]:
     return [configs.build(node, f"{group}.{name}") for name, node in nodes.items() if node]
 
 
-def build_classifier(config: TrainConfig, data: ImageDataModule) -> ImageClassifier:
-    """Builds the classifier for the data."""
-    weights = config.class_weights
-    if weights == "balanced":  # as scikit-learn's: classes count alike, and the mean weight of a sample is 1
-        counts = data.class_counts()
-        weights = [sum(counts) / (len(counts) * count) for count in counts]
-    return ImageClassifier(
-        spec=asdict(data.spec), backbone=config.backbone, loss=config.loss, optimizer=config.optimizer,
-        scheduler=config.scheduler, augment=config.augment, class_weights=weights, seed=config.seed,
-        channels_last=config.channels_last, compile=config.compile,
+def build_task(config: TrainConfig, data: ImageDataModule) -> Task:
+    """Builds the task for the data."""
+    task: Task = configs.build(
+        config.task, "task", Task, spec=asdict(data.spec), backbone=config.backbone, loss=config.loss,
+        optimizer=config.optimizer, scheduler=config.scheduler, augment=config.augment,
+        metrics={name: node for name, node in config.metrics.items() if node},
+        class_counts=data.class_counts(), seed=config.seed, channels_last=config.channels_last,
+        compile=config.compile,
     )  # fmt: skip
+    return task
+
+
+def build_callbacks(config: TrainConfig, better: Mapping[str, Better]) -> list[Callback]:
+    """Builds the callbacks. One that must watch a metric watches the first of optimized_metric if its config
+    names none, and one that watches gets the direction in which the metric is better, if its config says
+    none."""
+    nodes: Nodes = {}
+    for name, node in config.callbacks.items():
+        if not node:
+            continue
+        parameters = inspect.signature(configs.locate(node["_target_"], f"callbacks.{name}")).parameters
+        watched = node.get("monitor")
+        if "monitor" in parameters and parameters["monitor"].default is inspect.Parameter.empty:
+            watched = watched or config.first_metric
+            node = {"monitor": watched, **node}
+        mode = config.mode_of(watched, better) if watched and not node.get("mode") else None
+        if mode is not None and "mode" in parameters:
+            node = {**node, "mode": mode}
+        nodes[name] = node
+    return build_all(nodes, "callbacks")
+
+
+def ours(built: object) -> bool:
+    """Says whether what a thing logs is known: a task or callback from elsewhere may log more."""
+    return type(built).__module__.startswith(OURS)
 
 
 def check_monitored(
-    optimized: Metrics, callbacks: list[Any], scheduler: Node, trainer: TrainerConfig, names: set[str]
+    config: TrainConfig, callbacks: list[Callback], better: Mapping[str, Better], open_ended: bool
 ) -> None:
-    """Raises UserError where a metric is watched that is not among the `names` of those that are logged, or
-    in the wrong direction; `optimized` is `optimized_metric`, which the others follow by default."""
-    watchers = [callback for callback in callbacks if getattr(callback, "monitor", None)]
+    """Raises UserError where a metric is watched that is not logged, or in the wrong direction. `open_ended`:
+    a task or callback that is not ours may log metrics beside those in `better`; then a name must come with
+    its direction."""
+    watchers: list[Any] = [callback for callback in callbacks if getattr(callback, "monitor", None)]
     watched = [(f"callbacks: {type(one).__name__}.", one.monitor, one.mode) for one in watchers]
-    if schedule := scheduler.get("monitor"):
-        watched.append(("scheduler.", schedule, scheduler.get("mode")))
-    keys = [("optimized_metric", name) for name in ([optimized] if isinstance(optimized, str) else optimized)]
-    keys += [(f"{where}monitor", name) for where, name, _ in watched]
-    for key, name in keys:
-        if name not in names:
-            raise UserError(f"{key}={name}: no such metric is logged; {nearest(name, names)}")
-        if name.startswith("val/") and (why := never_validated(trainer)):
+    if schedule := config.scheduler.get("monitor"):
+        watched.append(("scheduler.", schedule, config.scheduler.get("mode")))
+    keys = [("optimized_metric", name, config.mode_of(name, better)) for name in config.all_metrics]
+    keys += [(f"{where}monitor", name, mode) for where, name, mode in watched]
+    for key, name, mode in keys:
+        if name not in better and not (open_ended and mode):
+            more = "; a metric of your own callback or task needs its direction, too" if open_ended else ""
+            raise UserError(f"{key}={name}: no such metric is logged; {nearest(name, better)}{more}")
+        if mode is None:
+            expected = "set optimized_mode=min or optimized_mode=max"
+            raise UserError(f"{key}={name}: this metric does not say which way it is better; {expected}")
+        if name.startswith("val/") and (why := never_validated(config.trainer)):
             text = f"{key}={name}: with {why} nothing is validated"
             raise UserError(f"{text}; watch train/loss, or let it validate")
-    for keeper in callbacks:  # several files are kept
-        if getattr(keeper, "save_top_k", 1) not in (0, 1) and "{" not in (keeper.filename or "{"):
+    for keeper in (one for one in watchers if getattr(one, "save_top_k", 1) not in (0, 1)):
+        if "{" not in (keeper.filename or "{"):  # several files are kept
             given = f"ModelCheckpoint.save_top_k={keeper.save_top_k} with filename={keeper.filename}"
             advice = "each file needs a name of its own, such as callbacks.checkpoint.filename='{epoch:03d}'"
             raise UserError(f"callbacks: {given}: {advice}")
     for where, name, mode in watched:
-        if mode is not None and mode != direction(name):
-            raise UserError(f"{where}mode={mode}: {name} is better the other way; set mode={direction(name)}")
+        right = config.mode_of(name, better)
+        if mode is not None and right is not None and mode != right:
+            raise UserError(f"{where}mode={mode}: {name} is better the other way; set mode={right}")
 
 
 def never_validated(trainer: TrainerConfig) -> str | None:

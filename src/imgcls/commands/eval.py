@@ -18,11 +18,10 @@ from imgcls.engine.build import build_data, build_trainer, prepare
 from imgcls.engine.evaluation import run_test
 from imgcls.engine.recovery import Training
 from imgcls.errors import UserError, nearest
-from imgcls.report.test_report import print_summary
+from imgcls.report.report import print_summary
 from imgcls.runs.checkpoints import find_checkpoint
 from imgcls.spec import DataSpec
-from imgcls.tasks.classification import ImageClassifier
-from imgcls.tasks.loading import load_checkpoint
+from imgcls.tasks.task import Task, load_checkpoint
 
 CARRIED = ("accelerator", "precision", "benchmark", "deterministic", "limit_test_batches")
 EVALUATION = {
@@ -43,20 +42,20 @@ class EvalConfig:
 
 
 def main(config: EvalConfig, run_dir: Path) -> float:
-    """Tests a checkpoint and writes a report; returns its top1."""
+    """Tests a checkpoint and writes a report; returns the first of its metrics."""
     path = find_checkpoint(config.checkpoint)
-    classifier, trained = load_checkpoint(path, config.trust)
+    task, trained = load_checkpoint(path, config.trust)
     prepare(trained["seed"])
     overrides = HydraConfig.get().overrides.task
-    node = data_config(trained, config.data, classifier.spec, config.trust, overrides)
+    node = data_config(trained, config.data, task.spec, config.trust, overrides)
     data = build_data(node, None, trained["seed"], config.split)
-    to_classes_of(classifier, data)
+    to_classes_of(task, data)
     trainer = build_trainer(evaluation_trainer(trained, config.trainer, CARRIED), [], [], run_dir)
-    report = run_test(Training(trainer, classifier, data), run_dir)
+    report = run_test(Training(trainer, task, data), run_dir)
     if report is None:  # not the first process
         return 0.0
     print_summary(f"Test of {shown(path)}", report, {"test report": shown(run_dir)})
-    return report.metrics["test/top1"]
+    return next(iter(report.metrics.values()))
 
 
 def evaluation_trainer(trained: Node, wanted: Node, carried: tuple[str, ...]) -> TrainerConfig:
@@ -105,12 +104,12 @@ def of_checkpoint(config: Node, elsewhere: bool, trust: Sequence[str]) -> Node:
     return config | ({"download": False} if "download" in inspect.signature(kind).parameters else {})
 
 
-def to_classes_of(classifier: ImageClassifier, data: ImageDataModule) -> None:
+def to_classes_of(task: Task, data: ImageDataModule) -> None:
     """Relabels the data by class name to the checkpoint's order. Raises UserError: the data has a class that
     the checkpoint does not know, or other channels."""
-    known, found = classifier.spec.class_names, data.spec.class_names
-    if data.spec.channels != classifier.spec.channels:
-        channels = classifier.spec.channels
+    known, found = task.spec.class_names, data.spec.class_names
+    if data.spec.channels != task.spec.channels:
+        channels = task.spec.channels
         what = f"the data has {data.spec.channels} channels, the checkpoint {channels}"
         raise UserError(f"{what}; set data.channels={channels}")
     if known == found:
@@ -120,5 +119,9 @@ def to_classes_of(classifier: ImageClassifier, data: ImageDataModule) -> None:
         raise UserError(f"the data has the class {unknown[0]!r}, {advice}")
     order = torch.tensor([known.index(name) for name in found])
     for dataset in data.sets.values():
-        dataset.targets = order[dataset.targets]
-    data.spec = classifier.spec
+        targets = dataset.targets
+        if targets.ndim == 1:
+            dataset.targets = order[targets]
+        else:  # a column for each label
+            dataset.targets = targets.new_zeros(len(targets), len(known)).index_copy(1, order, targets)
+    data.spec = task.spec

@@ -28,8 +28,7 @@ from imgcls.data.files import Failure, FileBatch, file_loader, images_of
 from imgcls.engine.build import build_trainer, prepare
 from imgcls.errors import UserError
 from imgcls.runs.checkpoints import find_checkpoint
-from imgcls.tasks.classification import ImageClassifier
-from imgcls.tasks.loading import load_checkpoint
+from imgcls.tasks.task import Task, load_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -62,14 +61,14 @@ def main(config: PredictConfig, run_dir: Path) -> None:
         raise UserError(f"out={out} needs the package pyarrow, which is not installed; {advice}")
     failures: list[Failure] = []
     paths = images_of("source", config.source, failures)
-    classifier, trained = load_checkpoint(find_checkpoint(config.checkpoint), config.trust)
+    task, trained = load_checkpoint(find_checkpoint(config.checkpoint), config.trust)
     prepare(trained["seed"])
     trainer = build_trainer(evaluation_trainer(trained, config.trainer, CARRIED[:4]), [], [], run_dir)
     batch_size = config.batch_size or trained["data"].get("batch_size", 64)
-    loader = file_loader(paths, classifier.spec, batch_size, config.num_workers, config.max_pixels)
-    predict = Predictor(classifier, trainer, config)
+    loader = file_loader(paths, task.spec, batch_size, config.num_workers, config.max_pixels)
+    predict = Predictor(task, trainer, config)
     try:
-        with appearing(out.parent) as folder, writer(folder / out.name, config.embedding) as write:
+        with appearing(out.parent) as folder, writer(folder / out.name) as write:
             done, failed = run(loader, predict, write, failures, folder / unreadable.name)
     except OSError as error:
         why = f"({error.strerror or error}); free some disk or give another name"
@@ -107,30 +106,28 @@ def appearing(folder: Path) -> Iterator[Path]:
 class Predictor:
     """The network on the trainer's device and in its precision, as in a test."""
 
-    def __init__(self, classifier: ImageClassifier, trainer: Trainer, config: PredictConfig) -> None:
+    def __init__(self, task: Task, trainer: Trainer, config: PredictConfig) -> None:
         self.device, self.precision = trainer.strategy.root_device, trainer.precision_plugin
-        self.classifier = self.precision.convert_module(classifier).to(self.device)
-        self.names, self.head_inputs, self.config = classifier.spec.class_names, list[Tensor](), config
+        self.precision.convert_module(task).to(self.device)
+        self.task = task
+        self.head_inputs, self.config = list[Tensor](), config
         if config.embedding:
-            head = classifier.network.get_submodule(classifier.head_name)
+            head = task.network.get_submodule(task.head_name)
             head.register_forward_pre_hook(lambda module, inputs: self.head_inputs.append(inputs[0]))
 
     def __call__(self, paths: list[str], images: Tensor) -> Rows:
         """Returns the rows of `images (N, C, H, W) uint8`; embeddings are of images as they are."""
         with torch.inference_mode(), self.precision.forward_context():
             images = images.to(self.device, non_blocking=True)
-            probabilities = self.classifier(images).float().softmax(1)
-            if self.config.tta == "flip":
-                probabilities = (probabilities + self.classifier(images.flip(-1)).float().softmax(1)) / 2
-            best = probabilities.topk(min(self.config.top_k, len(self.names)))
-            labels = [[self.names[i] for i in row] for row in best.indices.tolist()]
+            answers = self.task.answers(images, self.config.top_k, self.config.tta == "flip")
             embeddings = None
             if self.head_inputs:
                 features = self.head_inputs[0].float()
                 # The head of some networks is a convolution: the mean over places.
                 embeddings = (features.mean((2, 3)) if features.ndim == 4 else features).cpu().numpy()
                 self.head_inputs.clear()
-            return Rows(paths, labels, best.values.cpu().numpy(), embeddings)
+            numbers = [row.cpu().numpy() for row in answers.numbers]
+            return Rows(paths, answers.labels, numbers, embeddings, answers.several)
 
 
 def run(

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
-from imgcls.commands.build import assemble, build_all, build_classifier
+from imgcls.commands.build import assemble, build_all, build_callbacks, build_task
 from imgcls.config.paths import shown
 from imgcls.config.training import Node, TrainConfig
 from imgcls.data.loading.splits import listed
@@ -30,7 +30,7 @@ from imgcls.runs.best_epoch import best_epoch, optimised
 from imgcls.runs.record import keeping_status, write_record
 
 if TYPE_CHECKING:
-    from imgcls.report.test_report import Report
+    from imgcls.report.report import Report
 
 # What the end of a run needs (SciPy, pandas, scikit-learn) is imported there: the first step comes sooner.
 log = logging.getLogger(__name__)
@@ -98,24 +98,26 @@ def tune(config: TrainConfig, run_dir: Path) -> float:
     assert config.tune is not None
     prepare(config.seed)
     data = build_data(config.data, config.augment, config.seed)
-    classifier = build_classifier(config, data)
-    kept = [c for c in build_all(config.callbacks, "callbacks") if isinstance(c, finders.KEPT)]
+    task = build_task(config, data)
+    better = task.measures(data.spec).logged(config.metrics)
+    kept = [c for c in build_callbacks(config, better) if isinstance(c, finders.KEPT)]
     trainer = build_trainer(config.trainer.model_copy(update={"limit_val_batches": 0}), [*kept], [], run_dir)
-    return finders.tune(config.tune, trainer, classifier, data, run_dir)
+    return finders.tune(config.tune, trainer, task, data, run_dir)
 
 
 def describe(config: TrainConfig, training: Training, run_dir: Path) -> None:
     """Says in four lines what is going to be trained, on what data, and where."""
-    trainer, classifier, data = training
-    parameters = sum(p.numel() for p in classifier.network.parameters())
+    trainer, task, data = training
+    parameters = sum(p.numel() for p in task.network.parameters())
     backbone = config.backbone.get("name") or config.names["backbone"]
     sizes = ", ".join(f"{len(data.sets[s]):,} {s}" for s in ("train", "val", "test"))
     side, channels, classes = data.spec.image_size, data.spec.channels, data.spec.num_classes
-    log.info("data: %s images of %d×%d×%d, %d classes", sizes, channels, side, side, classes)
+    named = f", {classes} classes" if classes else ""
+    log.info("data: %s images of %d×%d×%d%s", sizes, channels, side, side, named)
     log.info("backbone: %s, %s parameters", backbone, f"{parameters:,}")
     world = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
     log.info("device: %s, precision %s%s", trainer.strategy.root_device.type, trainer.precision, world)
-    if trainer.max_steps > 0 and trainer.max_steps % classifier.steps(trainer, data).per_epoch:
+    if trainer.max_steps > 0 and trainer.max_steps % task.steps(trainer, data).per_epoch:
         rest = "the steps after the last whole one are not validated"
         log.warning("trainer.max_steps=%d ends within an epoch: %s", trainer.max_steps, rest)
     log.info("run directory: %s", shown(run_dir))
@@ -124,7 +126,7 @@ def describe(config: TrainConfig, training: Training, run_dir: Path) -> None:
 @contextmanager
 def outcome_recorded(run_dir: Path, training: Training) -> Iterator[None]:
     """Around a training: status.json and W&B get to know how it ended."""
-    parameters = sum(p.numel() for p in training.classifier.network.parameters())
+    parameters = sum(p.numel() for p in training.task.network.parameters())
     callbacks = training.trainer.callbacks  # type: ignore[attr-defined]
     saver = next(callback for callback in callbacks if isinstance(callback, SaveConfig))
     first = training.trainer.is_global_zero
@@ -157,13 +159,13 @@ def best_checkpoint(trainer: Trainer) -> str | None:
 
 
 def calibrate_and_test(config: TrainConfig, training: Training, run_dir: Path) -> None:
-    """Fits the temperature and tests the best checkpoint, where the config asks for it."""
-    from imgcls.engine.evaluation import calibrate, run_test
+    """Fits what the task fits on validation, and tests the best checkpoint, where the config asks for it."""
+    from imgcls.engine.evaluation import fit_on_validation, run_test
 
     best = best_checkpoint(training.trainer)
     training.data.on_error, training.data.max_errors = "skip", 0.5  # a bad file shall not lose the training
-    if config.temperature:
-        calibrate(training, best)
+    if training.task.fits_on_validation:
+        fit_on_validation(training, best)
     if config.test:
         report = run_test(training, run_dir / "test", best)
         if report is not None:
@@ -172,11 +174,10 @@ def calibrate_and_test(config: TrainConfig, training: Training, run_dir: Path) -
 
 def publish(report: "Report", training: Training, best: str | None, run_dir: Path) -> None:
     """Logs the test to W&B, and prints it with the places of its files."""
-    from imgcls.report.report_page import log_to_wandb
-    from imgcls.report.test_report import print_summary
+    from imgcls.report.report import print_summary
 
     for logger in wandb_loggers(training.trainer):
-        log_to_wandb(logger.experiment, report, run_dir / "test", training.data.spec)
+        report.log_to_wandb(logger.experiment, run_dir / "test")
     lines = {"run directory": shown(run_dir), "test report": shown(run_dir / "test")}
     if rows := listed(run_dir / "unreadable.csv"):
         lines["left out"] = f"{len(rows)} unreadable images, see {shown(run_dir / 'unreadable.csv')}"

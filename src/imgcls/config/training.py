@@ -1,5 +1,6 @@
 """Typed config of a training: what `imgcls train` composes, with the bounds of each value."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -12,7 +13,7 @@ Node = dict[str, Any]  # a call: `_target_` and its keyword arguments
 Part = Annotated[Node | None, BeforeValidator(lambda node: node or None)]  # null or false switches it off
 Nodes = Annotated[dict[str, Part], BeforeValidator(lambda nodes: nodes or {})]  # parts by name
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-PARTS = ("data", "augment", "backbone", "loss", "optimizer", "scheduler", "trainer")
+PARTS = ("task", "data", "augment", "backbone", "loss", "optimizer", "scheduler", "trainer")
 OURS = {"on_nonfinite", "on_oom"}  # keys of conf/trainer that Lightning's Trainer doesn't have
 
 
@@ -47,6 +48,7 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    task: Node
     data: Node
     augment: Node
     backbone: Node
@@ -61,11 +63,11 @@ class TrainConfig(BaseModel):
     run_dir: str
     test: bool
     tune: Literal["lr", "batch_size"] | None
-    temperature: bool
-    class_weights: Literal["balanced"] | list[Annotated[float, Field(ge=0)]] | None
     channels_last: bool
     compile: bool
+    metrics: Nodes = Field(default_factory=dict)
     optimized_metric: Metrics
+    optimized_mode: Literal["min", "max"] | list[Literal["min", "max"]] | None = None
     resume: str | None
     overwrite: bool
     record: Node  # all of the config, plain: config.yaml, the checkpoints and W&B get it
@@ -82,6 +84,22 @@ class TrainConfig(BaseModel):
         trainer = {k: v for k, v in plain["trainer"].items() if k not in ours}
         configs.check({**plain, "backbone": backbone, "trainer": trainer})
         return configs.typed({**plain, "record": plain}, cls, "")
+
+    @property
+    def all_metrics(self) -> list[str]:
+        """The metrics that are optimised; the first says which epoch is best."""
+        return [self.optimized_metric] if isinstance(self.optimized_metric, str) else self.optimized_metric
+
+    @property
+    def first_metric(self) -> str:
+        return self.all_metrics[0]
+
+    def mode_of(self, metric: str, better: Mapping[str, str | None]) -> str | None:
+        """Returns "min" or "max", the direction in which a metric is better: what the config says of an
+        optimised one, else what `better` has for it."""
+        given = self.optimized_mode
+        modes = given if isinstance(given, list) else [given] * len(self.all_metrics)
+        return dict(zip(self.all_metrics, modes, strict=False)).get(metric) or better.get(metric)
 
     def with_batches(self, size: int, accumulated: int) -> Self:
         """Returns the config with another batch size and number of accumulated batches."""

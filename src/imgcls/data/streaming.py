@@ -206,4 +206,5 @@ class StreamingData(PackedData):
 def collate(samples: list[tuple[Tensor, Tensor, int]]) -> Batch:
     """Returns the batch of the samples of a `TrainingStream`."""
     images, targets, indices = zip(*samples, strict=True)
-    return Batch(torch.stack(images), torch.stack(targets), torch.tensor(indices))
+    valid = torch.ones(len(samples), dtype=torch.bool)
+    return Batch(torch.stack(images), torch.stack(targets), torch.tensor(indices), valid)

@@ -26,7 +26,7 @@ from imgcls.engine.checkpoint import WholeFiles
 from imgcls.engine.private import has_amx
 from imgcls.errors import UserError
 from imgcls.processes import cores
-from imgcls.tasks.classification import ImageClassifier
+from imgcls.tasks.task import Task
 
 NOTES = (  # of Lightning's, that a user can do nothing about
     ".*isinstance.treespec, LeafSpec.. is deprecated",
@@ -98,9 +98,9 @@ def build_trainer(
     return trainer
 
 
-def check_schedule(node: Node, classifier: ImageClassifier, trainer: Trainer, data: ImageDataModule) -> None:
+def check_schedule(node: Node, task: Task, trainer: Trainer, data: ImageDataModule) -> None:
     """Raises UserError for a schedule that needs an end, in a training that has none."""
-    steps = classifier.steps(trainer, data)
+    steps = task.steps(trainer, data)
     if steps.total is None:
         configs.build(node, "scheduler", optimizer=torch.optim.SGD([torch.zeros(1)], lr=1.0), steps=steps)
 

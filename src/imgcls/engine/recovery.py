@@ -24,7 +24,7 @@ from imgcls.engine.signals import Stopped
 from imgcls.errors import UserError
 from imgcls.processes import Agreement, gathered
 from imgcls.runs.checkpoints import newest, not_finite, unloadable
-from imgcls.tasks.classification import ImageClassifier
+from imgcls.tasks.task import Task
 
 log = logging.getLogger(__name__)
 MOST_SKIPS = 3
@@ -34,7 +34,7 @@ class Training(NamedTuple):
     """What a training is made of."""
 
     trainer: Trainer
-    classifier: ImageClassifier
+    task: Task
     data: ImageDataModule
 
 
@@ -70,7 +70,7 @@ def fit(
             batches = halved(*batches, config.on_oom == "halve", error)
         loggers = training.trainer.loggers
         training = rebuild(*batches)
-        training.trainer.loggers, training.classifier.skipped = loggers, [list(batch) for batch in skipped]
+        training.trainer.loggers, training.task.skipped = loggers, [list(batch) for batch in skipped]
         checkpoint = newest_whole(run_dir / "checkpoints")
 
 
@@ -88,7 +88,7 @@ def fit_once(training: Training, run_dir: Path, checkpoint: Path | None) -> None
     """Trains. One that was stopped from outside ends the process with the status that says so."""
     path, resume = None if checkpoint is None else str(checkpoint), shlex.quote(f"resume={shown(run_dir)}")
     try:
-        training.trainer.fit(training.classifier, datamodule=training.data, ckpt_path=path, weights_only=True)
+        training.trainer.fit(training.task, datamodule=training.data, ckpt_path=path, weights_only=True)
     except pickle.UnpicklingError as error:
         assert checkpoint is not None
         raise UserError(f"{shown(checkpoint)}: {unloadable(checkpoint, error)}") from error

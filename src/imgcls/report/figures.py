@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
-from imgcls.tasks.metrics import BINS, confidence_bins
+from imgcls.report.calibration import BINS, confidence_bins
 
 SIDE = 160  # of a picture in a report, about, in pixels
 LIGHT_BLUE, BLUE, ORANGE = "#9ecae1", "#08519c", "#d94801"

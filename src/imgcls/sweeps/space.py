@@ -89,7 +89,7 @@ def check_space(
     for the metrics in what they log. Raises UserError where Hydra can't compose a job, the data of all jobs
     are wrong, or no job logs such a metric."""
     values = {o.get_key_element(): choices(o) for o in swept}
-    known, mistake = set[str](), UserError()
+    known, mistake = dict[str, str | None](), UserError()
     for i in range(max(map(len, values.values()), default=1)):
         own = [f"{key}={some[i % len(some)]}" for key, some in values.items()]
         job = loader.load_sweep_config(config, [*shared, *own])
@@ -104,9 +104,9 @@ def check_space(
             raise UserError(f"optimized_metric={name}: no such metric is logged; {nearest(name, known)}")
 
 
-def logged_by(config: DictConfig) -> set[str]:
-    """Returns the metrics that a training with this config logs."""
-    from imgcls.tasks.metrics import logged_names
-
-    node: Any = OmegaConf.to_container(config.data, resolve=True)
-    return logged_names(configs.build(node, "data").spec.num_classes)
+def logged_by(config: DictConfig) -> dict[str, str | None]:
+    """Returns what a training with this config logs: names, and the direction in which each is better."""
+    nodes: Any = OmegaConf.to_container(config, resolve=True)
+    task: Any = configs.locate(nodes["task"]["_target_"], "task._target_")
+    spec = configs.build(nodes["data"], "data").spec
+    return task.measures(spec).logged(nodes["metrics"]) | {"images_per_second": "max"}

@@ -24,7 +24,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from imgcls.commands.build import build_all, build_classifier
+from imgcls.commands.build import build_all, build_task
 from imgcls.config import check as configs
 from imgcls.config.paths import shown
 from imgcls.config.training import Node, TrainConfig
@@ -78,7 +78,7 @@ def measure(config: TrainConfig, turns: Turns, run_dir: Path) -> dict[str, Any] 
     Returns what was measured; None on all ranks but the first."""
     prepare(config.seed)
     data = build_data(config.data, config.augment, config.seed)
-    classifier = build_classifier(config, data)
+    task = build_task(config, data)
     callbacks = build_all(config.callbacks, "callbacks")
     callbacks = [c for c in callbacks if not isinstance(c, Checkpoint | EarlyStopping)]
     for progress in (c for c in callbacks if isinstance(c, EpochProgress)):
@@ -96,7 +96,7 @@ def measure(config: TrainConfig, turns: Turns, run_dir: Path) -> dict[str, Any] 
     logging.getLogger("imgcls.loggers.progress").setLevel(logging.WARNING)
     trainer.loggers = build_all(config.logger, "logger")
     try:
-        trainer.fit(classifier, datamodule=data)
+        trainer.fit(task, datamodule=data)
     finally:
         for logger in trainer.loggers:
             logger.finalize("success")
