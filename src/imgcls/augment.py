@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, PositiveFloat
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from imgcls.config.check import build
 from imgcls.errors import UserError
-from imgcls.spec import DataSpec
+from imgcls.spec import DataSpec, Part, Share
 
 
 def rising(pair: tuple[float, float]) -> tuple[float, float]:
@@ -25,11 +25,8 @@ def rising(pair: tuple[float, float]) -> tuple[float, float]:
     return pair
 
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-Part = Annotated[float, Field(gt=0, le=1)]
 Parts = Annotated[tuple[Part, Part], AfterValidator(rising)]
-Ratios = Annotated[tuple[Positive, Positive], AfterValidator(rising)]
+Ratios = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(rising)]
 SMALL = 64  # up to this image size, "auto" crops from a padded image instead of resizing
 
 
@@ -39,7 +36,7 @@ class Mix:
 
     __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012
 
-    alpha: Positive = 1.0
+    alpha: PositiveFloat = 1.0
     probability: Share = 0.0
 
 
@@ -80,17 +77,15 @@ class Augment:
         return self.crop if self.crop != "auto" else "padded" if spec.image_size <= SMALL else "resized"
 
 
-def worker_transform(
-    augment: Augment, spec: DataSpec, otherwise: nn.Module | None = None
-) -> nn.Module | None:
-    """Returns a worker's transform of a training image: a resized crop, else `otherwise`; then the policy."""
-    first = otherwise
+def worker_transform(augment: Augment, spec: DataSpec, default: nn.Module | None = None) -> nn.Module | None:
+    """Returns a worker's transform of a training image: a resized crop, else `default`; then the policy."""
+    first = default
     if augment.crop_of(spec) == "resized":
         size, mode = spec.image_size, v2.InterpolationMode(spec.interpolation)
         first = v2.RandomResizedCrop(size, augment.scale, augment.ratio, mode, antialias=True)
     policy = None if augment.policy is None else build(augment.policy, "augment.policy", nn.Module)
-    if policy is None and first is otherwise:
-        return otherwise
+    if policy is None and first is default:
+        return default
     return v2.Compose([step for step in (first, policy) if step is not None])
 
 
@@ -121,21 +116,20 @@ class BatchAugment(nn.Module):
         rows = torch.arange(height, device=device).expand(n, height)
         columns = torch.arange(width, device=device).expand(n, width)
         if self.flip:
-            mirrored = drawn(images, n, 1) < self.flip
-            columns = torch.where(mirrored, width - 1 - columns, columns)
+            columns = torch.where(drawn(images, n, 1) < self.flip, width - 1 - columns, columns)
         if pad:
             images = F.pad(images, (pad, pad, pad, pad))
             rows = rows + torch.randint(0, 2 * pad + 1, (n, 1), device=device)
             columns = columns + torch.randint(0, 2 * pad + 1, (n, 1), device=device)
         sample = torch.arange(n, device=device)[:, None, None]
-        gathered = images.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]]
-        return gathered.permute(0, 3, 1, 2)
+        return images.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
     def mix(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Erases and mixes normalised `images (N, C, H, W)`; mixed targets are shares `(N, K)`."""
         augment = self.augment
         if augment.erase:
-            images = images.masked_fill(patches(images) & chosen(images, augment.erase), 0.0)
+            mask = patches(images)
+            images = images.masked_fill(mask & (drawn(images, len(images), 1, 1, 1) < augment.erase), 0.0)
         mixup, cutmix = augment.mixup, augment.cutmix
         if not mixup.probability and not cutmix.probability:
             return images, targets
@@ -149,11 +143,6 @@ class BatchAugment(nn.Module):
         images = images * weight + images[other] * (1 - weight)
         hot = F.one_hot(targets, self.num_classes).float()
         return images, hot * share + hot[other] * (1 - share)
-
-
-def chosen(images: Tensor, probability: float) -> Tensor:
-    """Returns a mask `(N, 1, 1, 1)` that holds for each sample with this probability."""
-    return drawn(images, len(images), 1, 1, 1) < probability
 
 
 def drawn(images: Tensor, *shape: int) -> Tensor:
@@ -182,12 +171,11 @@ def rectangles(images: Tensor, area: Tensor) -> Tensor:
     """Returns a mask `(N, 1, H, W)` with a random rectangle of the share `area (N,)` in each image. Its
     centre is anywhere, so that a part can lie outside (as in CutMix, Yun et al. 2019)."""
     n, _, height, width = images.shape
-    side = area.sqrt()
 
     def inside(length: int) -> Tensor:
         centre = drawn(images, n, 1) * length
         place = torch.arange(0.5, length, device=images.device, dtype=torch.float32)
-        return (place - centre).abs() <= side[:, None] * length / 2
+        return (place - centre).abs() <= area.sqrt()[:, None] * length / 2
 
     return inside(height)[:, None, :, None] & inside(width)[:, None, None, :]
 

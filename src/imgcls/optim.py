@@ -14,18 +14,17 @@ from typing import Annotated, Any, Literal
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, OneCycleLR, ReduceLROnPlateau
 
 from imgcls.config import check as configs
+from imgcls.config.training import Node
 from imgcls.errors import UserError
+from imgcls.spec import Share
 
 log = logging.getLogger(__name__)
-NotNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def by_step(optimizer: Optimizer, warmup: int, factor: Callable[[int], float]) -
 
 
 def cosine(
-    optimizer: Optimizer, steps: Steps, warmup_epochs: NotNegative = 0.0, final: NotNegative = 0.0
+    optimizer: Optimizer, steps: Steps, warmup_epochs: NonNegativeFloat = 0.0, final: NonNegativeFloat = 0.0
 ) -> Schedule:
     """Half a cosine down to `final` times the rate (Loshchilov and Hutter 2016)."""
     total, warmup = steps.whole("cosine"), steps.warmup(warmup_epochs)
@@ -77,7 +76,7 @@ def cosine(
     return by_step(optimizer, warmup, factor)
 
 
-def constant(optimizer: Optimizer, steps: Steps, warmup_epochs: NotNegative = 0.0) -> Schedule:
+def constant(optimizer: Optimizer, steps: Steps, warmup_epochs: NonNegativeFloat = 0.0) -> Schedule:
     """The same rate throughout."""
     return by_step(optimizer, steps.warmup(warmup_epochs), lambda step: 1.0)
 
@@ -86,8 +85,8 @@ def multi_step(
     optimizer: Optimizer,
     steps: Steps,
     milestones: list[Share],
-    gamma: Positive = 0.1,
-    warmup_epochs: NotNegative = 0.0,
+    gamma: PositiveFloat = 0.1,
+    warmup_epochs: NonNegativeFloat = 0.0,
 ) -> Schedule:
     """The rate times `gamma` at each milestone, a share of the training (He et al. 2015: 0.5 and 0.75)."""
     places = [milestone * steps.whole("multi_step") for milestone in milestones]
@@ -99,8 +98,8 @@ def one_cycle(
     optimizer: Optimizer,
     steps: Steps,
     pct_start: Share = 0.3,
-    div_factor: Positive = 25.0,
-    final_div_factor: Positive = 1e4,
+    div_factor: PositiveFloat = 25.0,
+    final_div_factor: PositiveFloat = 1e4,
     cycle_momentum: bool = True,
 ) -> Schedule:
     """Up to the optimizer's rate, then down; momentum the other way round (Smith and Topin 2017)."""
@@ -109,8 +108,7 @@ def one_cycle(
     cycle_momentum = cycle_momentum and ("momentum" in optimizer.defaults or "betas" in optimizer.defaults)
     shape: dict[str, Any] = {"div_factor": div_factor, "final_div_factor": final_div_factor}
     shape |= {"pct_start": pct_start, "cycle_momentum": cycle_momentum}
-    schedule = OneCycleLR(optimizer, rates, total, **shape)
-    return [{"scheduler": schedule, "interval": "step"}]
+    return [{"scheduler": OneCycleLR(optimizer, rates, total, **shape), "interval": "step"}]
 
 
 def plateau(
@@ -119,8 +117,8 @@ def plateau(
     monitor: str = "val/loss",
     mode: Literal["min", "max"] = "min",
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.1,
-    patience: Annotated[int, Field(ge=0)] = 5,
-    warmup_epochs: NotNegative = 0.0,
+    patience: NonNegativeInt = 5,
+    warmup_epochs: NonNegativeFloat = 0.0,
 ) -> Schedule:
     """The rate times `factor` where `monitor` has not improved for `patience` epochs."""
     reduce = ReduceLROnPlateau(optimizer, mode, factor, patience)
@@ -133,37 +131,28 @@ def plateau(
 
 # No weights of a layer, though of more than one dimension: torchvision's names; timm's networks say theirs.
 EMBEDDINGS = ("*class_token", "*pos_embedding", "*relative_position_bias_table", "*layer_scale")
-FUSED = ("cuda", "cpu", "mps")  # devices for which torch has fused steps
+Scales = Mapping[str, float]  # what the learning rate of each parameter is multiplied by, by name
 
 
 def build_optimizer(
-    config: Mapping[str, Any],
-    network: nn.Module,
-    device: torch.device,
-    fused: bool,
-    rate_scales: Mapping[str, float] | None = None,
+    config: Node, network: nn.Module, device: torch.device, fused: bool, scales: Scales | None = None
 ) -> Optimizer:
     """Builds an optimizer over two groups: weight decay for weights, none for norms, biases and embeddings.
-
-    Args:
-        fused: take the fused step where the optimizer has one for this device and the config says nothing.
-        rate_scales: what each parameter's learning rate is multiplied by, by name; none: 1.
-
-    Raises:
-        UserError: the optimizer does not take these keys, values or parameters.
-    """
+    With `fused` it takes the fused step where the optimizer has one for this device and the config says
+    nothing. Raises UserError: the optimizer does not take these keys, values or parameters."""
     name = config["_target_"]
     target = configs.locate(name, "optimizer._target_")
-    groups = parameter_groups(config, network, rate_scales or {})
-    if rate_scales and config.get("lr") is None:
+    groups = parameter_groups(config, network, scales or {})
+    if scales and config.get("lr") is None:
         fault = f"optimizer={name} has no lr, which the layers would have a share of"
         raise UserError(f"{fault}; set optimizer.lr")
-    for group in groups if rate_scales else ():
+    for group in groups if scales else ():
         group["lr"] = config["lr"] * group["scale"]
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UserError("the network has no parameter to train")
     arguments = configs.arguments(config, "optimizer")
-    has_fused = device.type in FUSED and "fused" in inspect.signature(target).parameters
+    # The devices for which torch has fused steps.
+    has_fused = device.type in ("cuda", "cpu", "mps") and "fused" in inspect.signature(target).parameters
     if fused and has_fused and not {"fused", "foreach", "differentiable"} & set(config):
         arguments["fused"] = True
     try:
@@ -172,13 +161,10 @@ def build_optimizer(
         raise UserError(f"optimizer={name}: {' '.join(str(error).split())}") from error
 
 
-def parameter_groups(
-    config: Mapping[str, Any], network: nn.Module, scales: Mapping[str, float]
-) -> list[dict[str, Any]]:
+def parameter_groups(config: Node, network: nn.Module, scales: Scales) -> list[dict[str, Any]]:
     """Returns the parameters by scale, the largest first, and weight decay: none for vectors and embeddings.
-    Frozen ones too: they have no gradient, so no step changes them, and they may learn later. Muon is for
-    inner weights: the head is marked `use_fallback`, for which timm's Muon takes AdamW (Jordan 2024).
-    (timm's `param_groups_weight_decay` knows no scales, and its import takes 2 s.)"""
+    Frozen ones too, which may learn later. Muon is for inner weights: the head is marked `use_fallback`, for
+    which timm's Muon takes AdamW (Jordan 2024). (timm's own groups know no scales, and import for 2 s.)"""
     decay = config.get("weight_decay") or 0.0
     exempt = {*EMBEDDINGS, *getattr(network, "no_weight_decay", tuple)()}
     muon = "muon" in f"{config['_target_']} {config.get('opt', '')}".lower()

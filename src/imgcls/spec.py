@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, FiniteFloat
+from pydantic import ConfigDict, Field, FiniteFloat, PositiveInt
 
 from imgcls.errors import UserError
 
+Share = Annotated[float, Field(ge=0, le=1)]
+Part = Annotated[float, Field(gt=0, le=1)]  # a share that is not nothing
 LARGEST = 2**14  # pixels of the short side; more is a mistake, and would fill the memory
 
 
@@ -24,8 +26,8 @@ class DataSpec:
     __pydantic_config__ = ConfigDict(extra="forbid")  # where it is read from a file
 
     class_names: Sequence[str]  # none where targets are measures
-    channels: Annotated[int, Field(ge=1)]
-    image_size: Annotated[int, Field(ge=1)]  # side of the square a network sees, in pixels
+    channels: PositiveInt
+    image_size: PositiveInt  # side of the square a network sees, in pixels
     mean: Sequence[FiniteFloat]
     std: Sequence[FiniteFloat]
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"

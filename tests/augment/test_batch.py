@@ -9,16 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from imgcls.augment import (
-    Augment,
-    BatchAugment,
-    Mix,
-    ThreeAugment,
-    chosen,
-    patches,
-    rectangles,
-    worker_transform,
-)
+from imgcls.augment import Augment, BatchAugment, Mix, ThreeAugment, patches, rectangles, worker_transform
 from imgcls.config import check as configs
 from imgcls.data.memory import MemoryImages
 from imgcls.errors import UserError
@@ -292,7 +283,6 @@ def test_rectangles_of_an_area() -> None:
         covered = rectangles(images, torch.full((3000,), area)).float().mean((1, 2, 3))
         assert float(covered.max()) == pytest.approx(area, rel=0.15)
     assert not rectangles(images, torch.zeros(3000)).float().mean((1, 2, 3)).gt(1 / 1600 + 1e-6).any()
-    assert chosen(images, 0.3).shape == (3000, 1, 1, 1)
 
 
 # the workers' part

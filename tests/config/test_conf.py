@@ -72,7 +72,7 @@ def test_data(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "cifar100",
     ):  # these need a download; their files are tested elsewhere
         data = build_data(config.data, config.augment, seed=0)
-        images, targets, _ = next(iter(data.train_dataloader()))
+        images, targets, *_ = next(iter(data.train_dataloader()))
         assert images.dtype == torch.uint8 and images.shape[1] == data.spec.channels
         assert len(images) == len(targets)
 

@@ -195,7 +195,7 @@ def test_repeats_of_the_datamodule(folder: Path) -> None:
     data.setup()
     batches = list(data.train_dataloader())
     assert len(batches) == data.batches_per_epoch(1) == 4  # 27 images, as without repeats
-    for images, targets, indices in batches:
+    for images, targets, indices, _ in batches:
         copies, same = indices.view(2, 3), targets.view(2, 3)
         assert (
             (copies == copies[:, :1]).all() and (same == same[:, :1]).all() and copies[0, 0] != copies[1, 0]

@@ -16,8 +16,8 @@ from imgcls.config import check as configs
 from imgcls.config.allowed import allowed
 from imgcls.errors import UserError
 from imgcls.runs.checkpoints import load_tensors, unloadable
-from imgcls.spec import DataSpec
 
+log = logging.getLogger(__name__)
 FIRST_WEIGHTS = ("pretrained", "weights")  # keys of a backbone that say where they come from
 # Of a state in a file.
 KEYS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "net")
@@ -31,9 +31,8 @@ def build_network(
     image_size: int,
     class_names: Sequence[str] | None = None,
 ) -> nn.Module:
-    """Builds a backbone from the user's config, loads its first weights, and tries the shape of the data.
-    With `class_names`, a head that the weights' file has for other classes is left out. Raises UserError: a
-    key does not fit, the weights do not, or the images are too small for the network."""
+    """Builds a backbone from the user's config, loads its first weights (with `class_names` without a head
+    for others), and tries the shape of the data. UserError: keys, weights or images that do not fit."""
     shape = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     options = dict(config)
     weights = options.pop("weights", None)
@@ -48,12 +47,20 @@ def build_network(
     return network
 
 
-def rebuild_network(config: Mapping[str, Any], spec: DataSpec, trust: Iterable[str] = ()) -> nn.Module:
+def rebuild_network(
+    config: Mapping[str, Any],
+    num_classes: int,
+    in_channels: int,
+    image_size: int,
+    class_names: Sequence[str] | None = None,
+    *,
+    trust: Iterable[str] = (),
+) -> nn.Module:
     """Builds the backbone that a checkpoint names, without first weights, if its allow-list has it. Raises
     UserError: it is not allowed, and nothing of it was imported or called; or its settings do not fit."""
     target = allowed(config.get("_target_"), "backbone", trust)
     options = {key: value for key, value in config.items() if key not in FIRST_WEIGHTS}
-    shape = {"num_classes": spec.num_classes, "in_channels": spec.channels, "image_size": spec.image_size}
+    shape = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     network = configs.build({**options, **shape}, "the checkpoint's backbone", target=target)
     if not isinstance(network, nn.Module):
         raise UserError(f"the checkpoint's backbone._target_={config['_target_']} returns no torch.nn.Module")
@@ -83,9 +90,6 @@ def try_shapes(network: nn.Module, num_classes: int, in_channels: int, image_siz
     found = tuple((outputs if isinstance(outputs, Tensor) else outputs[0]).shape)
     if found != (2, num_classes):
         raise UserError(f"the backbone returns {found} for 2 images; expected logits (2, {num_classes})")
-
-
-log = logging.getLogger(__name__)
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:

@@ -22,10 +22,8 @@ def torchvision_network(
     """Returns `torchvision.models.<name>`; `options` go to it (dropout, …).
 
     With `pretrained` it has the library's default weights; where classes or channels differ, heads are new
-    and the first convolution's weights are summed or repeated over the channels.
-
-    Raises:
-        UserError: an unknown name or option, or weights that could not be had.
+    and the first convolution's weights are summed or repeated over the channels. Raises UserError: an unknown
+    name or option, or weights that could not be had.
     """
     known = models.list_models(module=models)
     if name not in known:

@@ -2,20 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from pydantic import Field
+from pydantic import PositiveFloat
 from torch import Tensor
 from torch.nn import functional as F
 
 from imgcls.errors import UserError
+from imgcls.spec import Share
 from imgcls.tasks.classification import ImageClassifier
 from imgcls.tasks.task import Outputs, Task
-
-Positive = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Distillation(Callback):
@@ -31,7 +28,7 @@ class Distillation(Callback):
     """
 
     def __init__(
-        self, teacher: str, temperature: Positive = 4.0, weight: Share = 0.9, trust: Sequence[str] = ()
+        self, teacher: str, temperature: PositiveFloat = 4.0, weight: Share = 0.9, trust: Sequence[str] = ()
     ) -> None:
         self.teacher = ImageClassifier.load_from_checkpoint(teacher, trust=trust).requires_grad_(False)
         self.temperature, self.weight, self.name = temperature, weight, Path(teacher)

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from imgcls.engine.checkpoint import State
 from imgcls.engine.private import averaged_model
 from imgcls.errors import UserError
 
@@ -24,9 +25,7 @@ class EMA(WeightAveraging):
         self.decay, self.update_every_n_steps = decay, update_every_n_steps
         super().__init__()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Updates the average; AveragedModel's own update would read its counter from the device."""
         done = self.state_dict()["latest_update_step"]
         if trainer.global_step <= done or not self.should_update(trainer.global_step - 1):
@@ -49,9 +48,7 @@ class EMA(WeightAveraging):
             warnings.filterwarnings("ignore", message=".*overrides the configure_model")
             super().setup(trainer, pl_module, stage)
 
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: State) -> None:
         """Loads the average in a fit alone; in a test, Lightning would load the current weights instead."""
         if trainer.state.fn == TrainerFn.FITTING:
             super().on_load_checkpoint(trainer, pl_module, checkpoint)

@@ -9,12 +9,12 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
-from pydantic import Field
+from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -23,11 +23,11 @@ from imgcls.backbones.layers import head_names, layers
 from imgcls.data.batch import ImageDataset
 from imgcls.data.module import ImageDataModule
 from imgcls.optim import give_momentum
+from imgcls.spec import Part
 from imgcls.tasks.network import data_of
 from imgcls.tasks.task import Task
 
 log = logging.getLogger(__name__)
-Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Finetune(Callback):
@@ -48,10 +48,10 @@ class Finetune(Callback):
 
     def __init__(
         self,
-        head_epochs: Annotated[int, Field(ge=0)] | None = 0,
-        layer_epochs: Annotated[float, Field(ge=0)] = 0,
-        body_lr: Share = 1.0,
-        layer_decay: Share = 1.0,
+        head_epochs: NonNegativeInt | None = 0,
+        layer_epochs: NonNegativeFloat = 0,
+        body_lr: Part = 1.0,
+        layer_decay: Part = 1.0,
         reuse_features: bool = True,
     ) -> None:
         self.head_epochs, self.layer_epochs = head_epochs, layer_epochs
@@ -147,8 +147,7 @@ class Finetune(Callback):
             log.info("the features of this network can't be reused: there is more after its head")
             return
         self.images = {split: data.sets[split] for split in ("train", "val")}
-        data.sets["train"] = Features(data.sets["train"], train)
-        data.sets["val"] = Features(data.sets["val"], val)
+        data.sets |= {"train": Features(data.sets["train"], train), "val": Features(data.sets["val"], val)}
         log.info("features computed once: %d numbers an image", train.shape[1])
 
 
@@ -207,8 +206,7 @@ def features(task: Task, data: ImageDataModule, split: str) -> Tensor | None:
 
 
 def learning_part(network: nn.Module) -> str:
-    """Returns the name of the largest module around the head that has no parameters but the head's: it has
-    the head's dropout too."""
+    """Returns the name of the largest module around the head, with its dropout, that has no other weights."""
     name = head_names(network)[0]
     own = set(network.get_submodule(name).parameters())
     while (around := name.rpartition(".")[0]) and set(network.get_submodule(around).parameters()) == own:

@@ -15,9 +15,7 @@ class LossCurve(Callback):
         self.every_n_steps = every_n_steps
         self.kept: list[tuple[int, Tensor]] = []
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
         step = trainer.global_step
         if not self.every_n_steps or step % self.every_n_steps or (self.kept and self.kept[-1][0] == step):
             return

@@ -75,8 +75,7 @@ def images_of(key: str, source: str, failures: list[Failure]) -> Iterator[str]:
 
 def find_images(source: str, failures: list[Failure]) -> Iterator[str]:
     """Yields the paths of a file, a folder, a glob, or for `-` those that standard input lists. Of a folder
-    first its files by name, then its folders by name: no more names are in memory than one folder has. As in
-    training, hidden files are left out and links to folders not followed."""
+    files come first, then folders, by name; as in training, without hidden files and links to folders."""
     if source == "-":
         yield from filter(None, (os.fsdecode(line.rstrip(b"\r\n")) for line in sys.stdin.buffer))
     elif Path(source).is_dir():

@@ -19,18 +19,14 @@ from imgcls.data.loading.splits import Unreadable, with_stand_ins
 from imgcls.data.module import ImageDataModule, Loader, Place, Positive
 from imgcls.errors import UserError
 from imgcls.processes import cores
-from imgcls.spec import DataSpec
+from imgcls.spec import DataSpec, Share
 
 OnError = Literal["raise", "skip"]
-Portion = Annotated[float, Field(ge=0, le=1)]
 
 
 class FolderImages(ImageDataset):
-    """Image files, decoded one by one in the loader's workers, each to a square of `spec.image_size`.
-
-    Args:
-        paths: bytes `(N, W) uint8` relative to `root`, filled with zeros; a tensor, so that workers share it.
-    """
+    """Image files, decoded one by one in the loader's workers, each to a square of `spec.image_size`; `paths`
+    are bytes `(N, W) uint8` relative to `root`, filled with zeros: a tensor, so that workers share it."""
 
     on_error = "raise"
 
@@ -86,7 +82,7 @@ class PictureModule(ImageDataModule):
         Other arguments: `ImageDataModule`.
     """
 
-    def __init__(self, *, on_error: OnError = "raise", max_errors: Portion = 0.01, **common: Any) -> None:
+    def __init__(self, *, on_error: OnError = "raise", max_errors: Share = 0.01, **common: Any) -> None:
         super().__init__(**common)
         self.on_error, self.max_errors = on_error, max_errors
 

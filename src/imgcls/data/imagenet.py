@@ -27,8 +27,7 @@ TARS = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
 
 
 class ImageNet(ImageFolder):
-    """`root/train/<WordNet id>/…` and `root/val/<WordNet id>/…`, or a root with the two tar files. Arguments:
-    those of `ImageFolder`."""
+    """`root/{train,val}/<WordNet id>/…`, or a root with two tar files. Arguments: those of `ImageFolder`."""
 
     layout = f"root/train/<WordNet id>/… and root/val/<WordNet id>/…, or {' and '.join(TARS.values())} in it"
 

@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 from torch.utils.data import DataLoader
 
 from imgcls.augment import Augment, worker_transform
@@ -25,17 +25,15 @@ from imgcls.data.batch import Batch, EpochSampler, ImageDataset, keep_batch
 from imgcls.data.loading.cuts import fold_of, share_of
 from imgcls.data.loading.splits import SPLITS, Cut, check_targets, class_counts, name_absent
 from imgcls.errors import UserError
-from imgcls.spec import DataSpec
+from imgcls.spec import DataSpec, Part
 
 Place = Annotated[str, Field(min_length=1)]  # a folder or an address; "" would be the working directory
-Share = Annotated[float, Field(gt=0, le=1)]  # of the training images
 Positive = Annotated[int, Field(ge=1, strict=True)]  # strict: true would be 1
 Natural = Annotated[int, Field(ge=0, strict=True)]
 
 
 class Loader(DataLoader[Batch]):
-    """A DataLoader that can resume within an epoch. It reads its sampler at the first batch, when Lightning
-    has set the epoch, also at a resume."""
+    """A DataLoader that can resume within an epoch; it reads its sampler once Lightning has set the epoch."""
 
     sampler: EpochSampler  # type: ignore[assignment]
     samples = 0  # that this process was given in this epoch
@@ -86,7 +84,7 @@ class ImageDataModule(LightningDataModule):
         *,
         batch_size: Positive = 128,
         num_workers: Natural | None = None,
-        fraction: Share = 1.0,
+        fraction: Part = 1.0,
         val_fraction: Cut = 0.1,
         test_fraction: Cut = 0.2,
         folds: Annotated[int, Field(ge=2, strict=True)] | None = None,
@@ -98,8 +96,8 @@ class ImageDataModule(LightningDataModule):
         image_size: Positive | None = None,
         channels: Literal[1, 3] | None = None,
         mean: Annotated[list[float], Field(min_length=1)] | None = None,
-        std: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] | None = None,
-        crop_ratio: Annotated[float, Field(gt=0, le=1)] | None = None,
+        std: Annotated[list[PositiveFloat], Field(min_length=1)] | None = None,
+        crop_ratio: Part | None = None,
         interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None,
         mirror: bool | None = None,
     ) -> None:

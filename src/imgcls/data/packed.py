@@ -163,7 +163,8 @@ class PackedData(PictureModule):
         return Path(root).expanduser()
 
     def prepare_data(self) -> None:
-        check_files(self.root, self.manifest.files, self.verify)
+        if not self.sets:  # else all was checked before it was read
+            check_files(self.root, self.manifest.files, self.verify)
 
     def load(self, split: str) -> PackedImages | None:
         if split not in self.manifest.splits:

@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from imgcls.config.paths import cache_dir
+from imgcls.config.training import Node
 from imgcls.data.batch import Batch, in_channels
 from imgcls.data.loading.manifest import check_files, check_shards, facts_of
 from imgcls.data.module import Place
@@ -54,7 +55,7 @@ class Shards(Pack):
     """The table of a split, and its images by index. A shard is fetched once and kept."""
 
     url: str = ""
-    options: dict[str, Any] | None = None
+    options: Node | None = None
     alike = None
     stream: StreamingDataset | None = field(init=False, default=None)
 
@@ -85,16 +86,17 @@ class Shards(Pack):
 
 
 class TrainingStream(StreamingDataset):
-    """The training samples of one rank, augmented in workers: `(image (C, H, W) uint8, target, index)`."""
+    """The training samples of one rank, augmented in workers: a `Batch` of one, without an axis for it."""
 
     images: PackedImages
     shards: Shards
 
-    def __getitem__(self, index: Any) -> tuple[Tensor, Tensor, int]:
+    def __getitem__(self, index: Any) -> Batch:
         images, place, epoch = self.images, index.index, self.current_epoch - 1  # litdata counts from 1
         channels, key = images.spec.channels, epoch * len(images) + place
         stored = in_channels(self.shards.read(super().__getitem__(index), place, channels), channels)
-        return images.transformed(torch.tensor([key]), [stored])[0], images.targets[place], place
+        image = images.transformed(torch.tensor([key]), [stored])[0]
+        return Batch(image, images.targets[place], torch.tensor(place), torch.tensor(True))
 
 
 class StreamLoader(StreamingDataLoader):
@@ -134,12 +136,7 @@ class StreamingData(PackedData):
     formats = ("litdata",)
 
     def __init__(
-        self,
-        *,
-        root: Place,
-        cache: Place | None = None,
-        storage_options: dict[str, Any] | None = None,
-        **packed: Any,
+        self, *, root: Place, cache: Place | None = None, storage_options: Node | None = None, **packed: Any
     ) -> None:
         self.url, self.cache, self.storage_options = root.rstrip("/"), cache, storage_options
         super().__init__(root=root, **packed)
@@ -176,6 +173,8 @@ class StreamingData(PackedData):
 
     def prepare_data(self) -> None:
         """Fetches the tables and the indices of the shards; the shards come while they are read."""
+        if self.sets:  # all was checked before it was read
+            return
         files = self.manifest.files
         if self.url != str(self.root):
             files = {name: facts for name, facts in files.items() if name.endswith((".npy", "/index.json"))}
@@ -198,13 +197,6 @@ class StreamingData(PackedData):
             stream,
             batch_size=min(self.batch_size, max(len(images) // world_size(), 1)),
             num_workers=self.default_workers() if self.num_workers is None else self.num_workers,
-            collate_fn=collate,
+            collate_fn=default_collate,
             pin_memory=torch.cuda.is_available(),
         )
-
-
-def collate(samples: list[tuple[Tensor, Tensor, int]]) -> Batch:
-    """Returns the batch of the samples of a `TrainingStream`."""
-    images, targets, indices = zip(*samples, strict=True)
-    valid = torch.ones(len(samples), dtype=torch.bool)
-    return Batch(torch.stack(images), torch.stack(targets), torch.tensor(indices), valid)

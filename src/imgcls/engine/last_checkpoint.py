@@ -17,7 +17,7 @@ from imgcls.engine.private import count_by_epochs, restore_metric, set_last_rate
 from imgcls.engine.recovery import FiniteCheck
 from imgcls.engine.signals import SIGNALS
 from imgcls.errors import UserError
-from imgcls.loggers.epoch_csv import EpochCSV
+from imgcls.loggers.unharmed import EpochCSV
 from imgcls.processes import Agreement, gathered, world_size
 from imgcls.runs.checkpoints import STATES, not_finite
 from imgcls.tasks.metrics import on
@@ -99,15 +99,13 @@ class LastCheckpoint(Checkpoint):
 
     # What it adds to a checkpoint, and brings back
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: State) -> None:
-        states = [checkpoint[key] for key in STATES if key in checkpoint]
-        self.finite.check(trainer, self.agreement, *states)
+        self.finite.check(trainer, self.agreement, *[checkpoint[key] for key in STATES if key in checkpoint])
         checkpoint["infinite"] = self.infinite
         checkpoint["metrics"] = {name: value.cpu() for name, value in trainer.callback_metrics.items()}
         if not self.saving:  # it is another callback's
             return
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        for saver in (callback for callback in callbacks if isinstance(callback, SaveConfig)):
-            saver.keep(trainer)
+        for own in (c for c in trainer.callbacks if isinstance(c, SaveConfig)):  # type: ignore[attr-defined]
+            own.keep(trainer)
         if self.epoch_ended:  # the next has begun: unchanged counters would mark it as done
             progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
             for counts in (progress["total"], progress["current"]):
@@ -151,9 +149,7 @@ class LastCheckpoint(Checkpoint):
 
 def follow_schedules(trainer: Trainer) -> None:
     """Takes the schedules' rates for this step: a resume may have moved the end of the training."""
-    for schedule in (config.scheduler for config in trainer.lr_scheduler_configs):
-        if not isinstance(schedule, LambdaLR):
-            continue
+    for schedule in (c.scheduler for c in trainer.lr_scheduler_configs if isinstance(c.scheduler, LambdaLR)):
         pairs = zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
         now = [float(base * rate(schedule.last_epoch)) for base, rate in pairs]
         before = [float(rate) for rate in schedule.get_last_lr()]

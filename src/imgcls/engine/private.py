@@ -26,9 +26,8 @@ def has_amx() -> bool:
 
 
 def skip_sigterm_broadcast(trainer: Trainer) -> None:
-    """Keeps Lightning's training loop from sharing SIGTERM among processes. It broadcasts a flag from the
-    device in each step and reads it back: each step waits for the device. LastCheckpoint has its own
-    agreement, over the CPU and every few steps."""
+    """Keeps Lightning's training loop from sharing SIGTERM among processes by a flag on the device: each step
+    waits for it. LastCheckpoint has its own agreement, over the CPU and every few steps."""
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
@@ -64,15 +63,13 @@ def averaged_model(callback: WeightAveraging) -> AveragedModel:
 
 def start_ranks_with(command: RankCommand, observer: Observer) -> None:
     """Sets the command (and its working directory) that Lightning starts each further process of a training
-    with, and the observer of all that were started. Lightning's own command runs the whole command line
-    again, and with `-m` in it the whole sweep. Its own observer kills this process, with no word, a few
-    seconds after one of the others has failed."""
+    with, and the observer of all. Lightning's own command runs the whole command line again, and with `-m`
+    the whole sweep. Its observer kills this process, with no word, soon after another has failed."""
     subprocess_script._hydra_subprocess_cmd = command  # type: ignore[assignment]
     subprocess_script._launch_process_observer = lambda child_processes: observer(child_processes)
 
 
 def shard_over_all_devices(strategy: ModelParallelStrategy) -> None:
     """Makes a strategy shard over all devices of all nodes, before it sets its processes up. Lightning takes
-    a number when the strategy is built, where the number of devices is not known yet, or "auto", which is the
-    number of nodes."""
+    a number before the devices are counted, or "auto", which is the number of nodes."""
     strategy._data_parallel_size = strategy.num_nodes * strategy.num_processes

@@ -95,8 +95,7 @@ def failure(ranks: Ranks, seconds: float = 0) -> str | None:
 
 
 def take_gpu(folder: Path) -> None:
-    """Gives this process, for as long as it lives, one of several GPUs that no other job of the sweep has.
-    `folder`: the sweep's, for the locks."""
+    """Gives this process one of several GPUs that no other job of a sweep in `folder` has, until it ends."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())]
     if len(gpus) < 2:

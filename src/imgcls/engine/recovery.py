@@ -45,8 +45,7 @@ def fit(
     training: Training, rebuild: Rebuild, config: TrainerConfig, run_dir: Path, checkpoint: Path | None
 ) -> Training:
     """Trains to the end, and returns what was trained. After a fault that `on_nonfinite` or `on_oom` allows,
-    the training is built anew and goes on from the last checkpoint. `rebuild` builds it for a batch size and
-    a number of accumulated batches."""
+    it goes on from the last checkpoint; `rebuild` takes a batch size and a number of accumulated batches."""
     skipped: list[tuple[int, int]] = []
     while True:
         batches = training.data.batch_size, training.trainer.accumulate_grad_batches
@@ -58,10 +57,9 @@ def fit(
             if config.on_nonfinite != "skip" or len(skipped) == MOST_SKIPS:
                 if not first:
                     sys.exit(0)  # rank 0 says it
-                more = (
-                    f"; {MOST_SKIPS} batches were left out" if skipped else ", or trainer.on_nonfinite=skip"
-                )
-                raise NonFiniteLoss(f"{error}{more}") from error
+                left_out = f"; {MOST_SKIPS} batches were left out"
+                advice = left_out if skipped else ", or trainer.on_nonfinite=skip"
+                raise NonFiniteLoss(f"{error}{advice}") from error
             skipped.append(error.batch)
             if first:
                 what = str(error).partition(";")[0]
@@ -122,9 +120,8 @@ class NonFiniteLoss(UserError):
 
 
 class FiniteCheck:
-    """Looks at each loss on the device, and tells the host some steps later: no step waits for the device.
-    `folder` has the run's checkpoints; buffers in `infinite` are not finite from the beginning, such as a
-    mask; the files of the last `remembered` batches can be named."""
+    """Looks at each loss on the device, and tells the host some steps later: no step waits. `folder`: the
+    checkpoints; `infinite`: buffers that never are finite; `remembered`: how many batches can be named."""
 
     def __init__(
         self, device: torch.device, data: ImageDataModule, folder: Path, infinite: list[str], remembered: int
@@ -165,8 +162,7 @@ class FiniteCheck:
             what = f"the network is not finite after {where}; tensors with NaN or infinity: {count}"
         sound, _ = newest(self.folder)
         before = f"The weights before are in {shown(sound)}" if sound else "There is no checkpoint before it"
-        advice = "try a lower optimizer.lr or trainer.gradient_clip_val=1"
-        error = NonFiniteLoss(f"{what}. {before}: {advice}")
+        error = NonFiniteLoss(f"{what}. {before}: try a lower optimizer.lr or trainer.gradient_clip_val=1")
         error.batch = (epoch, index)
         return error
 

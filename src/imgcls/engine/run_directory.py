@@ -128,8 +128,7 @@ def resumed(config: dict[str, Any], run_dir: Path, changed: list[str]) -> dict[s
 
 
 def put(own: dict[str, Any], composed: dict[str, Any], override: str) -> None:
-    """Puts one override of the command line into the run's own config. Raises UserError: the run has no such
-    key, or went too far with its value."""
+    """Puts an override into the run's own config; UserError where it does not fit or comes too late."""
     override = override.lstrip("+")
     key = override.partition("=")[0].lstrip("~")
     *path, name = key.split(".")

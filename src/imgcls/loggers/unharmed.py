@@ -1,5 +1,6 @@
-"""Unharmed training: a logger that fails, or does not answer, can neither stop nor hold up a training."""
+"""EpochCSV logger; others that fail, or do not answer, can neither stop nor hold up a training."""
 
+import csv
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,17 +10,59 @@ from threading import Thread
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, WandbLogger
-
-from imgcls.loggers.epoch_csv import EpochCSV
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 log = logging.getLogger(__name__)
 PATIENCE = 10.0  # seconds that a logger other than W&B's may take for a call; W&B's has limits of its own
 
 
+class EpochCSV(Logger):
+    """Writes `metrics.csv` at the end of each epoch: one row with all values that were logged in it."""
+
+    name, version = "csv", ""
+
+    def __init__(self, save_dir: str) -> None:
+        super().__init__()
+        self.path = Path(save_dir) / "metrics.csv"
+        self.rows: dict[int, dict[str, Any]] = {}
+
+    @rank_zero_only
+    def keep(self, epochs: int) -> None:
+        """Reads the rows of the first `epochs` epochs from the file: a run goes on after them."""
+        self.rows = {}
+        if epochs and self.path.is_file():
+            with self.path.open(newline="") as file:
+                self.rows = {int(r["epoch"]): r for r in csv.DictReader(file) if int(r["epoch"]) < epochs}
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The run directory has the whole config beside this file."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        values = {name: value for name, value in metrics.items() if not name.startswith("test/")}
+        if "epoch" not in values or len(values) < 2:
+            return
+        epoch = int(values.pop("epoch"))
+        self.rows.setdefault(epoch, {}).update({"epoch": epoch, "step": step, **values})
+        if "train/loss" in values:  # the last that is logged of an epoch
+            self.save()
+
+    @rank_zero_only
+    def save(self) -> None:
+        if not self.rows:  # Lightning saves before it begins, too
+            return
+        names = list(dict.fromkeys(name for row in self.rows.values() for name in row))
+        partial = self.path.with_suffix(".partial")
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(self.rows[epoch] for epoch in sorted(self.rows))
+        partial.replace(self.path)
+
+
 def told(loggers: list[Logger], run_dir: Path, config: dict[str, Any]) -> list[Logger]:
-    """Returns the loggers of a run, guarded, after it gave them the config. The first is the run's
-    metrics.csv. A logger that did not take the config is left out, but for W&B's, whose run is still to be
-    closed."""
+    """Returns the loggers of a run, guarded, after it gave them the config: first metrics.csv, then those
+    that took it, and W&B's in any case, whose run is still to be closed."""
     others = [logger for logger in loggers if not isinstance(logger, EpochCSV)]
     for logger in others:
         guard(logger)
@@ -29,9 +72,8 @@ def told(loggers: list[Logger], run_dir: Path, config: dict[str, Any]) -> list[L
 
 
 def guard(logger: Logger) -> None:
-    """Lets no error of a logger, and no wait, reach the training; after the first failure it is told nothing
-    more. The methods of this object are replaced, and not the object: callbacks ask for `isinstance(logger,
-    WandbLogger)`."""
+    """Lets no error of a logger, and no wait, reach the training; after a failure it is told nothing more.
+    Its methods are replaced, and not the object: callbacks ask for `isinstance(logger, WandbLogger)`."""
     # urllib3 would report each of many tries; `unharmed` reports the outcome.
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 

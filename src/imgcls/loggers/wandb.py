@@ -40,8 +40,7 @@ def wandb_logger(
         options: to `wandb.init`, those in OPTIONS.
     """
     if unknown := set(options) - set(OPTIONS):
-        expected = f"{', '.join(OPTIONS[:-1])} or {OPTIONS[-1]}"
-        raise UserError(f"logger.wandb.{min(unknown)}: expected {expected}")
+        raise UserError(f"logger.wandb.{min(unknown)}: expected {', '.join(OPTIONS[:-1])} or {OPTIONS[-1]}")
     if options.get("name") is not None:
         options["name"] = str(options["name"])  # names.run=12
     if getattr(rank_zero_only, "rank", 0) != 0:
@@ -85,8 +84,7 @@ def begun(begin: Callable[..., Any], mode: str) -> Any:
 
 def close_wandb(loggers: Iterable[Logger], status: int, word: str, preempted: bool = False) -> None:
     """Ends the W&B run, if there is one, with an exit code: without it a failed run would show as finished.
-    There are no loggers if it failed before; `word` is what the run's own status.json says, such as "pruned";
-    W&B's agent starts a `preempted` run again."""
+    `word` is of the run's status.json, such as "pruned"; W&B's agent starts a `preempted` run again."""
     run = sys.modules["wandb"].run if "wandb" in sys.modules else None
     if run is None:
         return
@@ -106,11 +104,7 @@ def close_wandb(loggers: Iterable[Logger], status: int, word: str, preempted: bo
 
 def log_checkpoint(run: Any, path: str) -> None:
     """Keeps a checkpoint as the artifact `<id of the run>-best`."""
-    import wandb
-
-    artifact = wandb.Artifact(f"{run.id}-best", type="model")
-    artifact.add_file(path)
-    run.log_artifact(artifact, aliases=["best"])
+    run.log_artifact(path, name=f"{run.id}-best", type="model", aliases=["best"])
 
 
 def has_key() -> bool:

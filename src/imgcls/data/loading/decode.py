@@ -38,15 +38,12 @@ def is_image(name: str) -> bool:
 def decode(path: str, channels: int, max_pixels: int = MAX_PIXELS, bits: int | None = None) -> Tensor:
     """Returns the image in a file as `(channels, H, W) uint8`, turned as its EXIF orientation says.
 
-    TorchCodec decodes JPEG, Pillow decodes the other formats. Of an animation the first frame counts, and
-    transparency is dropped.
-
+    TorchCodec decodes JPEG, Pillow the other formats: of animations the first frame, without transparency.
     In images of more than 8 bits, `2**bits - 1` is white. Without `bits` the type of the numbers decides:
     white is 65535 in 16-bit integers, 255 in 32-bit ones, 1 in floats. NaN is black, infinity white.
 
-    Raises:
-        UnreadableImage: the file is missing, empty, truncated, no image, or has more than `max_pixels`; or
-            its numbers go below black, or without `bits` beyond white.
+    Raises UnreadableImage: the file is missing, empty, truncated, no image, or has more than `max_pixels`; or
+    its numbers go below black, or without `bits` beyond white.
     """
     try:
         data = np.fromfile(path, np.uint8)
@@ -82,8 +79,7 @@ def _opened(data: np.ndarray, max_pixels: int) -> ImageFile.ImageFile:
 
 
 def _jpeg_size(data: np.ndarray) -> tuple[int, int] | None:
-    """Returns width and height from the frame header of a JPEG (ITU T.81, B.2.2); None where it finds none.
-    Pillow takes 30 µs longer, 6% of reading 224 pixels."""
+    """Returns width and height from a JPEG's frame header (ITU T.81, B.2.2), if found; Pillow takes 30 µs."""
     place = 2
     while place + 9 <= len(data) and data[place] == 0xFF and 0xC0 <= (marker := int(data[place + 1])) < 0xFF:
         if marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame, not tables

@@ -38,6 +38,9 @@ NAMES = {  # where a split has two folders, the first of these names counts
 }
 WORDS = "|".join(name for names in NAMES.values() for name in names)
 LIKE_A_SPLIT = re.compile(rf"({WORDS})(?:[-_ ]?(?:images?|sets?|data|[0-9]+))?", re.IGNORECASE)
+# Clocks of file systems are coarse (FAT: 2 s): a directory listed this soon after a change can change again
+# and keep its time stamp, so the list is not kept.
+SETTLED_NS = 2_000_000_000
 
 
 def subfolders(folder: Path) -> list[str]:
@@ -126,15 +129,9 @@ def class_folders(folder: Path) -> list[str]:
     return names
 
 
-# Clocks of file systems are coarse (FAT: 2 s): a directory listed this soon after a change can change again
-# and keep its time stamp, so the list is not kept.
-SETTLED_NS = 2_000_000_000
-
-
 def folder_index(folder: Path, classes: list[str]) -> tuple[Tensor, Tensor]:
     """Returns how many image files each of the folders `classes` of a folder has, `(K,) int64`, and the paths
-    of all, one class after another and sorted within it, relative to `folder`: bytes `(N, W) uint8`, filled
-    with zeros. Workers share them, as any tensor."""
+    of all, class by class and sorted, below `folder`: bytes `(N, W) uint8`, filled with zeros."""
     try:
         kept = load_file(_place(folder, classes))  # mapped
         directories = [os.fsdecode(name) for name in as_names(kept["directories"]).tolist()]

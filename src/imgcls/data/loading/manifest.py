@@ -103,8 +103,6 @@ def check_files(root: Path, files: dict[str, FileFacts], verify: bool) -> None:
 
 # The index.json of a split's shards. litdata takes from it where to write and how to read the shards, which
 # may be by running code in them; so only what `imgcls pack` writes is let through.
-
-
 @dataclass(config=FORBID)
 class ShardFacts:
     chunk_bytes: PositiveInt

@@ -84,12 +84,7 @@ def with_stand_ins(
 
 
 class Unreadable:
-    """The images of a split that a run can't read.
-
-    Args:
-        most: the share of the split's images above which the run ends.
-        folder: the run directory, with the list `unreadable.csv` of all splits.
-    """
+    """The images of a split that a run can't read, in unreadable.csv of its `folder`; `most`: their share."""
 
     def __init__(self, split: str, images: ImageDataset, training: bool, most: float, folder: Path) -> None:
         self.split, self.images, self.training, self.most = split, images, training, most
