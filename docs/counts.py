@@ -38,6 +38,7 @@ def count(checkout: Path) -> dict[str, Counter[str]]:
         text, (folder, *inner) = path.read_text(), path.relative_to(source).parts
         counts = Counter({"files": 1, "lines": text.count("\n")})
         counts |= Counter({name: len(pattern.findall(text)) for name, pattern in COUNTED.items()})
+        counts["over 250 lines"] = int(text.count("\n") > 250)
         counts["private names"] = 0 if path.name == "private.py" else private_names(text)
         for name in (f"{folder}/" if inner else "(top)", "all"):
             found[name] = found.get(name, Counter()) + counts
@@ -45,7 +46,7 @@ def count(checkout: Path) -> dict[str, Counter[str]]:
 
 
 def main() -> None:
-    columns = ("files", "lines", *COUNTED, "private names")
+    columns = ("files", "over 250 lines", "lines", *COUNTED, "private names")
     for checkout in map(Path, sys.argv[1:]):
         found = count(checkout)
         print(f"| {checkout.name} | {' | '.join(columns)} |\n|---|{'---|' * len(columns)}")

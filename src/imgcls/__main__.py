@@ -26,7 +26,6 @@ VERBS = {  # and what the help says of each
 TOOLS = {name: f"tools.{name}.command" for name in ("inspect", "compare", "bench")}
 TOOLS |= {"pack": "tools.pack", "reproduce": "tools.reproduce"}
 
-
 LINES = "\n".join(f"  {name:<10}{phrase}" for name, phrase in VERBS.items())
 USAGE = f"""imgcls VERB key=value …
 

@@ -221,8 +221,8 @@ def test_a_full_disk(train: Callable[..., Any], capsys: pytest.CaptureFixture[st
 
 def test_the_table_is_there_whatever_logs(train: Callable[..., Any]) -> None:
     """And says which epoch was best, also of a run that chose no logger; the checkpoint is of that epoch."""
-    from imgcls.runs.best_epoch import optimised
     from imgcls.runs.read import read_run
+    from imgcls.runs.run_files import optimised
 
     assert train(*OPTIONS, "logger=[]", "optimized_metric=[val/loss,val/top1]") is None
     losses = [float(row["val/loss"]) for row in rows()]

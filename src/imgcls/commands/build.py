@@ -23,17 +23,24 @@ OURS = ("imgcls.", "lightning.")  # packages of callbacks and tasks that log wha
 
 def assemble(config: TrainConfig, run_dir: Path, resumed_from: Path | None = None) -> Training:
     """Builds data, task, callbacks and trainer; the loggers come later."""
-    prepare(config.seed)
-    data = build_data(config.data, config.augment, config.seed)
-    task = build_task(config, data)
-    better = type(task).measures(data.spec).logged(config.metrics)
-    callbacks = build_callbacks(config, better)
-    better |= {name: way for callback in callbacks for name, way in getattr(callback, "logs", {}).items()}
+    data, task, callbacks, better = build_parts(config)
     check_monitored(config, callbacks, better, open_ended=not all(ours(one) for one in (task, *callbacks)))
     callbacks.append(SaveConfig(config.record, resumed_from))
     trainer = build_trainer(config.trainer, callbacks, [], run_dir)
     check_schedule(config.scheduler, task, trainer, data)
     return Training(trainer, task, data)
+
+
+def build_parts(config: TrainConfig) -> tuple[ImageDataModule, Task, list[Callback], dict[str, Better]]:
+    """Seeds everything, and builds data, task and callbacks; returns also the names of what these log, each
+    with the direction in which it is better."""
+    prepare(config.seed)
+    data = build_data(config.data, config.augment, config.seed)
+    task = build_task(config, data)
+    better = task.measures(data.spec).logged(config.metrics)
+    callbacks = build_callbacks(config, better)
+    better |= {name: way for callback in callbacks for name, way in getattr(callback, "logs", {}).items()}
+    return data, task, callbacks, better
 
 
 def build_all(nodes: Nodes, group: str) -> list[Any]:

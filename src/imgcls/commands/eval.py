@@ -80,7 +80,13 @@ def data_config(
     own = given(wanted)
     config = {**own}  # the user's own choice
     if "_target_" not in wanted:
-        config = {**of_checkpoint(trained["data"], "root" in own, trust), **own}
+        kind, root = allowed(trained["data"].get("_target_"), "data", trust), str(trained["data"].get("root"))
+        if "root" not in own and ("://" in root or root.startswith("local:")):
+            what = f"the checkpoint's data lies at {root}"
+            raise UserError(f"{what}; to read from there give data.root={root}")
+        unused = ("cache", "storage_options")  # they would write files or use the network
+        config = {key: value for key, value in trained["data"].items() if key not in unused}
+        config |= ({"download": False} if "download" in inspect.signature(kind).parameters else {}) | own
     if "root" in own and "exclude" not in own:
         config.pop("exclude", None)  # a list of files of the root that the network was trained on
     for key in ("root", "exclude"):  # relative to where the training was started

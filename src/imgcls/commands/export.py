@@ -59,13 +59,9 @@ def main(config: ExportConfig, run_dir: Path) -> float:
     torch.set_float32_matmul_precision("highest")  # both sides of the comparison in full float32
     images, origin = real_images(config.images, trained, task.spec, config.trust)
     network = task.network.to(memory_format=torch.contiguous_format)
-    try:
-        with appearing(out.parent) as folder:
-            difference, facts = write_checked(config, task, images, origin, folder / out.name)
-            save_model(network, str(folder / weights.name), metadata=metadata(task.spec))
-    except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"out={out} can't be written ({reason}); free some disk or give another") from error
+    with appearing(out) as folder:
+        difference, facts = write_checked(config, task, images, origin, folder / out.name)
+        save_model(network, str(folder / weights.name), metadata=metadata(task.spec))
     log.info("largest difference from the checkpoint: %s", facts)
     log.info("exported: %s (%.1f MB), weights: %s", shown(out), out.stat().st_size / 1e6, shown(weights))
     return difference
@@ -74,9 +70,8 @@ def main(config: ExportConfig, run_dir: Path) -> float:
 def write_checked(
     config: ExportConfig, task: Task, images: Tensor, origin: str, path: Path
 ) -> tuple[float, str]:
-    """Writes the file and runs it; returns the largest difference of a logit, and words for it. Raises
-    UserError where it is above `tolerance`, and above that share of the largest logit, with which rounding
-    grows."""
+    """Writes and runs the file; returns the largest difference of a logit, and words for it. Raises UserError
+    where it is above `tolerance`, and above that share of the largest logit: rounding grows with it."""
     write = write_onnx if config.format == "onnx" else write_torch_export
     written = write(Whole(task), images[:2], path, metadata(task.spec))
     difference, largest = compare(task, written, [images[:size] for size in BATCHES])

@@ -67,15 +67,8 @@ def main(config: PredictConfig, run_dir: Path) -> None:
     batch_size = config.batch_size or trained["data"].get("batch_size", 64)
     loader = file_loader(paths, task.spec, batch_size, config.num_workers, config.max_pixels)
     predict = Predictor(task, trainer, config)
-    try:
-        with appearing(out.parent) as folder, writer(folder / out.name) as write:
-            done, failed = run(loader, predict, write, failures, folder / unreadable.name)
-    except OSError as error:
-        why = f"({error.strerror or error}); free some disk or give another name"
-        raise UserError(f"out={out} can't be written {why}") from error
-    except KeyboardInterrupt:
-        log.error("interrupted; nothing is left of %s", shown(out))
-        sys.exit(130)
+    with appearing(out) as folder, writer(folder / out.name) as write:
+        done, failed = run(loader, predict, write, failures, folder / unreadable.name)
     log.info("predictions: %s", shown(out))
     if failed:
         advice = f"see {shown(unreadable)}; the others are done"
@@ -94,13 +87,26 @@ def check_out(out: Path, endings: tuple[str, ...], overwrite: bool, *beside: Pat
 
 
 @contextlib.contextmanager
-def appearing(folder: Path) -> Iterator[Path]:
-    """Yields a hidden folder; its files move to `folder` if the block ends well, else they are deleted."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as partial:
+def writing(out: Path) -> Iterator[None]:
+    """Makes the folder of `out`. What hinders or interrupts the block, which leaves nothing, is one line."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        why = f"({error.strerror or error}); free some disk or give another"
+        raise UserError(f"out={out} can't be written {why}") from error
+    except KeyboardInterrupt:
+        log.error("interrupted; nothing is left of %s", shown(out))
+        sys.exit(130)
+
+
+@contextlib.contextmanager
+def appearing(out: Path) -> Iterator[Path]:
+    """Yields a hidden folder; its files move beside `out` if the block ends well, else they are deleted."""
+    with writing(out), tempfile.TemporaryDirectory(prefix=".partial-", dir=out.parent) as partial:
         yield Path(partial)
         for path in Path(partial).iterdir():
-            path.replace(folder / path.name)
+            path.replace(out.parent / path.name)
 
 
 class Predictor:
@@ -160,6 +166,6 @@ def run(
 def write_failures(path: Path, failures: list[Failure]) -> None:
     """Appends paths and reasons to a CSV; without any it makes no file."""
     if failures:
-        new = not path.exists()
         with path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            csv.writer(file).writerows([("path", "reason"), *failures] if new else failures)
+            csv.writer(file).writerows([] if file.tell() else [("path", "reason")])
+            csv.writer(file).writerows(failures)

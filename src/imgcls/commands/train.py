@@ -13,11 +13,11 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
-from imgcls.commands.build import assemble, build_all, build_callbacks, build_task
+from imgcls.commands.build import assemble, build_all, build_parts
 from imgcls.config.paths import shown
 from imgcls.config.training import Node, TrainConfig
 from imgcls.data.loading.splits import listed
-from imgcls.engine.build import build_data, build_trainer, prepare
+from imgcls.engine.build import build_trainer
 from imgcls.engine.checkpoint import SaveConfig
 from imgcls.engine.ranks import single_job
 from imgcls.engine.recovery import Training, fit
@@ -26,8 +26,8 @@ from imgcls.engine.signals import SIGNALS, Stopped
 from imgcls.errors import TrialPruned
 from imgcls.loggers.unharmed import has_failed, told, unharmed
 from imgcls.loggers.wandb import close_wandb, log_checkpoint
-from imgcls.runs.best_epoch import best_epoch, optimised
 from imgcls.runs.record import keeping_status, write_record
+from imgcls.runs.run_files import best_epoch, optimised
 
 if TYPE_CHECKING:
     from imgcls.report.report import Report
@@ -82,7 +82,10 @@ def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None) -> Score:
             training.trainer.loggers = told(build_all(config.logger, "logger"), run_dir, record)
             training = fit(training, rebuild, config.trainer, run_dir, checkpoint)
             summarise(training.trainer, run_dir)
-            refuse_pruned(training.trainer)
+            callbacks: list[Callback] = training.trainer.callbacks  # type: ignore[attr-defined]
+            if any(getattr(callback, "pruned", False) for callback in callbacks):  # by a search
+                epoch = training.trainer.current_epoch
+                raise TrialPruned(f"the other trials of the sweep were better by epoch {epoch}")
             calibrate_and_test(config, training, run_dir)
             keep_artifact(training.trainer)
             return optimised(run_dir, config.optimized_metric)
@@ -96,11 +99,8 @@ def tune(config: TrainConfig, run_dir: Path) -> float:
     from imgcls.commands import tune as finders
 
     assert config.tune is not None
-    prepare(config.seed)
-    data = build_data(config.data, config.augment, config.seed)
-    task = build_task(config, data)
-    better = task.measures(data.spec).logged(config.metrics)
-    kept = [c for c in build_callbacks(config, better) if isinstance(c, finders.KEPT)]
+    data, task, callbacks, _ = build_parts(config)
+    kept = [callback for callback in callbacks if isinstance(callback, finders.KEPT)]
     trainer = build_trainer(config.trainer.model_copy(update={"limit_val_batches": 0}), [*kept], [], run_dir)
     return finders.tune(config.tune, trainer, task, data, run_dir)
 
@@ -146,13 +146,6 @@ def outcome_recorded(run_dir: Path, training: Training) -> Iterator[None]:
         close_wandb(training.trainer.loggers, status, word, preempted)
 
 
-def refuse_pruned(trainer: Trainer) -> None:
-    """Raises TrialPruned where the search has ended this trial."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    if any(getattr(callback, "pruned", False) for callback in callbacks):
-        raise TrialPruned(f"the other trials of the sweep were better by epoch {trainer.current_epoch}")
-
-
 def best_checkpoint(trainer: Trainer) -> str | None:
     """Returns the path of the best checkpoint; none: the last weights, in memory, are all there is."""
     return getattr(trainer.checkpoint_callback, "best_model_path", None) or None
@@ -194,10 +187,8 @@ def wandb_loggers(trainer: Trainer) -> list[WandbLogger]:
 
 def summarise(trainer: Trainer, run_dir: Path) -> None:
     """Puts all that was measured in the best epoch into the summary of the W&B run."""
-    monitor = getattr(trainer.checkpoint_callback, "monitor", None)
-    if monitor is None:
-        return
-    for logger in wandb_loggers(trainer):
+    monitor = getattr(trainer.checkpoint_callback, "monitor", "")
+    for logger in wandb_loggers(trainer) if monitor else []:
         with unharmed(logger):
             logger.experiment.summary.update(best_epoch(run_dir, monitor))
 

@@ -26,8 +26,7 @@ Target = Callable[..., Any]  # a class or function that a `_target_` names
 
 
 def locate(target: str, where: str = "_target_") -> Target:
-    """Returns the class or function that a dotted name stands for. Raises UserError: there is no such module,
-    or nothing of that name in it."""
+    """Returns the class or function of a dotted name. Raises UserError: it is not there, or is neither."""
     if not isinstance(target, str) or "." not in target.strip(".") or target.startswith("."):
         raise UserError(f"{where}={target}: expected a dotted name such as torch.optim.SGD")
     module_name, *names = target, target

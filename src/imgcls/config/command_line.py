@@ -98,9 +98,8 @@ def root_keys(name: str, folders: list[Path]) -> dict[str, Any]:
 
 
 def take_unchosen(config: Mapping[str, Any], overrides: Iterable[str]) -> list[str]:
-    """Removes callbacks and loggers from a plain config that have settings, but were not chosen and so have
-    no `_target_`. Returns a line for each of them. Raises UserError: the settings are from the command
-    line."""
+    """Removes callbacks and loggers from a plain config that were not chosen (no `_target_`), and returns a
+    line for each. Raises UserError: the command line gives them settings."""
     resumed = [override for override in overrides if override.lstrip("+").startswith("resume=")]
     if resumed and resumed[-1].lstrip("+") not in ("resume=auto", "resume=null"):
         return []  # the settings go into the run's own config, which has the parts that it chose
@@ -155,8 +154,7 @@ def explain(error: Exception) -> str:
 def hydra_arguments(words: list[str]) -> list[str]:
     """Completes a command line of `imgcls train`. With `resume=RUN_DIR` Hydra then works in that directory,
     leaves its record alone, and takes keys of the run's own choices. With `-m` and keys of `sweep` it runs
-    `sweep=grid`. Raises UserError: `-m` is missing or too much; or each rank of torchrun or srun would make a
-    directory."""
+    `sweep=grid`. Raises UserError: `-m` is wrong or missing; or each rank would make a directory."""
     values = dict(word.lstrip("+").partition("=")[::2] for word in words if "=" in word)
     multirun = not {"-m", "--multirun"}.isdisjoint(words)
     sweep = [word for word in words if word.startswith(("sweep=", "sweep."))]

@@ -32,9 +32,7 @@ class Mistake:
 
 def draw_confusion(confusion: np.ndarray, names: list[str]) -> Figure:
     """Draws the matrix, each row as shares of its class: with numbers up to 20 classes, with names up to 100.
-
-    Above 200 classes a cell stands for several and has the largest of their shares: one could not be seen.
-    """
+    Above 200 classes a cell stands for several and has the largest of their shares: one could not be seen."""
     classes, together = len(names), -(-len(names) // 200)
     shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
     shares = F.max_pool2d(torch.from_numpy(shares)[None], together, ceil_mode=True)[0].numpy()

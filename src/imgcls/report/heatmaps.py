@@ -57,10 +57,8 @@ def run_and_keep_features(network: nn.Module, images: Tensor) -> tuple[Tensor, l
 
 
 def as_maps(features: Tensor) -> Tensor | None:
-    """Returns features as maps `(N, C, h, w)`; None where they do not have several places.
-
-    Maps are square, as images are, in either order of axes; of tokens `(N, L, C)` the last ones are places.
-    """
+    """Returns features as maps `(N, C, h, w)`; None where they do not have several places. Maps are square,
+    as images are, in either order of axes; of tokens `(N, L, C)` the last ones are places."""
     if features.ndim == 3:
         side = math.isqrt(features.shape[1])
         if side > 1 and features.shape[1] - side * side <= OTHER_TOKENS:

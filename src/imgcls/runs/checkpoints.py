@@ -46,9 +46,8 @@ def best_of_many(last: Path) -> Path:
 
 
 def load_content(path: Path) -> dict[str, Any]:
-    """Returns the content of a checkpoint, without running code that it may carry.
-
-    Raises UserError where the file is damaged, carries code, or was not written by a training of ours."""
+    """Returns the content of a checkpoint, without running code that it may carry. Raises UserError where the
+    file is damaged, carries code, or was not written by a training of ours."""
     try:
         content = load_tensors(path)
     except Exception as error:  # many types, one for each way of being damaged

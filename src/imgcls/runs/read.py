@@ -10,8 +10,7 @@ import pandas as pd
 
 from imgcls.config.check import typed
 from imgcls.errors import UserError
-from imgcls.runs.best_epoch import best_row
-from imgcls.runs.run_files import Damaged, Status, curves, flat, read_config, read_file, text_of
+from imgcls.runs.run_files import Damaged, Status, best_row, curves, flat, read_config, read_file, text_of
 
 FACTS = ("path", "name", "status", "reason", "overrides")
 COSTS = ("seconds", "images_per_second", "parameters")

@@ -41,7 +41,6 @@ def git(folder: Path, *words: str, **variables: str) -> str | None:
 
 def git_state(folder: Path, run_dir: Path | None = None) -> dict[str, Any]:
     """Returns commit, branch, status (changed and new files) and diff of the repository of `folder`, if any.
-
     The diff has new files too, but not those of run directories, or too large or too many: `left_out`."""
     commit, top = git(folder, "rev-parse", "HEAD"), git(folder, "rev-parse", "--show-toplevel")
     if commit is None or top is None:

@@ -1,19 +1,23 @@
-"""The files of one run directory, read and checked, and what differs between two run directories."""
+"""The files of one run directory, read and checked; its best epoch; and what differs between two runs. pandas
+is imported where it is used: a training needs it at its end alone."""
 
 import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-import pandas as pd
 import yaml
 from pydantic import Field
 from yaml.events import AliasEvent
 from yaml.loader import SafeLoader
 
 from imgcls.config.check import typed
+from imgcls.config.metrics import direction
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Parsed = TypeVar("Parsed")
 OF_ONE_RUN = ("run_dir", "cwd", "names", "resume", "overwrite", "sweep", "job", "launcher")
@@ -94,8 +98,9 @@ def flat(config: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def curves(path: str | Path) -> pd.DataFrame:
+def curves(path: str | Path) -> "pd.DataFrame":
     """Returns what a run logged in each epoch: epoch, step, lr, train/…, val/…, speed. Raises Damaged."""
+    import pandas as pd
 
     def parse(text: str) -> pd.DataFrame:
         table = pd.read_csv(io.StringIO(text))
@@ -147,7 +152,6 @@ def circumstances(path: Path) -> dict[str, dict[str, Any]]:
 
 def differences(one: Path, other: Path) -> dict[str, list[tuple[str, Any, Any]]]:
     """Returns by part of the circumstances what differs between two runs, as (name, of one, of the other).
-
     Raises Damaged where a file of one of them can't be read."""
     found, theirs = dict[str, list[tuple[str, Any, Any]]](), circumstances(other)
     for part, ours in circumstances(one).items():
@@ -156,3 +160,32 @@ def differences(one: Path, other: Path) -> dict[str, list[tuple[str, Any, Any]]]
     if not found["git"] and text_of(one / "git.diff") != text_of(other / "git.diff"):  # of as many lines
         found["git"] = [("diff", "differs", "differs")]
     return found
+
+
+def optimised(run_dir: Path, metric: str | list[str]) -> float | list[float] | None:
+    """Returns the best value of a metric; of several, those of the epoch that was best by the first."""
+    names = [metric] if isinstance(metric, str) else metric
+    best = best_epoch(run_dir, names[0])
+    values = [best[f"best/{name}"] for name in names if f"best/{name}" in best]
+    if len(values) < len(names):
+        return None
+    return values[0] if isinstance(metric, str) else values
+
+
+def best_epoch(run_dir: Path, monitor: str) -> dict[str, float]:
+    """Returns as `best/…` all metrics of the epoch where `monitor` was best; none without a metrics.csv."""
+    import pandas as pd
+
+    if not (run_dir / "metrics.csv").is_file():
+        return {}
+    table = pd.read_csv(run_dir / "metrics.csv")
+    best = best_row(table, monitor)
+    measured = {} if best is None else table.iloc[best].dropna().to_dict()
+    return {f"best/{name}": float(value) for name, value in measured.items()}
+
+
+def best_row(table: "pd.DataFrame", metric: str | None) -> int | None:
+    """Returns the row of a metrics.csv where a metric was best, or None where it was never measured."""
+    if metric not in table or table[metric].isna().all():
+        return None
+    return int(table[metric].argmin() if direction(metric) == "min" else table[metric].argmax())

@@ -75,10 +75,10 @@ class Search:
             self.count_kills()
             running = self.study.get_trials(states=RUNNING)
             numbers = [t.number for t in running if t.user_attrs.get("worker") is None][:count]
-            while len(numbers) < count and len(self.study.trials) < self.total:
+            while len(numbers) < count and (begun := len(self.study.get_trials(deepcopy=False))) < self.total:
                 node = dict(self.settings.sampler or {})
                 if node.get("seed") is not None:
-                    node["seed"] = key_seed(node["seed"], len(self.study.trials)) % 2**32
+                    node["seed"] = key_seed(node["seed"], begun) % 2**32
                 self.study.sampler = configs.build(node, "sweep.sampler")
                 numbers.append(self.study.ask(self.space).number)
             for number in numbers:
@@ -119,13 +119,12 @@ class Search:
 
     def jobs(self) -> list[Job]:
         """Returns all trials of the study as jobs."""
-        return [
-            Job(
-                trial.number, [], self.folder / trial.user_attrs.get("folder", str(trial.number)),
-                WORDS[trial.state], trial.values, trial.user_attrs.get("error", ""),
-            )
-            for trial in self.study.trials
-        ]  # fmt: skip
+        jobs = []
+        for trial in self.study.get_trials(deepcopy=False):
+            noted, state = trial.user_attrs, WORDS[trial.state]
+            folder = self.folder / noted.get("folder", str(trial.number))
+            jobs.append(Job(trial.number, [], folder, state, trial.values, noted.get("error", "")))
+        return jobs
 
     def pruning(self, trial: FrozenTrial) -> list[str]:
         """Returns the overrides that add the Pruning callback to a job."""
@@ -144,24 +143,21 @@ class Pruning(Callback):
     falls behind the others by the `pruner` (its `_target_` and arguments)."""
 
     def __init__(self, study: str, number: int, metric: str, pruner: dict[str, Any]) -> None:
-        self.study, self.number, self.metric = study, number, metric
+        self.number, self.metric, self.pruned = number, metric, False
+        self.storage = JournalStorage(JournalFileBackend(study))
         self.pruner: optuna.pruners.BasePruner = configs.build(pruner, "sweep.pruner")
-        self.pruned = False
+        self.study = optuna.load_study(study_name=None, storage=self.storage, pruner=self.pruner)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or self.metric not in trainer.callback_metrics:
             return
-        value = float(trainer.callback_metrics[self.metric])
-        behind = trainer.is_global_zero and self.falls_behind(value, trainer.current_epoch)
+        value, behind = float(trainer.callback_metrics[self.metric]), False
+        if trainer.is_global_zero:
+            trial = trial_id(self.study, self.storage, self.number)
+            self.storage.set_trial_intermediate_value(trial, trainer.current_epoch, value)
+            behind = self.pruner.prune(self.study, self.storage.get_trial(trial))
         if trainer.strategy.broadcast(behind):  # all ranks stop, or none
             self.pruned = trainer.should_stop = True
-
-    def falls_behind(self, value: float, epoch: int) -> bool:
-        """Reports a value and returns the pruner's verdict."""
-        storage = JournalStorage(JournalFileBackend(self.study))
-        study = optuna.load_study(study_name=None, storage=storage, pruner=self.pruner)
-        storage.set_trial_intermediate_value(trial_id(study, storage, self.number), epoch, value)
-        return self.pruner.prune(study, study.trials[self.number])
 
 
 def distribution(override: Override) -> BaseDistribution:

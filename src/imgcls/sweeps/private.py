@@ -6,9 +6,8 @@ from typing import Any
 
 
 def keep_slurm_jobs_apart() -> None:
-    """Makes Hydra's SLURM launcher return the exception of a dead job in its place. The launcher ends with
-    `[j.results()[0] for j in jobs]`: without this the first dead job would raise there, and nobody would wait
-    for the others."""
+    """Makes Hydra's SLURM launcher return the exception of a dead job in its place. It ends with
+    `[j.results()[0] for j in jobs]`: the first dead job would raise, and nobody wait for the others."""
     import submitit
 
     def results(job: submitit.SlurmJob[Any]) -> list[Any]:
@@ -21,9 +20,8 @@ def keep_slurm_jobs_apart() -> None:
 
 
 def keep_ray_jobs_apart() -> None:
-    """Makes Hydra's Ray launcher return the exception of a dead job in its place. The launcher's
-    `_core.launch` ends with `[ray.get(run) for run in runs]`: without this the first dead job would raise
-    there, and nobody would wait for the others."""
+    """Makes Hydra's Ray launcher return the exception of a dead job in its place. Its `_core.launch` ends
+    with `[ray.get(run) for run in runs]`: the first dead job would raise, and nobody wait for the others."""
     import ray
     from hydra_plugins.hydra_ray_launcher import _core
 

@@ -39,11 +39,10 @@ class SweepSettings:
 def read_overrides(
     loader: ConfigLoader, config: DictConfig, settings: SweepSettings
 ) -> tuple[list[str], list[Override]]:
-    """Returns the override that says where jobs run, and the overrides of the jobs. These are the preset's
-    and the command line's, which counts for a key that both have. A list or an interval for
-    `sweep.params.KEY` replaces the preset's. A search uses nothing of its preset if the command line names a
-    space, and leaves out keys that the config doesn't have. Raises UserError: several values for another key
-    of the sweep's own."""
+    """Returns the override that says where jobs run, and the overrides of the jobs: the preset's and the
+    command line's, which counts for a key of both. A list or an interval for `sweep.params.KEY` replaces the
+    preset's. A search uses nothing of its preset if the command line names a space, and leaves out keys that
+    the config doesn't have. Raises UserError: several values for another key of the sweep's own."""
     parser = OverridesParser.create(config_loader=loader)
     given = parser.parse_overrides(list(config.hydra.overrides.task))
     own = [o for o in given if o.key_or_group.partition(".")[0] in ("sweep", "launcher")]

@@ -26,8 +26,8 @@ from imgcls.config.metrics import Metrics, direction
 from imgcls.config.paths import hydra_quoted, shown
 from imgcls.engine.signals import SIGNALS
 from imgcls.errors import InUse, UserError, one_line
-from imgcls.runs.best_epoch import optimised
 from imgcls.runs.record import yaml_text
+from imgcls.runs.run_files import optimised
 from imgcls.sweeps.jobs import LOCAL, Job, Jobs, job_name, outcomes, repeated, short_hash, stoppable
 from imgcls.sweeps.space import SweepSettings, check_space, choices, read_overrides, value_text
 

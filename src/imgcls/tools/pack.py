@@ -1,13 +1,10 @@
-"""imgcls pack: writes a folder of images into a few files, in a form that is fast to train from.
-
-The images, tables and manifest are those that data/packed.py and data/streaming.py read.
-"""
+"""imgcls pack: writes a folder of images into a few files, in a form that is fast to train from. The images,
+tables and manifest are those that data/packed.py and data/streaming.py read."""
 
 import json
 import logging
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchcodec.encoders import JpegEncoder
 from torchvision.transforms.v2 import InterpolationMode, functional
 
+from imgcls.commands.predict import writing
 from imgcls.config import check as configs
 from imgcls.config.paths import hydra_quoted, shown
 from imgcls.config.training import Node
@@ -78,12 +76,8 @@ def main(config: PackConfig, run_dir: Path) -> None:
 def pack(data: ImageFolder, out: Path, config: PackConfig) -> None:
     """Packs the images, and says how many there are and how to train on them."""
     start = time.perf_counter()
-    try:
-        with whole(out) as partial:
-            manifest = write_pack(data, partial, config)
-    except KeyboardInterrupt:
-        log.error("interrupted; nothing is left of %s", shown(out))
-        sys.exit(130)
+    with whole(out) as partial:
+        manifest = write_pack(data, partial, config)
     images = sum(split.images for split in manifest.splits.values())
     size, speed = sum(file.bytes for file in manifest.files.values()), images / (time.perf_counter() - start)
     choice = "streaming" if config.format == "litdata" else "packed"
@@ -93,25 +87,21 @@ def pack(data: ImageFolder, out: Path, config: PackConfig) -> None:
 
 @contextmanager
 def whole(out: Path) -> Iterator[Path]:
-    """Yields a hidden directory, which takes the name `out` at the end; after an error nothing stays.
-
-    Raises UserError where another process writes to it, or the disk does not take it."""
+    """Yields a hidden directory, which takes the name `out` at the end; after an error nothing stays. Raises
+    UserError where another process writes to it, or the disk does not take it."""
     partial = out.with_name(f".{out.name}.partial")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{partial}.lock", timeout=0), ExitStack() as at_end:
-            at_end.callback(Path(f"{partial}.lock").unlink, missing_ok=True)
-            at_end.callback(shutil.rmtree, partial, ignore_errors=True)
-            shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
-            partial.mkdir()
-            yield partial
-            partial.rename(out)
-    except Timeout as error:
-        reason = "is being packed by another process; wait for it"
-        raise UserError(f"out={out} {reason} or give another") from error
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"out={out} can't be written ({reason}); free some disk or give another") from error
+    with writing(out), ExitStack() as at_end:
+        try:
+            at_end.enter_context(FileLock(f"{partial}.lock", timeout=0))
+        except Timeout as error:
+            reason = "is being packed by another process; wait for it"
+            raise UserError(f"out={out} {reason} or give another") from error
+        at_end.callback(Path(f"{partial}.lock").unlink, missing_ok=True)
+        at_end.callback(shutil.rmtree, partial, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+        partial.mkdir()
+        yield partial
+        partial.rename(out)
 
 
 class Encoder(Dataset[tuple[Tensor, int, int] | str]):
@@ -142,12 +132,10 @@ class Encoder(Dataset[tuple[Tensor, int, int] | str]):
 
 
 def write_pack(data: ImageFolder, folder: Path, form: PackConfig) -> Manifest:
-    """Writes the splits of a folder set into an empty folder, the manifest last.
-
-    Only splits that the set has of its own are written: who reads them cuts the others from train. A stream
-    can't be cut, so its splits are cut here. Raises UserError for an unreadable image that is not to be
-    skipped, a class without an image, and a disk too small.
-    """
+    """Writes the splits of a folder set into an empty folder, the manifest last. Only splits that the set has
+    of its own are written: who reads them cuts the others from train. A stream can't be cut, so its splits
+    are cut here. Raises UserError for an unreadable image that is not to be skipped, a class without an
+    image, and a disk too small."""
     if form.format == "litdata":
         data.setup()
     sets = data.sets or {split: found for split in SPLITS if (found := data.load(split)) is not None}
@@ -191,10 +179,8 @@ def check_disk(folder: Path, encoders: Iterable[Encoder]) -> None:
 
 
 def write_split(encoder: Encoder, stem: Path, data: ImageFolder) -> tuple[np.ndarray, list[str]]:
-    """Writes a split and its table; returns the table and what was skipped.
-
-    A stream is read a shard after another, so its training images are written in an order drawn once.
-    """
+    """Writes a split and its table; returns the table and what was skipped. A stream is read a shard after
+    another, so its training images are written in an order drawn once."""
     order, stream = np.arange(len(encoder)), encoder.form.format == "litdata"
     if stream and stem.name == "train":
         order = np.random.default_rng(0).permutation(order)

@@ -35,9 +35,7 @@ class ReproduceConfig:
 
 def main(config: ReproduceConfig, run_dir: Path) -> None:
     """Trains with the config of a finished run, where it was started. Raises UserError if the result differs.
-
-    Of its loggers only the CSV is kept: a sweep's record elsewhere gets no second run.
-    """
+    Of its loggers only the CSV is kept: a sweep's record elsewhere gets no second run."""
     given = config.run
     original = Path(given).expanduser().absolute()
     if not (original / "config.yaml").is_file():

@@ -1,9 +1,7 @@
-"""imgcls bench: measures what a training costs beyond the network's own arithmetic.
-
-Three things run in turns, in one process, so that a busy machine slows all alike: the floor (forward,
-backward and optimizer step on one batch that lies on the device, in a bare loop), the loader alone, and
-train, what `imgcls train` does between two validations, with its loggers, metrics and progress bar.
-"""
+"""imgcls bench: measures what a training costs beyond the network's own arithmetic. Three things run in
+turns, in one process, so that a busy machine slows all alike: the floor (forward, backward and optimizer step
+on one batch that lies on the device, in a bare loop), the loader alone, and train, what `imgcls train` does
+between two validations, with its loggers, metrics and progress bar."""
 
 import io
 import json
@@ -24,11 +22,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from imgcls.commands.build import build_all, build_task
+from imgcls.commands.build import build_all, build_parts
 from imgcls.config import check as configs
 from imgcls.config.paths import shown
 from imgcls.config.training import Node, TrainConfig
-from imgcls.engine.build import build_data, build_trainer, prepare
+from imgcls.engine.build import build_trainer
 from imgcls.engine.ranks import single_job
 from imgcls.errors import UserError
 from imgcls.loggers.progress import EpochProgress
@@ -74,12 +72,8 @@ def main(plain: Node, run_dir: Path) -> float:
 
 def measure(config: TrainConfig, turns: Turns, run_dir: Path) -> dict[str, Any] | None:
     """Trains as `imgcls train` does, without end, validation and checkpoints, for as long as the turns take.
-
     Returns what was measured; None on all ranks but the first."""
-    prepare(config.seed)
-    data = build_data(config.data, config.augment, config.seed)
-    task = build_task(config, data)
-    callbacks = build_all(config.callbacks, "callbacks")
+    data, task, callbacks, _ = build_parts(config)
     callbacks = [c for c in callbacks if not isinstance(c, Checkpoint | EarlyStopping)]
     for progress in (c for c in callbacks if isinstance(c, EpochProgress)):
         progress.console = Console(file=io.StringIO(), force_terminal=True)  # drawn, but not seen

@@ -86,7 +86,6 @@ def optimised(table: pd.DataFrame) -> str:
 
 def where(table: pd.DataFrame, conditions: str | list[str] | None, key: str = "where") -> pd.DataFrame:
     """Returns the rows for which all conditions hold: `backbone=resnet20`, `lr<0.1`, `status!=finished`.
-
     Raises UserError where there is no comparison, no such column, or no row is left."""
     for text in [conditions] if isinstance(conditions, str) else conditions or []:
         for condition in re.split(r"\s*,\s*|\s+and\s+", text.strip()):
@@ -122,11 +121,9 @@ def ordered(table: pd.DataFrame, by: str, reverse: bool = False) -> pd.DataFrame
 
 
 def differing_config(table: pd.DataFrame) -> list[str]:
-    """Returns the config's names of which runs have different values, those of the command line first.
-
-    A value that comes with another's choice (`backbone.depth` with `backbone`) is left out, unless a command
-    line set it.
-    """
+    """Returns the config's names of which runs have different values, those of the command line first. A
+    value that comes with another's choice (`backbone.depth` with `backbone`) is left out, unless a command
+    line set it."""
     known = table[table["optimized_metric"].notna()]
     config = known.drop(columns=[*FACTS, *COSTS, "optimized_metric"])
     no_config = (*METRICS, "logger", "callbacks.pruning")
@@ -144,10 +141,8 @@ def comes_with_choice(config: pd.DataFrame, name: str, differing: list[str]) -> 
 
 
 def once_each(table: pd.DataFrame, names: list[str], target: str) -> tuple[pd.DataFrame, list[str]]:
-    """Returns the newest finished run of those with the same values of `names`, and a line on the others.
-
-    One of the names is the seed: a repeat is no new sample, and would make the spread smaller.
-    """
+    """Returns the newest finished run of those with the same values of `names`, and a line on the others. One
+    of the names is the seed: a repeat is no new sample, and would make the spread smaller."""
     done = finished(table, target)
     ages = done["path"].map(lambda path: Path(path, "config.yaml").stat().st_mtime)
     newest = done.loc[ages.sort_values(kind="stable").index].drop_duplicates(names, keep="last")
@@ -163,10 +158,8 @@ def grouped(
     table: pd.DataFrame, over: str, keys: list[str], target: str, baseline: str | None
 ) -> pd.DataFrame:
     """Returns mean and sample standard deviation over seeds or folds of the finished runs of each config.
-
     With a baseline also the mean difference from it over the seeds that both have, half of its 95% confidence
-    interval, and p of the paired t-test and of Wilcoxon's signed-rank test (scipy.stats).
-    """
+    interval, and p of the paired t-test and of Wilcoxon's signed-rank test (scipy.stats)."""
     done = finished(table, target)
     if not len(done):
         raise UserError(f"group={over}: no run has finished, so there is no mean of {target}")
@@ -205,7 +198,6 @@ def paired_test(values: "pd.Series[float]", baseline: "pd.Series[float]") -> dic
 
 def importances(table: pd.DataFrame, names: list[str], target: str) -> tuple[dict[str, float], str]:
     """Returns each hyper-parameter's share in the spread of `target` over finished runs, or none, and why.
-
     The shares are those of fANOVA (Hutter et al. 2014) as Optuna has it."""
     done = finished(table[np.isfinite(table[target])], target)
     if len(done) < LEAST_RUNS:

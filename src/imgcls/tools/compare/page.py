@@ -164,20 +164,12 @@ def write_page(found: Comparison, shares: dict[str, float], why: str, path: Path
     table, target = found.table, found.target
     best = table.sort_values(target, ascending=direction(target) == "min", kind="stable").iloc[0]
     groups = None if found.groups is None else spread(found.groups).rename(columns={"seconds": "time"})
-    render(
-        "tools/compare/page.html",
-        path,
-        title=f"Comparison of {counted(table)}",
-        target=target,
-        best={"value": figure(target, best[target]), "name": best["name"]},
-        notes=found.notes,
-        troubles=troubles(table),
-        shares=shares,
-        why=why,
-        differences={title: rows and grid(side_by_side(rows, table)) for title, rows in found.pair.items()},
-        groups=None if groups is None else grid(groups),
-        data=page_data(table, found.differing, target),
-    )
+    words = {"title": f"Comparison of {counted(table)}", "target": target, "notes": found.notes, "why": why}
+    facts = {"best": {"value": figure(target, best[target]), "name": best["name"]}, "shares": shares}
+    tables = {"groups": None if groups is None else grid(groups), "troubles": troubles(table)}
+    differences = {title: rows and grid(side_by_side(rows, table)) for title, rows in found.pair.items()}
+    data = page_data(table, found.differing, target)
+    render("tools/compare/page.html", path, differences=differences, data=data, **words, **facts, **tables)
 
 
 def grid(frame: pd.DataFrame) -> Grid:

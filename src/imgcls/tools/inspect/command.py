@@ -1,8 +1,6 @@
-"""imgcls inspect: says what is in the data, and what is wrong with it, before anything is trained on it.
-
-It works from the folders, so that all faults of a set are listed at once, also those that training refuses.
-Nothing of the data is changed.
-"""
+"""imgcls inspect: says what is in the data, and what is wrong with it, before anything is trained on it. It
+works from the folders, so that all faults of a set are listed at once, also those that training refuses.
+Nothing of the data is changed."""
 
 import json
 import logging
@@ -81,7 +79,6 @@ def report(config: InspectConfig, run_dir: Path) -> None:
 
 def prepared(options: Node, augment: Augment, seed: int) -> tuple[ImageDataModule | None, str | None]:
     """Returns the datamodule as training has it (None: it can't be made), and why training refuses the data.
-
     Raises UserError where the mistake is in the config."""
     prepare(seed)
     target, data = options["_target_"], None

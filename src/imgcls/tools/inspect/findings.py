@@ -1,10 +1,8 @@
 """Findings of `imgcls inspect`: the facts of inspect.json, copies of pictures among them, and exclude.txt.
-
 Two pictures are duplicates where all their pixels are the same, also in files of different formats. They are
 near duplicates where at most so many of the 63 bits of their perceptual hashes differ (pHash: signs of the
 lowest frequencies around their median; Zauner 2010) and thumbnails of 8×8 pixels agree as well. Mirrored and
-turned copies are not found; among pictures that all look alike, look-alikes are found too.
-"""
+turned copies are not found; among pictures that all look alike, look-alikes are found too."""
 
 import itertools
 import math
@@ -90,8 +88,7 @@ def depths(table: pd.DataFrame, bits: int | None) -> list[dict[str, Any]]:
 
 
 def near_duplicates(good: pd.DataFrame, distance: int) -> list[list[int]]:
-    """Returns groups of rows, in which each picture is a near duplicate of another one; of duplicates one is
-    taken."""
+    """Returns groups of rows, each a near duplicate of another in it; of duplicates one is taken."""
     rows = good.drop_duplicates("digest", keep="last")  # test comes last
     if not len(rows):
         return []
@@ -126,10 +123,8 @@ def to_compare(hashes: np.ndarray, brightness: np.ndarray, distance: int) -> np.
 
 def near_pairs(hashes: np.ndarray, distance: int) -> np.ndarray:
     """Returns the pairs `(P, 2)` of places in `hashes (N,) uint64` that differ in at most `distance` bits.
-
-    `distance` is less than BANDS, so that two such hashes agree in all bits of one band at least: only
-    those that do are compared (Norouzi et al. 2012).
-    """
+    `distance` is less than BANDS, so that two such hashes agree in all bits of one band at least: only those
+    that do are compared (Norouzi et al. 2012)."""
     found, width = [np.zeros((0, 2), np.int64)], 63 // BANDS
     for band in range(BANDS):
         key = hashes >> np.uint64(1 + band * width) & np.uint64(2**width - 1)

@@ -156,17 +156,10 @@ def write(run_dir: Path, found: dict[str, Any], seen: pd.DataFrame, reader: Read
     for group in found["duplicates"][:PICTURED] + found["near_duplicates"][:PICTURED]:
         pair = [image["file"] for image in group["images"][:2]]
         copies.append({file: as_picture(reader.picture(place[file])) for file in pair})
-    render(
-        "tools/inspect/page.html",
-        run_dir / "index.html",
-        found=found,
-        headline=headline(found),
-        facts=facts(found),
-        faults=faults(found),
-        copies=copies,
-        counts=table(counts.rename_axis("").reset_index()),
-        samples=[(as_picture(image), label) for image, label in samples],
-    )
+    words = {"headline": headline(found), "facts": facts(found), "faults": faults(found)}
+    pictures = {"copies": copies, "samples": [(as_picture(image), label) for image, label in samples]}
+    grid, path = table(counts.rename_axis("").reset_index()), run_dir / "index.html"
+    render("tools/inspect/page.html", path, found=found, counts=grid, **words, **pictures)
 
 
 def draw_counts(counts: pd.DataFrame) -> Figure:
@@ -201,9 +194,8 @@ def draw_sizes(good: pd.DataFrame) -> Figure:
 
 
 def draw_samples(data: ImageDataModule, unreadable: set[str], number: int) -> Samples:
-    """Returns training images as the network sees them, not normalised; fewer where fewer can be read.
-
-    The label of a mixed one has each class with its share."""
+    """Returns training images as the network sees them, not normalised; fewer where fewer can be read. The
+    label of a mixed one has each class with its share."""
     dataset, spec = data.sets["train"], data.spec
     order = EpochSampler(len(dataset), data.seed, shuffle=True, training=True)
     keys = list(islice((key for key in order if dataset.name(key) not in unreadable), number))

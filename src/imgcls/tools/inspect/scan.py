@@ -126,9 +126,8 @@ def scan(listing: Listing, workers: int) -> pd.DataFrame:
 
 
 def list_files(data: ImageDataModule | None, options: dict[str, Any]) -> Listing:
-    """Lists the image files of a folder set, also of one that training refuses (None).
-
-    Raises UserError where there is no image at all, or an excluded file is none of them."""
+    """Lists the image files of a folder set, also of one that training refuses (None). Raises UserError where
+    there is no image at all, or an excluded file is none of them."""
     root, excluded = Path(options["root"]).expanduser(), exclude_list(options.get("exclude"))
     folders = data.folders if isinstance(data, ImageFolder) else named_splits(root) or {"train": root}
     if data is None and locate(options["_target_"], "data._target_") is ImageNet and "val" in folders:
