@@ -21,14 +21,18 @@ from imgcls.tasks.task import Task
 OURS = ("imgcls.", "lightning.")  # packages of callbacks and tasks that log what they say
 
 
-def assemble(config: TrainConfig, run_dir: Path, resumed_from: Path | None = None) -> Training:
-    """Builds data, task, callbacks and trainer; the loggers come later."""
+def assemble(
+    config: TrainConfig, run_dir: Path, resumed_from: Path | None = None
+) -> tuple[Training, dict[str, Better]]:
+    """Builds data, task, callbacks and trainer; the loggers come later. Returns also the direction in which
+    each metric that is logged, or optimised, is better."""
     data, task, callbacks, better = build_parts(config)
     check_monitored(config, callbacks, better, open_ended=not all(ours(one) for one in (task, *callbacks)))
     callbacks.append(SaveConfig(config.record, resumed_from))
     trainer = build_trainer(config.trainer, callbacks, [], run_dir)
     check_schedule(config.scheduler, task, trainer, data)
-    return Training(trainer, task, data)
+    optimised = {name: config.mode_of(name, better) for name in config.all_metrics}
+    return Training(trainer, task, data), better | optimised
 
 
 def build_parts(config: TrainConfig) -> tuple[ImageDataModule, Task, list[Callback], dict[str, Better]]:

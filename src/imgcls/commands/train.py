@@ -28,6 +28,7 @@ from imgcls.loggers.unharmed import has_failed, told, unharmed
 from imgcls.loggers.wandb import close_wandb, log_checkpoint
 from imgcls.runs.record import keeping_status, write_record
 from imgcls.runs.run_files import best_epoch, optimised
+from imgcls.tasks.metrics import Better
 
 if TYPE_CHECKING:
     from imgcls.report.report import Report
@@ -64,7 +65,7 @@ def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None) -> Score:
     """Builds the training, fits it (on from a checkpoint), tests its best checkpoint, and reports."""
     if config.tune is not None:
         return tune(config, run_dir)
-    training = assemble(config, run_dir, checkpoint)
+    training, better = assemble(config, run_dir, checkpoint)
     record = config.record
     if training.trainer.is_global_zero:
         describe(config, training, run_dir)
@@ -75,10 +76,10 @@ def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None) -> Score:
             check_progress(checkpoint, training.trainer)
 
     def rebuild(batch_size: int, accumulated: int) -> Training:
-        return assemble(config.with_batches(batch_size, accumulated), run_dir)
+        return assemble(config.with_batches(batch_size, accumulated), run_dir)[0]
 
     try:
-        with outcome_recorded(run_dir, training):
+        with outcome_recorded(run_dir, training, better):
             training.trainer.loggers = told(build_all(config.logger, "logger"), run_dir, record)
             training = fit(training, rebuild, config.trainer, run_dir, checkpoint)
             summarise(training.trainer, run_dir)
@@ -124,15 +125,16 @@ def describe(config: TrainConfig, training: Training, run_dir: Path) -> None:
 
 
 @contextmanager
-def outcome_recorded(run_dir: Path, training: Training) -> Iterator[None]:
-    """Around a training: status.json and W&B get to know how it ended."""
-    parameters = sum(p.numel() for p in training.task.network.parameters())
+def outcome_recorded(run_dir: Path, training: Training, better: dict[str, Better]) -> Iterator[None]:
+    """Around a training: status.json and W&B get to know how it ended; status.json also has the direction in
+    which each metric is `better`."""
+    facts = {"parameters": sum(p.numel() for p in training.task.network.parameters()), "better": better}
     callbacks = training.trainer.callbacks  # type: ignore[attr-defined]
     saver = next(callback for callback in callbacks if isinstance(callback, SaveConfig))
     first = training.trainer.is_global_zero
     status, word = 1, "failed"
     try:
-        with keeping_status(run_dir, parameters, lambda: saver.trained) if first else nullcontext():
+        with keeping_status(run_dir, facts, lambda: saver.trained) if first else nullcontext():
             yield
         status, word = 0, "finished"
     except Stopped as stopped:

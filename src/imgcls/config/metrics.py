@@ -1,4 +1,4 @@
-"""Metrics that a config names: which is optimised, and which way each is better."""
+"""Metrics that a config names."""
 
 from collections.abc import Sequence
 from typing import Annotated
@@ -9,11 +9,6 @@ from pydantic import Field
 Metrics = Annotated[str | list[str], Field(min_length=1)]  # the first of several says which epoch is best
 
 
-def direction(metric: str | None) -> str:
-    """Returns "min" for what is better when it is small, else "max" (for no metric too)."""
-    return "min" if str(metric).endswith(("loss", "loss_step", "calibration_error")) else "max"
-
-
 def first(metric: str | Sequence[str]) -> str | None:
     """Returns the metric that is optimised, or the first of several."""
     return metric if isinstance(metric, str) else next(iter(metric), None)
@@ -21,4 +16,3 @@ def first(metric: str | Sequence[str]) -> str | None:
 
 # What conf/ says of callbacks that watch a metric: monitor: ${first_metric:${optimized_metric}}
 OmegaConf.register_resolver("first_metric", first, replace=True)
-OmegaConf.register_resolver("direction", direction, replace=True)

@@ -12,6 +12,7 @@ from imgcls.errors import UserError
 Node = dict[str, Any]  # a call: `_target_` and its keyword arguments
 Part = Annotated[Node | None, BeforeValidator(lambda node: node or None)]  # null or false switches it off
 Nodes = Annotated[dict[str, Part], BeforeValidator(lambda nodes: nodes or {})]  # parts by name
+Mode = Literal["min", "max"]  # the direction in which a metric is better
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 PARTS = ("task", "data", "augment", "backbone", "loss", "optimizer", "scheduler", "trainer")
 OURS = {"on_nonfinite", "on_oom"}  # keys of conf/trainer that Lightning's Trainer doesn't have
@@ -67,7 +68,7 @@ class TrainConfig(BaseModel):
     compile: bool
     metrics: Nodes = Field(default_factory=dict)
     optimized_metric: Metrics
-    optimized_mode: Literal["min", "max"] | list[Literal["min", "max"]] | None = None
+    optimized_mode: Mode | list[Mode] | None = None
     resume: str | None
     overwrite: bool
     record: Node  # all of the config, plain: config.yaml, the checkpoints and W&B get it
@@ -94,7 +95,7 @@ class TrainConfig(BaseModel):
     def first_metric(self) -> str:
         return self.all_metrics[0]
 
-    def mode_of(self, metric: str, better: Mapping[str, str | None]) -> str | None:
+    def mode_of(self, metric: str, better: Mapping[str, Mode | None]) -> Mode | None:
         """Returns "min" or "max", the direction in which a metric is better: what the config says of an
         optimised one, else what `better` has for it."""
         given = self.optimized_mode

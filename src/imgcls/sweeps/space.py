@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from imgcls.config import check as configs
 from imgcls.errors import UserError, nearest
+from imgcls.spec import DataSpec
 
 PARAMS = "sweep.params."
 
@@ -99,13 +100,40 @@ def check_space(
     if not known:
         raise mistake
     for name in metrics:
-        if name not in known:
+        if name not in known and not config.get("optimized_mode"):
             raise UserError(f"optimized_metric={name}: no such metric is logged; {nearest(name, known)}")
 
 
-def logged_by(config: DictConfig) -> dict[str, str | None]:
-    """Returns what a training with this config logs: names, and the direction in which each is better."""
-    nodes: Any = OmegaConf.to_container(config, resolve=True)
-    task: Any = configs.locate(nodes["task"]["_target_"], "task._target_")
-    spec = configs.build(nodes["data"], "data").spec
-    return task.measures(spec).logged(nodes["metrics"]) | {"images_per_second": "max"}
+def logged_by(config: DictConfig, spec: DataSpec | None = None) -> dict[str, str | None]:
+    """Returns what a training with this config logs, by default on its own data: names, and the direction in
+    which each is better."""
+    task, metrics, data = (plain(config.get(key)) for key in ("task", "metrics", "data"))
+    kind: Any = configs.locate(task["_target_"], "task._target_")
+    found: dict[str, str | None] = {}
+    found |= kind.measures(spec or configs.build(data, "data").spec).logged(metrics)
+    for name, node in (config.get("callbacks") or {}).items():
+        if node and "_target_" in node:
+            found |= getattr(configs.locate(node["_target_"], f"callbacks.{name}"), "logs", {})
+    return found
+
+
+def plain(node: DictConfig | None) -> Any:
+    """Returns a part of a config as plain data."""
+    return {} if node is None else OmegaConf.to_container(node, resolve=True)
+
+
+def directions(config: DictConfig, metrics: list[str]) -> list[str]:
+    """Returns for each metric "min" or "max": `optimized_mode`, or what the metric says. Raises UserError: it
+    does not say."""
+    mode: Any = config.get("optimized_mode")
+    given = [mode] * len(metrics) if mode is None or isinstance(mode, str) else list(mode)
+    known = {} if all(given) else logged_by(config, DataSpec(list("0123456789"), 3, 32, [0.5], [0.5]))
+    found = [mode or known.get(name) for name, mode in zip(metrics, given, strict=True)]
+    for name, mode in zip(metrics, found, strict=True):
+        if mode is None:
+            what = (
+                "no such metric is logged" if name not in known else "it does not say which way it is better"
+            )
+            own = "a metric of your own code needs optimized_mode=min or optimized_mode=max"
+            raise UserError(f"optimized_metric={name}: {what}; {nearest(name, known)}; {own}")
+    return [str(mode) for mode in found]
