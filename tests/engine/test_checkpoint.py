@@ -121,7 +121,7 @@ def test_a_step_that_spoils_the_network(
         return loss(self, outputs, targets)
 
     monkeypatch.setattr(ImageClassifier, "training_loss", spoiling)
-    ended = train(*SHORT, "test=false", "hydra.run.dir=run", f"trainer.on_nonfinite={on_nonfinite}")
+    ended = train(*SHORT, "test=false", "hydra.run.dir=run", f"recovery.on_nonfinite={on_nonfinite}")
     status = json.loads(Path("run/status.json").read_text())["status"]
     for name in ("last", "best"):
         state = torch.load(f"run/checkpoints/{name}.ckpt", weights_only=True)["state_dict"]

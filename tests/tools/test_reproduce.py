@@ -43,7 +43,7 @@ def test_the_same_and_not_the_same(
         "data.batch_size=4",
         "data.num_workers=0",
     )
-    here("train", *SHORT, *data, "callbacks=[default,ema]", "logger=[csv,wandb]", "hydra.run.dir=one")
+    here("train", *SHORT, *data, "callbacks=ema", "logger=[csv,wandb]", "hydra.run.dir=one")
     elsewhere = folder.parent / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)

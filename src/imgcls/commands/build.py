@@ -4,14 +4,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from imgcls.callbacks.step_curves import LossCurve, Throughput
 from imgcls.config import check as configs
-from imgcls.config.metrics import Metrics, direction
+from imgcls.config.metrics import Metrics, direction, first
 from imgcls.config.training import Node, Nodes, TrainConfig, TrainerConfig
 from imgcls.data.module import ImageDataModule
 from imgcls.engine.build import build_data, build_trainer, check_schedule, prepare
 from imgcls.engine.checkpoint import SaveConfig
+from imgcls.engine.last_checkpoint import LastCheckpoint
 from imgcls.engine.recovery import Training
 from imgcls.errors import UserError, nearest
+from imgcls.loggers.progress import EpochProgress
 from imgcls.tasks.classification import ImageClassifier
 from imgcls.tasks.metrics import logged_names
 
@@ -21,13 +27,32 @@ def assemble(config: TrainConfig, run_dir: Path, resumed_from: Path | None = Non
     prepare(config.seed)
     data = build_data(config.data, config.augment, config.seed)
     classifier = build_classifier(config, data)
-    callbacks = build_all(config.callbacks, "callbacks")
+    callbacks = build_callbacks(config)
     names = logged_names(classifier.spec.num_classes)
     check_monitored(config.optimized_metric, callbacks, config.scheduler, config.trainer, names)
     callbacks.append(SaveConfig(config.record, resumed_from))
     trainer = build_trainer(config.trainer, callbacks, [], run_dir)
     check_schedule(config.scheduler, classifier, trainer, data)
     return Training(trainer, classifier, data)
+
+
+def build_callbacks(config: TrainConfig) -> list[Callback]:
+    """Builds the callbacks that every training has, and after them those that `callbacks` adds."""
+    settings, folder = config.recovery, f"{config.run_dir}/checkpoints"
+    monitor = settings.monitor or first(config.optimized_metric)
+    best = ModelCheckpoint(
+        dirpath=folder, filename=settings.filename, monitor=monitor, mode=settings.mode or direction(monitor),
+        save_top_k=settings.save_top_k, auto_insert_metric_name=False, enable_version_counter=False,
+        save_on_train_epoch_end=True,
+    )  # fmt: skip
+    return [
+        best,
+        LastCheckpoint(folder, settings.every_minutes),
+        Throughput(),
+        LossCurve(config.trainer.log_every_n_steps),
+        EpochProgress(settings.refresh_seconds),
+        *build_all(config.callbacks, "callbacks"),
+    ]
 
 
 def build_all(nodes: Nodes, group: str) -> list[Any]:
@@ -68,7 +93,7 @@ def check_monitored(
     for keeper in callbacks:  # several files are kept
         if getattr(keeper, "save_top_k", 1) not in (0, 1) and "{" not in (keeper.filename or "{"):
             given = f"ModelCheckpoint.save_top_k={keeper.save_top_k} with filename={keeper.filename}"
-            advice = "each file needs a name of its own, such as callbacks.checkpoint.filename='{epoch:03d}'"
+            advice = "each file needs a name of its own, such as recovery.filename='{epoch:03d}'"
             raise UserError(f"callbacks: {given}: {advice}")
     for where, name, mode in watched:
         if mode is not None and mode != direction(name):

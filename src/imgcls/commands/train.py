@@ -74,13 +74,13 @@ def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None) -> Score:
             check_data(run_dir, training.data.fingerprint())
             check_progress(checkpoint, training.trainer)
 
-    def rebuild(batch_size: int, accumulated: int) -> Training:
-        return assemble(config.with_batches(batch_size, accumulated), run_dir)
+    def rebuild() -> Training:
+        return assemble(config, run_dir)
 
     try:
         with outcome_recorded(run_dir, training):
             training.trainer.loggers = told(build_all(config.logger, "logger"), run_dir, record)
-            training = fit(training, rebuild, config.trainer, run_dir, checkpoint)
+            training = fit(training, rebuild, config.recovery, run_dir, checkpoint)
             summarise(training.trainer, run_dir)
             refuse_pruned(training.trainer)
             calibrate_and_test(config, training, run_dir)

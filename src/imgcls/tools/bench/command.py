@@ -24,7 +24,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from imgcls.commands.build import build_all, build_classifier
+from imgcls.commands.build import build_all, build_callbacks, build_classifier
 from imgcls.config import check as configs
 from imgcls.config.paths import shown
 from imgcls.config.training import Node, TrainConfig
@@ -79,8 +79,7 @@ def measure(config: TrainConfig, turns: Turns, run_dir: Path) -> dict[str, Any] 
     prepare(config.seed)
     data = build_data(config.data, config.augment, config.seed)
     classifier = build_classifier(config, data)
-    callbacks = build_all(config.callbacks, "callbacks")
-    callbacks = [c for c in callbacks if not isinstance(c, Checkpoint | EarlyStopping)]
+    callbacks = [c for c in build_callbacks(config) if not isinstance(c, Checkpoint | EarlyStopping)]
     for progress in (c for c in callbacks if isinstance(c, EpochProgress)):
         progress.console = Console(file=io.StringIO(), force_terminal=True)  # drawn, but not seen
     endless = config.trainer.model_copy(update={"max_epochs": 10**6, "max_steps": -1, "limit_val_batches": 0})
