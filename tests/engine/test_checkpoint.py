@@ -159,3 +159,12 @@ def test_a_rate_that_spoils_a_resume(train: Train, cut: Path) -> None:
     assert damage(cut / "checkpoints" / "last.ckpt") is None
     assert (cut / "config.yaml").read_text() == config
     assert train("resume=cut") is None
+
+
+def test_a_checkpoint_of_ones_own_is_kept_beside(train: Train) -> None:
+    settings = {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "monitor": "val/loss"}
+    settings |= {"dirpath": "run/checkpoints", "filename": "lowest"}
+    own = [f"+callbacks.lowest.{key}={value}" for key, value in settings.items()]
+    assert train(*SHORT, *own, "callbacks=early_stopping", "test=false", "hydra.run.dir=run") is None
+    kept = {path.name for path in Path("run/checkpoints").iterdir()}
+    assert kept == {"best.ckpt", "last.ckpt", "previous.ckpt", "lowest.ckpt"}
