@@ -96,7 +96,7 @@ def test_by_config(here: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(ImageClassifier, "normalise", seen)
     here(
-        "train", "data.image_size=16", "callbacks=[default,progressive_resizing]", "debug=fast",
+        "train", "data.image_size=16", "callbacks=progressive_resizing", "debug=fast",
         "callbacks.progressive_resizing.multiple=4", "trainer.max_epochs=2", "logger=csv",
     )  # fmt: skip
     assert sizes == [8, 8, 12, 12]

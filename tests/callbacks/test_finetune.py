@@ -334,7 +334,7 @@ def test_a_head_is_the_end_or_is_not(target: str, reused: bool) -> None:
 def test_as_used_with_two_processes(said: Callable[..., str]) -> None:
     done = imgcls(
         "train", "finetune=staged", "trainer=ddp_cpu", "trainer.max_epochs=2",
-        "trainer.limit_train_batches=3", "logger=csv", "callbacks=[default,ema]",
+        "trainer.limit_train_batches=3", "logger=csv", "callbacks=ema",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "epoch 1: 1,290 of 288,170 parameters learn, from head on" in done.stdout
@@ -349,7 +349,7 @@ def test_every_mode_with_two_processes_and_ema(mode: str, unfrozen: int) -> None
     torch.save(build_network(CNN, 10, 1, 8).state_dict(), "start.pth")
     done = imgcls(
         "train", f"finetune={mode}", "trainer=ddp_cpu", "trainer.max_epochs=2",
-        "trainer.limit_train_batches=3", "logger=csv", "callbacks=[default,ema]", "backbone.width=4",
+        "trainer.limit_train_batches=3", "logger=csv", "callbacks=ema", "backbone.width=4",
         "backbone.weights=start.pth", "hydra.run.dir=run",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -22,7 +22,7 @@ EVERYTHING = """
     data=imagefolder data.image_size=32 data.crop_ratio=1 data.batch_size=4 data.num_workers=2
     augment=randaugment augment.erase=0.5 augment.mixup.probability=0.5 augment.cutmix.probability=0.5
     backbone=resnet20 loss=focal optimizer=sgd scheduler=one_cycle task.class_weights=balanced
-    callbacks=[default,ema,early_stopping] logger=[csv,tensorboard] seed=3
+    callbacks=[ema,early_stopping] logger=[csv,tensorboard] seed=3
     trainer.gradient_clip_val=1 trainer.accumulate_grad_batches=2
 """
 

@@ -4,17 +4,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from support.composed import CONF, composed, files, training
 from support.packs import packed
 
 from imgcls.backbones.build import build_network
 from imgcls.callbacks.finetune import Finetune
-from imgcls.commands.build import build_task
+from imgcls.commands.build import build_callbacks, build_task
 from imgcls.commands.eval import EvalConfig
 from imgcls.config import check as configs
+from imgcls.config.training import RecoveryConfig, TrainConfig
 from imgcls.data.module import ImageDataModule
 from imgcls.engine.build import build_data, build_trainer
 from imgcls.errors import UserError
+from imgcls.spec import DataSpec
+from imgcls.tasks.classification import ImageClassifier
+from imgcls.tasks.metrics import Better
 from imgcls.tools import pack
 
 NEEDED = {  # what a user must give with a choice
@@ -28,21 +33,16 @@ NEEDED = {  # what a user must give with a choice
     "optimizer=torch": ["optimizer._target_=torch.optim.NAdam"],
     "optimizer=timm": ["optimizer.opt=adan"],
 }  # fmt: skip
+SECOND = [  # checkpoint of one's own
+    "+callbacks.lowest._target_=lightning.pytorch.callbacks.ModelCheckpoint",
+    "+callbacks.lowest.monitor=val/loss",
+]
 
 
 def test_every_group_is_known_here() -> None:
     groups = {p.parent.relative_to(CONF).parts[0] for p in CONF.rglob("*.yaml") if p.parent != CONF}
-    built = {
-        "data",
-        "augment",
-        "backbone",
-        "loss",
-        "optimizer",
-        "scheduler",
-        "trainer",
-        "callbacks",
-        "logger",
-    } | {"finetune"}
+    built = {"data", "augment", "backbone", "loss", "optimizer", "scheduler", "trainer", "recovery"}
+    built |= {"callbacks", "logger", "finetune", "task", "metrics"}
     assert groups - built == {
         "experiment",
         "debug",
@@ -140,18 +140,51 @@ def test_callbacks(name: str) -> None:
         assert configs.build(node or {}, f"callbacks.{key}") is not None
 
 
+def logged(config: TrainConfig) -> dict[str, Better]:
+    spec = DataSpec(["a", "b"], 1, 8, [0.5], [0.5])
+    return ImageClassifier.measures(spec).logged(config.metrics)
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
         ([], ("val/top1", "max")),
         (["optimized_metric=val/loss"], ("val/loss", "min")),
         (["optimized_metric=[val/f1,val/loss]"], ("val/f1", "max")),
-        (["callbacks.checkpoint.monitor=val/calibration_error"], ("val/calibration_error", "min")),
+        (["recovery.monitor=val/calibration_error"], ("val/calibration_error", "min")),
     ],
 )
 def test_the_kept_checkpoint_follows_the_metric(given: list[str], expected: tuple[str, str]) -> None:
-    keeper = training(*given).callbacks["checkpoint"] or {}
-    assert (keeper["monitor"], keeper["mode"]) == expected
+    config = training(*given)
+    keeper = build_callbacks(config, logged(config))[0]
+    assert isinstance(keeper, ModelCheckpoint) and (keeper.monitor, keeper.mode) == expected
+
+
+def test_recovery() -> None:
+    """The file has every key, with the values that hold without it."""
+    assert composed()["recovery"] == RecoveryConfig().model_dump()
+
+
+ALWAYS = ["ModelCheckpoint", "LastCheckpoint", "Throughput", "LossCurve", "EpochProgress"]
+
+
+@pytest.mark.parametrize(
+    ("given", "added"),
+    [
+        ([], []),
+        (["callbacks=[]"], []),
+        (["callbacks=ema"], ["EMA"]),
+        (["callbacks=[ema,early_stopping]", "finetune=gradual"], ["EMA", "EarlyStopping", "Finetune"]),
+        (["callbacks=ema", *SECOND], ["EMA", "ModelCheckpoint"]),
+    ],
+)
+def test_callbacks_add_to_what_is_always_there(given: list[str], added: list[str]) -> None:
+    settings = ["recovery.every_minutes=3", "recovery.refresh_seconds=2", "trainer.log_every_n_steps=7"]
+    config = training(*given, *settings)
+    built = build_callbacks(config, logged(config))
+    assert [type(callback).__name__ for callback in built] == ALWAYS + added
+    _, last, _, curve, progress, *_ = built
+    assert (last.every_minutes, curve.every_n_steps, progress.refresh_seconds) == (3, 7, 2)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", files("logger"))
@@ -190,6 +223,6 @@ def test_pack(choice: str) -> None:
 
 @pytest.mark.parametrize("word", ["null", "false", "0"])
 def test_a_part_is_switched_off(word: str) -> None:
-    config = training(f"callbacks.progress={word}", f"logger.csv={word}")
-    assert config.callbacks["progress"] is None and config.logger["csv"] is None
-    assert config.callbacks["checkpoint"] is not None
+    config = training("callbacks=[ema,early_stopping]", f"callbacks.ema={word}", f"logger.csv={word}")
+    assert config.callbacks["ema"] is None and config.logger["csv"] is None
+    assert config.callbacks["early_stopping"] is not None

@@ -56,7 +56,7 @@ WAYS = {
     "eval": "eval checkpoint=evil.ckpt",
     "predict": "predict checkpoint=evil.ckpt source=pictures",
     "export": "export checkpoint=evil.ckpt out=net.onnx",
-    "teacher": "train callbacks=[default,distillation] callbacks.distillation.teacher=evil.ckpt logger=csv",
+    "teacher": "train callbacks=distillation callbacks.distillation.teacher=evil.ckpt logger=csv",
 }
 
 

@@ -216,7 +216,7 @@ def test_steps_without_end() -> None:
 
 def test_errors() -> None:
     for wrong in ([1.0, 2.0, 3.0], [0.0] * 10, [1.0] * 9 + [-1.0]):
-        with pytest.raises(UserError, match=r"task.class_weights=.*: expected 10 numbers of 0 or more, not all 0"):
+        with pytest.raises(UserError, match=r"task.class_weights=.*: expected 10 numbers of 0 or more"):
             classifier(class_weights=wrong)
     module = classifier(optimizer=None)
     with pytest.raises(UserError, match="it can only be evaluated"):

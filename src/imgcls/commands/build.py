@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
 
+from imgcls.callbacks.step_curves import LossCurve, Throughput
 from imgcls.config import check as configs
 from imgcls.config.training import Nodes, TrainConfig, TrainerConfig
 from imgcls.data.module import ImageDataModule
 from imgcls.engine.build import build_data, build_trainer, check_schedule, prepare
 from imgcls.engine.checkpoint import SaveConfig
+from imgcls.engine.last_checkpoint import LastCheckpoint
 from imgcls.engine.recovery import Training
 from imgcls.errors import UserError, nearest
+from imgcls.loggers.progress import EpochProgress
 from imgcls.tasks.metrics import Better
 from imgcls.tasks.task import Task
 
@@ -47,6 +51,25 @@ def build_parts(config: TrainConfig) -> tuple[ImageDataModule, Task, list[Callba
     return data, task, callbacks, better
 
 
+def build_callbacks(config: TrainConfig, better: Mapping[str, Better]) -> list[Callback]:
+    """Builds the callbacks that every training has, and after them those that `callbacks` adds."""
+    settings, folder = config.recovery, f"{config.run_dir}/checkpoints"
+    monitor = settings.monitor or config.first_metric
+    best = ModelCheckpoint(
+        dirpath=folder, filename=settings.filename, monitor=monitor, save_top_k=settings.save_top_k,
+        mode=settings.mode or config.mode_of(monitor, better) or "max",  # `check_monitored` refuses none
+        auto_insert_metric_name=False, enable_version_counter=False, save_on_train_epoch_end=True,
+    )  # fmt: skip
+    return [
+        best,
+        LastCheckpoint(folder, settings.every_minutes),
+        Throughput(),
+        LossCurve(config.trainer.log_every_n_steps),
+        EpochProgress(settings.refresh_seconds),
+        *added_callbacks(config, better),
+    ]
+
+
 def build_all(nodes: Nodes, group: str) -> list[Any]:
     """Builds the callbacks or loggers that are not switched off."""
     return [configs.build(node, f"{group}.{name}") for name, node in nodes.items() if node]
@@ -64,7 +87,7 @@ def build_task(config: TrainConfig, data: ImageDataModule) -> Task:
     return task
 
 
-def build_callbacks(config: TrainConfig, better: Mapping[str, Better]) -> list[Callback]:
+def added_callbacks(config: TrainConfig, better: Mapping[str, Better]) -> list[Callback]:
     """Builds the callbacks. One that must watch a metric watches the first of optimized_metric if its config
     names none, and one that watches gets the direction in which the metric is better, if its config says
     none."""
@@ -96,7 +119,9 @@ def check_monitored(
     a task or callback that is not ours may log metrics beside those in `better`; then a name must come with
     its direction."""
     watchers: list[Any] = [callback for callback in callbacks if getattr(callback, "monitor", None)]
-    watched = [(f"callbacks: {type(one).__name__}.", one.monitor, one.mode) for one in watchers]
+    others = [f"callbacks: {type(one).__name__}." for one in watchers[1:]]
+    places = ["recovery.", *others]  # the first keeps best.ckpt
+    watched = [(place, one.monitor, one.mode) for place, one in zip(places, watchers, strict=True)]
     if schedule := config.scheduler.get("monitor"):
         watched.append(("scheduler.", schedule, config.scheduler.get("mode")))
     keys = [("optimized_metric", name, config.mode_of(name, better)) for name in config.all_metrics]
@@ -113,9 +138,10 @@ def check_monitored(
             raise UserError(f"{text}; watch train/loss, or let it validate")
     for keeper in (one for one in watchers if getattr(one, "save_top_k", 1) not in (0, 1)):
         if "{" not in (keeper.filename or "{"):  # several files are kept
-            given = f"ModelCheckpoint.save_top_k={keeper.save_top_k} with filename={keeper.filename}"
-            advice = "each file needs a name of its own, such as callbacks.checkpoint.filename='{epoch:03d}'"
-            raise UserError(f"callbacks: {given}: {advice}")
+            given = f"save_top_k={keeper.save_top_k} with filename={keeper.filename}"
+            advice = "each file needs a name of its own, such as filename='{epoch:03d}'"
+            place = "recovery" if keeper is watchers[0] else "callbacks: ModelCheckpoint"
+            raise UserError(f"{place}: {given}: {advice}")
     for where, name, mode in watched:
         right = config.mode_of(name, better)
         if mode is not None and right is not None and mode != right:

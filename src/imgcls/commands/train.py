@@ -75,13 +75,13 @@ def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None) -> Score:
             check_data(run_dir, training.data.fingerprint())
             check_progress(checkpoint, training.trainer)
 
-    def rebuild(batch_size: int, accumulated: int) -> Training:
-        return assemble(config.with_batches(batch_size, accumulated), run_dir)[0]
+    def rebuild() -> Training:
+        return assemble(config, run_dir)[0]
 
     try:
         with outcome_recorded(run_dir, training, better):
             training.trainer.loggers = told(build_all(config.logger, "logger"), run_dir, record)
-            training = fit(training, rebuild, config.trainer, run_dir, checkpoint)
+            training = fit(training, rebuild, config.recovery, run_dir, checkpoint)
             summarise(training.trainer, run_dir)
             callbacks: list[Callback] = training.trainer.callbacks  # type: ignore[attr-defined]
             if any(getattr(callback, "pruned", False) for callback in callbacks):  # by a search

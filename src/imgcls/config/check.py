@@ -18,7 +18,6 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
-from imgcls.config import metrics  # noqa: F401 (it registers the resolvers that conf/ uses)
 from imgcls.config.paths import expand
 from imgcls.errors import UserError, nearest
 

@@ -6,16 +6,16 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from imgcls.config import check as configs
-from imgcls.config.metrics import Metrics
+from imgcls.config.command_line import renamed
 from imgcls.errors import UserError
 
 Node = dict[str, Any]  # a call: `_target_` and its keyword arguments
 Part = Annotated[Node | None, BeforeValidator(lambda node: node or None)]  # null or false switches it off
 Nodes = Annotated[dict[str, Part], BeforeValidator(lambda nodes: nodes or {})]  # parts by name
+Metrics = Annotated[str | list[str], Field(min_length=1)]  # the first of several says which epoch is best
 Mode = Literal["min", "max"]  # the direction in which a metric is better
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-PARTS = ("task", "data", "augment", "backbone", "loss", "optimizer", "scheduler", "trainer")
-OURS = {"on_nonfinite", "on_oom"}  # keys of conf/trainer that Lightning's Trainer doesn't have
+PARTS = ("task", "data", "augment", "backbone", "loss", "optimizer", "scheduler", "trainer", "recovery")
 
 
 class TrainerConfig(BaseModel):
@@ -36,12 +36,24 @@ class TrainerConfig(BaseModel):
     num_sanity_val_steps: Annotated[int, Field(ge=-1)] = 0
     log_every_n_steps: Annotated[int, Field(ge=0)] = 50
     num_nodes: Annotated[int, Field(ge=1)] = 1
-    on_nonfinite: Literal["stop", "skip"] = "stop"
-    on_oom: Literal["stop", "halve"] = "stop"
 
     def arguments(self) -> Node:
-        """Returns the call that builds Lightning's Trainer: the keys that were given, without ours."""
-        return self.model_dump(exclude=OURS, exclude_unset=True)
+        """Returns the call that builds Lightning's Trainer: the keys that were given."""
+        return self.model_dump(exclude_unset=True)
+
+
+class RecoveryConfig(BaseModel):
+    """Keys of conf/recovery: what every training keeps, shows and gets over, whatever `callbacks` adds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    monitor: str | None = None  # None: the first optimized_metric
+    mode: Literal["min", "max"] | None = None  # None: as the metric is better
+    filename: Annotated[str, Field(min_length=1)] = "best"
+    save_top_k: Annotated[int, Field(ge=-1)] = 1
+    every_minutes: Annotated[float, Field(gt=0)] = 10.0
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    refresh_seconds: Annotated[float, Field(ge=0)] = 0.25
 
 
 class TrainConfig(BaseModel):
@@ -57,6 +69,7 @@ class TrainConfig(BaseModel):
     optimizer: Node
     scheduler: Node
     trainer: TrainerConfig
+    recovery: RecoveryConfig
     callbacks: Nodes = Field(default_factory=dict)
     logger: Nodes = Field(default_factory=dict)
     names: dict[str, Any]
@@ -81,8 +94,10 @@ class TrainConfig(BaseModel):
                 raise UserError(f"{part}: nothing is chosen; write {part}=…")
         backbone = {**plain["backbone"]}
         backbone.pop("weights", None)  # the file is not the network's
-        ours = OURS | ({"precision"} if plain["trainer"].get("precision") == "auto" else set())
-        trainer = {k: v for k, v in plain["trainer"].items() if k not in ours}
+        trainer = {k: v for k, v in plain["trainer"].items() if (k, v) != ("precision", "auto")}
+        for key in trainer:
+            if advice := renamed(f"trainer.{key}"):
+                raise UserError(f"trainer.{key}: there is no such key; {advice}")
         configs.check({**plain, "backbone": backbone, "trainer": trainer})
         return configs.typed({**plain, "record": plain}, cls, "")
 
@@ -101,9 +116,3 @@ class TrainConfig(BaseModel):
         given = self.optimized_mode
         modes = given if isinstance(given, list) else [given] * len(self.all_metrics)
         return dict(zip(self.all_metrics, modes, strict=False)).get(metric) or better.get(metric)
-
-    def with_batches(self, size: int, accumulated: int) -> Self:
-        """Returns the config with another batch size and number of accumulated batches."""
-        data = {**self.record["data"], "batch_size": size}
-        trainer = {**self.record["trainer"], "accumulate_grad_batches": accumulated}
-        return self.read({**self.record, "data": data, "trainer": trainer})

@@ -84,11 +84,6 @@ def build_trainer(
     given: dict[str, Any] = {"default_root_dir": str(run_dir), "use_distributed_sampler": False}
     given |= {"callbacks": callbacks, "logger": loggers or False}
     trainer: Trainer = configs.build(node, "trainer", Trainer, **given)
-    if trainer.world_size > 1 and config.on_oom == "halve":
-        what = f"works in a single process, and here are {trainer.world_size}"
-        advice = "leave it out, or find the size before with tune=batch_size"
-        why = "one that runs out of memory can't tell the others"
-        raise UserError(f"trainer.on_oom=halve {what}: {why}; {advice}")
     if isinstance(trainer.accelerator, CPUAccelerator):
         if trainer.num_devices > max(cores(), 2):  # 2: to try it anywhere
             advice = f"each is a process, and this machine has {cores()} cores"

@@ -36,8 +36,6 @@ class LastCheckpoint(Checkpoint):
     monitor, best_model_path = None, ""  # as a ModelCheckpoint has, for a run without one
 
     def __init__(self, dirpath: str, every_minutes: float = 10.0) -> None:
-        if not every_minutes > 0:
-            raise UserError(f"LastCheckpoint: every_minutes={every_minutes}: expected a number above 0")
         self.path, self.every_minutes, self.saved = Path(dirpath) / "last.ckpt", every_minutes, 0.0
         self.saving = self.epoch_ended = False
         self.infinite: list[str] = []  # buffers that are not finite from the start, such as a mask

@@ -22,8 +22,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from imgcls.config import check as configs
-from imgcls.config.metrics import Metrics
 from imgcls.config.paths import hydra_quoted, shown
+from imgcls.config.training import Metrics
 from imgcls.engine.signals import SIGNALS
 from imgcls.errors import InUse, UserError, one_line
 from imgcls.runs.record import yaml_text

@@ -20,7 +20,8 @@ def build_loss(config: Mapping[str, Any], weights: Sequence[float] | None, num_c
     if weights is None:
         return configs.build(config, "loss", nn.Module)
     if len(weights) != num_classes or min(weights) < 0 or not any(weights):
-        raise UserError(f"task.class_weights={weights}: expected {num_classes} numbers of 0 or more, not all 0")
+        expected = f"expected {num_classes} numbers of 0 or more, not all 0"
+        raise UserError(f"task.class_weights={weights}: {expected}")
     return configs.build(config, "loss", nn.Module, weight=torch.tensor(weights))
 
 
