@@ -127,7 +127,7 @@ MISTAKES = [
     ("train trainer.limit_train_batches=0.001 logger=csv", "trainer: "),
     (
         "train optimized_metric=val/loss recovery.mode=max",
-        "ModelCheckpoint.mode=max: val/loss is better the other way; set mode=min",
+        "recovery.mode=max: val/loss is better the other way; set mode=min",
     ),
     (
         "train scheduler=plateau scheduler.monitor=val/top1",
