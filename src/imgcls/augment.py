@@ -105,7 +105,7 @@ class BatchAugment(nn.Module):
         self.augment = augment
         self.flip = augment.flip if augment.flip is not None else 0.5 * spec.mirror
         self.padding = augment.padding if augment.crop_of(spec) == "padded" else 0.0
-        self.num_classes = spec.num_classes
+        self.num_classes, self.spec = spec.num_classes, spec
 
     def pixels(self, images: Tensor) -> Tensor:
         """Crops and mirrors `images (N, C, H, W) uint8`, all in one gather."""
@@ -123,6 +123,12 @@ class BatchAugment(nn.Module):
             columns = columns + torch.randint(0, 2 * pad + 1, (n, 1), device=device)
         sample = torch.arange(n, device=device)[:, None, None]
         return images.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+    def shown(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns `images (N, C, H, W) uint8` as training gets them, in uint8 again, and their targets."""
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.spec.mean, self.spec.std))
+        mixed, targets = self.mix((self.pixels(images) / 255 - mean) / std, targets)
+        return ((mixed * std + mean) * 255).round().clamp(0, 255).byte(), targets
 
     def mix(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Erases and mixes normalised `images (N, C, H, W)`; mixed targets are shares `(N, K)`."""

@@ -116,22 +116,15 @@ class Predictor:
         self.device, self.precision = trainer.strategy.root_device, trainer.precision_plugin
         self.precision.convert_module(task).to(self.device)
         self.task = task
-        self.head_inputs, self.config = list[Tensor](), config
-        if config.embedding:
-            head = task.network.get_submodule(task.head_name)
-            head.register_forward_pre_hook(lambda module, inputs: self.head_inputs.append(inputs[0]))
+        self.config = config
 
     def __call__(self, paths: list[str], images: Tensor) -> Rows:
         """Returns the rows of `images (N, C, H, W) uint8`; embeddings are of images as they are."""
         with torch.inference_mode(), self.precision.forward_context():
             images = images.to(self.device, non_blocking=True)
-            answers = self.task.answers(images, self.config.top_k, self.config.tta == "flip")
-            embeddings = None
-            if self.head_inputs:
-                features = self.head_inputs[0].float()
-                # The head of some networks is a convolution: the mean over places.
-                embeddings = (features.mean((2, 3)) if features.ndim == 4 else features).cpu().numpy()
-                self.head_inputs.clear()
+            with self.task.features_kept() if self.config.embedding else contextlib.nullcontext() as kept:
+                answers = self.task.answers(images, self.config.top_k, self.config.tta == "flip")
+            embeddings = None if kept is None else kept.pooled().cpu().numpy()
             numbers = [row.cpu().numpy() for row in answers.numbers]
             return Rows(paths, answers.labels, numbers, embeddings, answers.several)
 

@@ -20,6 +20,7 @@ from imgcls.runs.run_files import (
     flat,
     read_config,
     read_file,
+    test_metrics,
     text_of,
 )
 
@@ -82,7 +83,6 @@ def find_runs(folder: Path) -> Iterator[Path]:
 def read_run(path: Path) -> dict[str, Any]:
     """Returns the row of `read_runs` for one run directory."""
     row: dict[str, Any] = {"status": "failed", "reason": "it ended before training began"}
-    tests = path / "test" / "metrics.json"
     try:
         if not any((path / name).exists() for name in RECORDS):
             return row
@@ -96,9 +96,7 @@ def read_run(path: Path) -> dict[str, Any]:
             row |= _best_and_last(curves(path), metric, direction(str(metric), directions(path)))
         elif row["status"] == "finished" and "csv" in (config.get("logger") or {}):
             raise Damaged("metrics.csv is not there")
-        if tests.exists():
-            tested = read_file(tests, lambda text: typed(json.loads(text), dict[str, float], ""))
-            row |= {name: value for name, value in tested.items() if name.startswith("test/")}
+        row |= test_metrics(path)
     except (Damaged, OSError) as error:
         row |= {"status": "damaged", "reason": str(error)}
     return row

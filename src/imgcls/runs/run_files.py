@@ -134,6 +134,16 @@ def text_of(path: Path) -> str:
         return ""
 
 
+def test_metrics(path: Path) -> dict[str, float]:
+    """Returns what a run's test measured, by name; nothing where there was none. Raises Damaged."""
+    if not (path / "test" / "metrics.json").exists():
+        return {}
+    tested: dict[str, float] = read_file(
+        path / "test" / "metrics.json", lambda text: typed(json.loads(text), dict[str, float], "")
+    )
+    return {name: value for name, value in tested.items() if name.startswith("test/")}
+
+
 def circumstances(path: Path) -> dict[str, dict[str, Any]]:
     """Reads the values by which a run was made: config, environment, git and data. Raises Damaged."""
 

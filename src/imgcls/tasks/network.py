@@ -1,5 +1,7 @@
 """NetworkModule: how the network of a task gets images, and takes exact steps that a seed decides."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
@@ -26,6 +28,22 @@ def data_of(trainer: Trainer) -> ImageDataModule:
     data = getattr(trainer, "datamodule", None)
     assert isinstance(data, ImageDataModule)
     return data
+
+
+class Features:
+    """What went into a head: `inputs` of each call."""
+
+    def __init__(self) -> None:
+        self.inputs: list[Tensor] = []
+
+    def keep(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.inputs.append(inputs[0])
+
+    def pooled(self) -> Tensor:
+        """Returns those of the first call as `(N, D) float32`: of a head that is a convolution the mean over
+        places."""
+        features = self.inputs[0].float()
+        return features.mean((2, 3)) if features.ndim == 4 else features
 
 
 class NetworkModule(LightningModule):
@@ -82,6 +100,16 @@ class NetworkModule(LightningModule):
     def forward(self, images: Tensor) -> Tensor:
         """Returns the logits `(N, K) float32` of `images (N, C, H, W) uint8`, divided by the temperature."""
         return self.raw_logits(images) / self.temperature
+
+    @contextmanager
+    def features_kept(self) -> Iterator["Features"]:
+        """Keeps what goes into the head while the network runs within."""
+        kept = Features()
+        hook = self.network.get_submodule(self.head_name).register_forward_pre_hook(kept.keep)
+        try:
+            yield kept
+        finally:
+            hook.remove()
 
     def training_loss(self, outputs: tuple[Tensor, ...], targets: Tensor) -> Tensor:
         """Returns the loss of the network's outputs, with that of auxiliary ones."""

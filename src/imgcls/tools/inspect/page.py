@@ -202,12 +202,9 @@ def draw_samples(data: ImageDataModule, unreadable: set[str], number: int) -> Sa
     if not keys:
         return []
     images, targets, *_ = dataset.__getitems__(keys)
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
-    augment = BatchAugment(data.augment, spec)
-    mixed, shares = augment.mix((augment.pixels(images) / 255 - mean) / std, targets)
+    pixels, shares = BatchAugment(data.augment, spec).shown(images, targets)
     if shares.ndim == 1:
         shares = torch.eye(spec.num_classes)[targets]
-    pixels = ((mixed * std + mean) * 255).round().clamp(0, 255).byte()
     samples = []
     for image, row in zip(pixels, shares.tolist(), strict=True):
         parts = [(share, name) for share, name in zip(row, spec.class_names, strict=True) if share > 0.005]
