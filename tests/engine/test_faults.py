@@ -86,7 +86,8 @@ def test_in_evaluation_it_is_padding(folder: Path) -> None:
     spoil(data, "test", 1, 5)  # the second batch has no other
     first, second = data.test_dataloader()
     assert first.indices.tolist() == [0, 1, 2, 3, 4] and second.indices.tolist() == [5]
-    assert first.targets.tolist() == [whole[0][0], -1, *whole[0][2:]] and second.targets.tolist() == [-1]
+    assert first.valid.tolist() == [True, False, True, True, True] and second.valid.tolist() == [False]
+    assert torch.equal(first.targets[first.valid], whole[0][first.valid])
 
 
 def test_too_many(folder: Path) -> None:
