@@ -1,5 +1,6 @@
 """Typed config of a training: what `imgcls train` composes, with the bounds of each value."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -15,6 +16,17 @@ Nodes = Annotated[dict[str, Part], BeforeValidator(lambda nodes: nodes or {})]  
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 PARTS = ("task", "data", "augment", "backbone", "loss", "optimizer", "scheduler", "trainer")
 OURS = {"on_nonfinite", "on_oom"}  # keys of conf/trainer that Lightning's Trainer doesn't have
+
+
+class ScheduleEntry(BaseModel):
+    """A schedule of torch, with what Lightning's dict around it says of when it goes on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scheduler: Node
+    interval: Literal["epoch", "step"] = "epoch"
+    frequency: Annotated[int | None, Field(ge=1)] = None
+    monitor: str = "val/loss"  # what ReduceLROnPlateau watches
 
 
 class TrainerConfig(BaseModel):
@@ -41,6 +53,17 @@ class TrainerConfig(BaseModel):
     def arguments(self) -> Node:
         """Returns the call that builds Lightning's Trainer: the keys that were given, without ours."""
         return self.model_dump(exclude=OURS, exclude_unset=True)
+
+
+def network_call(backbone: Node) -> Node:
+    """Returns the call of a backbone's config, without the keys of first weights that its function does not
+    have. Raises UserError: it should be pretrained, and has no such weights."""
+    call = {key: value for key, value in backbone.items() if key != "weights"}
+    named = inspect.signature(configs.locate(call["_target_"], "backbone._target_")).parameters
+    if "pretrained" not in named and call.pop("pretrained", False):
+        advice = "give a file of weights as backbone.weights=FILE"
+        raise UserError(f"backbone.pretrained=true: {call['_target_']} has no such weights; {advice}")
+    return call
 
 
 class TrainConfig(BaseModel):
@@ -78,12 +101,21 @@ class TrainConfig(BaseModel):
         for part in PARTS:
             if not plain.get(part):
                 raise UserError(f"{part}: nothing is chosen; write {part}=…")
-        backbone = {**plain["backbone"]}
-        backbone.pop("weights", None)  # the file is not the network's
+        backbone = network_call(plain["backbone"])
+        if "scheduler" in plain["scheduler"]:
+            configs.typed(plain["scheduler"], ScheduleEntry, "scheduler")
         ours = OURS | ({"precision"} if plain["trainer"].get("precision") == "auto" else set())
         trainer = {k: v for k, v in plain["trainer"].items() if k not in ours}
         configs.check({**plain, "backbone": backbone, "trainer": trainer})
         return configs.typed({**plain, "record": plain}, cls, "")
+
+    @property
+    def watched_by_schedule(self) -> tuple[str | None, str | None]:
+        """The metric that the schedule watches, and the direction in which it takes it to be better."""
+        node = self.scheduler.get("scheduler", self.scheduler)
+        watches = "monitor" in self.scheduler or node.get("_target_", "").endswith(".ReduceLROnPlateau")
+        mode = node.get("mode", "min")  # as torch and ours have it
+        return (self.scheduler.get("monitor", "val/loss"), mode) if watches else (None, None)
 
     @property
     def all_metrics(self) -> list[str]:

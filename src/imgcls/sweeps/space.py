@@ -11,6 +11,7 @@ from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
 from imgcls.config import check as configs
+from imgcls.config.build import build
 from imgcls.errors import UserError, nearest
 
 PARAMS = "sweep.params."
@@ -107,5 +108,5 @@ def logged_by(config: DictConfig) -> dict[str, str | None]:
     """Returns what a training with this config logs: names, and the direction in which each is better."""
     nodes: Any = OmegaConf.to_container(config, resolve=True)
     task: Any = configs.locate(nodes["task"]["_target_"], "task._target_")
-    spec = configs.build(nodes["data"], "data").spec
+    spec = build(nodes["data"], "data").spec
     return task.measures(spec).logged(nodes["metrics"]) | {"images_per_second": "max"}
