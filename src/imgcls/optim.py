@@ -5,7 +5,6 @@ at every step.
 """
 
 import fnmatch
-import inspect
 import logging
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -20,7 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from imgcls.config.build import build, recipe
-from imgcls.config.check import locate, typed
+from imgcls.config.check import locate, parameters, typed
 from imgcls.config.training import Node, ScheduleEntry
 from imgcls.errors import UserError
 from imgcls.spec import Share
@@ -136,7 +135,7 @@ def build_schedule(config: Node, optimizer: Optimizer, steps: Steps) -> Schedule
     entry = typed(config if "scheduler" in config else {"scheduler": config}, ScheduleEntry, "scheduler")
     where = "scheduler.scheduler" if "scheduler" in config else "scheduler"
     target = locate(entry.scheduler.get("_target_"), f"{where}._target_")
-    takes_steps = "steps" in inspect.signature(target).parameters
+    takes_steps = "steps" in parameters(target)
     given: dict[str, Any] = {"optimizer": optimizer} | ({"steps": steps} if takes_steps else {})
     built = build(entry.scheduler, where, **given)
     if isinstance(built, LRScheduler):
@@ -171,7 +170,7 @@ def build_optimizer(
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UserError("the network has no parameter to train")
     # The devices for which torch has fused steps.
-    has_fused = device.type in ("cuda", "cpu", "mps") and "fused" in inspect.signature(call.func).parameters
+    has_fused = device.type in ("cuda", "cpu", "mps") and "fused" in parameters(call.func)
     chosen = {"fused", "foreach", "differentiable"} & set(config)
     try:
         return call(groups, fused=True) if fused and has_fused and not chosen else call(groups)

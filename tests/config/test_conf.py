@@ -27,6 +27,7 @@ NEEDED = {  # what a user must give with a choice
     "backbone=torchvision": ["backbone.name=resnet18"],
     "backbone=timm": ["backbone.name=resnet18"],
     "optimizer=torch": ["optimizer._target_=torch.optim.NAdam"],
+    "loss=torch": ["loss._target_=torch.nn.MultiMarginLoss"],
     "optimizer=timm": ["optimizer.opt=adan"],
 }  # fmt: skip
 

@@ -1,6 +1,5 @@
 """Networks of a backbone's config: built, filled with weights of a file, tried on the shape of the data."""
 
-import inspect
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,12 +15,11 @@ from imgcls.backbones.layers import head_names, last_layer, reset_head
 from imgcls.config import check as configs
 from imgcls.config.allowed import allowed
 from imgcls.config.build import build
-from imgcls.config.training import network_call
+from imgcls.config.training import FIRST_WEIGHTS, network_call
 from imgcls.errors import UserError
 from imgcls.runs.checkpoints import load_tensors, unloadable
 
 log = logging.getLogger(__name__)
-FIRST_WEIGHTS = ("pretrained", "weights")  # keys of a backbone that say where they come from
 # Of a state in a file.
 KEYS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "net")
 WRAPPERS = ("module.", "network.", "_orig_mod.")  # prefixes of names in a state
@@ -44,6 +42,8 @@ def build_network(
         returned = f"backbone._target_={options['_target_']} returns {type(network).__name__}"
         raise UserError(f"{returned}; expected a torch.nn.Module")
     name_head(network, num_classes)
+    if configs.has_nodes(list(options.values())):
+        log.warning("backbone has a call within it: its checkpoints can be resumed, but not evaluated alone")
     if weights is not None:
         reset_head(network)
         load_weights(network, Path(weights), class_names)
@@ -56,9 +56,8 @@ def build_network(
 def taken(target: Callable[..., Any], shape: Mapping[str, int]) -> dict[str, int]:
     """Returns those facts of the data that a backbone's function has a parameter for; a function that passes
     keywords on, as torchvision's do, gets the number of classes."""
-    parameters = inspect.signature(target).parameters
-    passes_on = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    return {k: v for k, v in shape.items() if k in parameters or (passes_on and k == "num_classes")}
+    named, passes_on = configs.hints_of(target)
+    return {k: v for k, v in shape.items() if k in named or (passes_on and k == "num_classes")}
 
 
 def rebuild_network(

@@ -67,8 +67,8 @@ def refuse_nested(node: Mapping[str, Any], where: str) -> None:
     """Raises UserError for a node with nodes within it, which were not looked up in the allow-list."""
     for place, inner in nodes(node, where):
         if inner is not node and "_target_" in inner:
-            refused = f"{place}._target_={inner['_target_']}"
-            raise UserError(f"{refused}: a checkpoint may name no calls within this; it was not called")
+            refused = f"{place}._target_={inner['_target_']}: a checkpoint may name no calls within another"
+            raise UserError(f"{refused}; it was not called; take a function of your own that makes both")
 
 
 def _found(name: Any, where: str, find: Find | None) -> Target:

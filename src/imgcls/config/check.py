@@ -26,7 +26,7 @@ Target = Callable[..., Any]  # a class or function that a `_target_` names
 HYDRAS = {"_target_", "_args_", "_partial_", "_convert_", "_recursive_"}  # keys that are no arguments
 
 
-def locate(target: str, where: str = "_target_") -> Target:
+def locate(target: str | None, where: str = "_target_") -> Target:
     """Returns the class or function of a dotted name. Raises UserError: it is not there, or is neither."""
     if not isinstance(target, str) or "." not in target.strip(".") or target.startswith("."):
         raise UserError(f"{where}={target}: expected a dotted name such as torch.optim.SGD")
@@ -53,7 +53,7 @@ def locate(target: str, where: str = "_target_") -> Target:
 
 
 @functools.lru_cache(maxsize=256)
-def _parameters(target: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
+def hints_of(target: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
     """Returns the type hint of each parameter of `target` (Any if none can be read), and whether it takes
     other keywords. A class that passes keywords on to its bases has their parameters too."""
     functions = [target]
@@ -121,7 +121,7 @@ def arguments(node: Mapping[str, Any], where: str, target: Target | None = None)
     of its `_target_`; nodes within are left alone. `target`: what `_target_` names, if the caller has found
     it. Raises UserError: a key that is no parameter of the target, or a value of a wrong type."""
     target = target or locate(node["_target_"], f"{where}._target_")
-    named, open_ended = _parameters(target)
+    named, open_ended = hints_of(target)
     positional = node.get("_args_", [])
     if not isinstance(positional, list | tuple):
         raise UserError(f"{where}._args_={positional}: expected a list")
@@ -140,13 +140,18 @@ def arguments(node: Mapping[str, Any], where: str, target: Target | None = None)
     return checked
 
 
+def parameters(target: Target) -> Mapping[str, inspect.Parameter]:
+    """Returns the parameters of a target by name; none of a builtin that does not say them."""
+    try:
+        return inspect.signature(target).parameters
+    except ValueError:
+        return {}
+
+
 def _positional(target: Target) -> list[str]:
     """Returns the names of the parameters that positional arguments go to, without those of `*args`."""
-    try:
-        parameters = inspect.signature(target).parameters.values()
-    except ValueError:  # of a builtin
-        return []
-    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [name for name, parameter in parameters(target).items() if parameter.kind in kinds]
 
 
 def nodes(value: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -1,6 +1,5 @@
 """Typed config of a training: what `imgcls train` composes, with the bounds of each value."""
 
-import inspect
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -55,11 +54,14 @@ class TrainerConfig(BaseModel):
         return self.model_dump(exclude=OURS, exclude_unset=True)
 
 
+FIRST_WEIGHTS = {"pretrained", "weights"}  # keys of a backbone that say where they come from
+
+
 def network_call(backbone: Node) -> Node:
     """Returns the call of a backbone's config, without the keys of first weights that its function does not
     have. Raises UserError: it should be pretrained, and has no such weights."""
     call = {key: value for key, value in backbone.items() if key != "weights"}
-    named = inspect.signature(configs.locate(call["_target_"], "backbone._target_")).parameters
+    named, _ = configs.hints_of(configs.locate(call.get("_target_"), "backbone._target_"))
     if "pretrained" not in named and call.pop("pretrained", False):
         advice = "give a file of weights as backbone.weights=FILE"
         raise UserError(f"backbone.pretrained=true: {call['_target_']} has no such weights; {advice}")
@@ -99,7 +101,7 @@ class TrainConfig(BaseModel):
     def read(cls, plain: Node) -> Self:
         """Returns the typed form of a plain config. Raises UserError for what is missing or does not fit."""
         for part in PARTS:
-            if not plain.get(part):
+            if not (plain.get(part) or {}).keys() - FIRST_WEIGHTS:
                 raise UserError(f"{part}: nothing is chosen; write {part}=…")
         backbone = network_call(plain["backbone"])
         if "scheduler" in plain["scheduler"]:

@@ -1,6 +1,5 @@
 """Metrics of a split: the task's own and those of the config, and the direction in which each is better."""
 
-import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -146,7 +145,7 @@ def filled(node: Any, arguments: Mapping[str, Any], find: Find) -> Any:
     inner = {key: filled(value, arguments, find) for key, value in node.items()}
     if "_target_" not in node:
         return inner
-    parameters = inspect.signature(find(str(node["_target_"]))).parameters
+    parameters = configs.parameters(find(str(node["_target_"])))
     return {key: value for key, value in arguments.items() if key in parameters} | inner
 
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from imgcls.augment import Augment, BatchAugment
-from imgcls.backbones.build import FIRST_WEIGHTS, build_network
+from imgcls.backbones.build import build_network
 from imgcls.config import check as configs
 from imgcls.config.build import Find
+from imgcls.config.training import FIRST_WEIGHTS
 from imgcls.data.batch import Batch, ImageDataset
 from imgcls.runs.checkpoints import find_checkpoint, load_content
 from imgcls.spec import DataSpec
