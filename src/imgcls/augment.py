@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from imgcls.config.check import build
+from imgcls.config.build import build
 from imgcls.errors import UserError
 from imgcls.spec import DataSpec, Part, Share
 

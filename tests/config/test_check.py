@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 from pydantic import Field
 
 from imgcls.augment import Augment, Mix
-from imgcls.config.check import arguments, build, check, locate, plain, typed
+from imgcls.config.build import build
+from imgcls.config.check import arguments, check, locate, plain, typed
 from imgcls.config.command_line import check_groups, check_keys, explain, take_unchosen
 from imgcls.config.paths import CONF
 from imgcls.engine.run_directory import put

@@ -13,6 +13,7 @@ from imgcls.callbacks.finetune import Finetune
 from imgcls.commands.build import added_callbacks, build_callbacks, build_task
 from imgcls.commands.eval import EvalConfig
 from imgcls.config import check as configs
+from imgcls.config.build import build
 from imgcls.config.training import RecoveryConfig, TrainConfig
 from imgcls.data.module import ImageDataModule
 from imgcls.engine.build import build_data, build_trainer
@@ -31,6 +32,7 @@ NEEDED = {  # what a user must give with a choice
     "backbone=torchvision": ["backbone.name=resnet18"],
     "backbone=timm": ["backbone.name=resnet18"],
     "optimizer=torch": ["optimizer._target_=torch.optim.NAdam"],
+    "loss=torch": ["loss._target_=torch.nn.MultiMarginLoss"],
     "optimizer=timm": ["optimizer.opt=adan"],
 }  # fmt: skip
 SECOND = [  # checkpoint of one's own
@@ -62,7 +64,7 @@ def test_data(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         packed(folder, "pack", format="litdata" if name == "streaming" else "jpeg")
     overrides = [text.format(folder=folder) for text in NEEDED.get(f"data={name}", [])]
     config = training(f"data={name}", *overrides)
-    data = configs.build(config.data, "data")
+    data = build(config.data, "data")
     assert isinstance(data, ImageDataModule)
     assert data.spec.num_classes == len(set(data.spec.class_names))
     assert len(data.spec.mean) == len(data.spec.std) == data.spec.channels
@@ -120,7 +122,7 @@ def test_finetune(name: str) -> None:
     config = training(f"finetune={name}")
     assert ("finetune" in config.callbacks) == (name != "none")
     if name != "none":
-        assert isinstance(configs.build(config.callbacks["finetune"] or {}, "callbacks.finetune"), Finetune)
+        assert isinstance(build(config.callbacks["finetune"] or {}, "callbacks.finetune"), Finetune)
 
 
 @pytest.mark.parametrize("name", files("callbacks"))
@@ -190,7 +192,7 @@ def test_logger(name: str, tmp_path: Path) -> None:
     extra = [f"logger.mlflow.tracking_uri=sqlite:///{tmp_path}/mlflow.db"] if name == "mlflow" else []
     config = training(f"logger=[{name}]", *extra)
     Path("run").mkdir()
-    logger = configs.build(config.logger[name] or {}, f"logger.{name}")
+    logger = build(config.logger[name] or {}, f"logger.{name}")
     logger.log_hyperparams(config.record)
     logger.log_metrics({"val/top1": 0.5, "train/loss": 1.0, "epoch": 0}, 1)
     logger.finalize("success")

@@ -17,7 +17,7 @@ from timm.data import create_transform
 from torchvision.transforms import v2
 
 from imgcls.augment import Augment
-from imgcls.config.check import build
+from imgcls.config.build import build
 from imgcls.data.imagefolder import ImageFolder, evaluation_transform
 from imgcls.data.loading.decode import UnreadableImage, decode
 from imgcls.data.module import SPLITS

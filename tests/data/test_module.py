@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, distributed
 
 from imgcls.augment import Augment
-from imgcls.config.check import build
+from imgcls.config.build import build
 from imgcls.data.batch import Batch, EpochSampler
 from imgcls.data.digits import Digits
 from imgcls.data.imagefolder import ImageFolder

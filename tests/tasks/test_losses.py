@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imgcls.config import check as configs
+from imgcls.config.build import build
 from imgcls.errors import UserError
 from imgcls.tasks.losses import BinaryCrossEntropy, CrossEntropyLoss, FocalLoss
 
@@ -109,9 +109,9 @@ def test_smoothing_is_the_same_for_classes_and_for_shares(loss: nn.Module) -> No
 def test_bound_of_smoothing(name: str, smoothing: float) -> None:
     node = {"_target_": f"imgcls.tasks.losses.{name}", "label_smoothing": smoothing}
     with pytest.raises(UserError, match=r"loss\.label_smoothing="):
-        configs.build(node, "loss")
+        build(node, "loss")
 
 
 def test_bound_of_gamma() -> None:
     with pytest.raises(UserError, match=r"loss\.gamma=-1"):
-        configs.build({"_target_": "imgcls.tasks.losses.FocalLoss", "gamma": -1}, "loss")
+        build({"_target_": "imgcls.tasks.losses.FocalLoss", "gamma": -1}, "loss")

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from imgcls.callbacks.step_curves import LossCurve, Throughput
 from imgcls.config import check as configs
+from imgcls.config.build import build
 from imgcls.config.training import Nodes, TrainConfig, TrainerConfig
 from imgcls.data.module import ImageDataModule
 from imgcls.engine.build import build_data, build_trainer, check_schedule, prepare
@@ -72,12 +73,12 @@ def build_callbacks(config: TrainConfig, better: Mapping[str, Better]) -> list[C
 
 def build_all(nodes: Nodes, group: str) -> list[Any]:
     """Builds the callbacks or loggers that are not switched off."""
-    return [configs.build(node, f"{group}.{name}") for name, node in nodes.items() if node]
+    return [build(node, f"{group}.{name}") for name, node in nodes.items() if node]
 
 
 def build_task(config: TrainConfig, data: ImageDataModule) -> Task:
     """Builds the task for the data."""
-    task: Task = configs.build(
+    task: Task = build(
         config.task, "task", Task, spec=asdict(data.spec), backbone=config.backbone, loss=config.loss,
         optimizer=config.optimizer, scheduler=config.scheduler, augment=config.augment,
         metrics={name: node for name, node in config.metrics.items() if node},
@@ -122,8 +123,8 @@ def check_monitored(
     others = [f"callbacks: {type(one).__name__}." for one in watchers[1:]]
     places = ["recovery.", *others]  # the first keeps best.ckpt
     watched = [(place, one.monitor, one.mode) for place, one in zip(places, watchers, strict=True)]
-    if schedule := config.scheduler.get("monitor"):
-        watched.append(("scheduler.", schedule, config.scheduler.get("mode")))
+    schedule, mode = config.watched_by_schedule
+    watched += [("scheduler.", schedule, mode)] if schedule else []
     keys = [("optimized_metric", name, config.mode_of(name, better)) for name in config.all_metrics]
     keys += [(f"{where}monitor", name, mode) for where, name, mode in watched]
     for key, name, mode in keys:

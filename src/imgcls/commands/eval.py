@@ -11,6 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from imgcls.config import check as configs
 from imgcls.config.allowed import allowed
+from imgcls.config.build import refuse_nested
 from imgcls.config.paths import shown
 from imgcls.config.training import Node, TrainerConfig
 from imgcls.data.module import ImageDataModule
@@ -84,6 +85,7 @@ def data_config(
         if "root" not in own and ("://" in root or root.startswith("local:")):
             what = f"the checkpoint's data lies at {root}"
             raise UserError(f"{what}; to read from there give data.root={root}")
+        refuse_nested(trained["data"], "the checkpoint's data")
         unused = ("cache", "storage_options")  # they would write files or use the network
         config = {key: value for key, value in trained["data"].items() if key not in unused}
         config |= ({"download": False} if "download" in inspect.signature(kind).parameters else {}) | own

@@ -18,6 +18,17 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 PARTS = ("task", "data", "augment", "backbone", "loss", "optimizer", "scheduler", "trainer", "recovery")
 
 
+class ScheduleEntry(BaseModel):
+    """A schedule of torch, with what Lightning's dict around it says of when it goes on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scheduler: Node
+    interval: Literal["epoch", "step"] = "epoch"
+    frequency: Annotated[int | None, Field(ge=1)] = None
+    monitor: str = "val/loss"  # what ReduceLROnPlateau watches
+
+
 class TrainerConfig(BaseModel):
     """Keys of conf/trainer. The keys of Lightning's Trainer that are named here have bounds: outside of them
     the Trainer would fail late, or do nothing."""
@@ -56,6 +67,20 @@ class RecoveryConfig(BaseModel):
     refresh_seconds: Annotated[float, Field(ge=0)] = 0.25
 
 
+FIRST_WEIGHTS = {"pretrained", "weights"}  # keys of a backbone that say where they come from
+
+
+def network_call(backbone: Node) -> Node:
+    """Returns the call of a backbone's config, without the keys of first weights that its function does not
+    have. Raises UserError: it should be pretrained, and has no such weights."""
+    call = {key: value for key, value in backbone.items() if key != "weights"}
+    named, _ = configs.hints_of(configs.locate(call.get("_target_"), "backbone._target_"))
+    if "pretrained" not in named and call.pop("pretrained", False):
+        advice = "give a file of weights as backbone.weights=FILE"
+        raise UserError(f"backbone.pretrained=true: {call['_target_']} has no such weights; {advice}")
+    return call
+
+
 class TrainConfig(BaseModel):
     """Keys of conf/train.yaml. The parts are still calls (`Node`), whose names and types are checked."""
 
@@ -90,16 +115,25 @@ class TrainConfig(BaseModel):
     def read(cls, plain: Node) -> Self:
         """Returns the typed form of a plain config. Raises UserError for what is missing or does not fit."""
         for part in PARTS:
-            if not plain.get(part):
+            if not (plain.get(part) or {}).keys() - FIRST_WEIGHTS:
                 raise UserError(f"{part}: nothing is chosen; write {part}=…")
-        backbone = {**plain["backbone"]}
-        backbone.pop("weights", None)  # the file is not the network's
+        backbone = network_call(plain["backbone"])
+        if "scheduler" in plain["scheduler"]:
+            configs.typed(plain["scheduler"], ScheduleEntry, "scheduler")
         trainer = {k: v for k, v in plain["trainer"].items() if (k, v) != ("precision", "auto")}
         for key in trainer:
             if advice := renamed(f"trainer.{key}"):
                 raise UserError(f"trainer.{key}: there is no such key; {advice}")
         configs.check({**plain, "backbone": backbone, "trainer": trainer})
         return configs.typed({**plain, "record": plain}, cls, "")
+
+    @property
+    def watched_by_schedule(self) -> tuple[str | None, str | None]:
+        """The metric that the schedule watches, and the direction in which it takes it to be better."""
+        node = self.scheduler.get("scheduler", self.scheduler)
+        watches = "monitor" in self.scheduler or node.get("_target_", "").endswith(".ReduceLROnPlateau")
+        mode = node.get("mode", "min")  # as torch and ours have it
+        return (self.scheduler.get("monitor", "val/loss"), mode) if watches else (None, None)
 
     @property
     def all_metrics(self) -> list[str]:

@@ -16,7 +16,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from imgcls.config import check as configs
+from imgcls.config.build import build
 from imgcls.config.paths import hydra_quoted
 from imgcls.errors import UserError
 from imgcls.seeding import key_seed
@@ -53,7 +53,7 @@ class Search:
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         self.settings, self.folder, self.metric, self.total = settings, folder, metrics[0], settings.n_trials
         self.space = {override.get_key_element(): distribution(override) for override in swept}
-        pruner = configs.build(settings.pruner, "sweep.pruner") if settings.pruner else None
+        pruner = build(settings.pruner, "sweep.pruner") if settings.pruner else None
         self.storage = JournalStorage(JournalFileBackend(str(folder / FILE)))
         self.study = optuna.create_study(
             storage=self.storage, study_name=folder.name, load_if_exists=True,
@@ -79,7 +79,7 @@ class Search:
                 node = dict(self.settings.sampler or {})
                 if node.get("seed") is not None:
                     node["seed"] = key_seed(node["seed"], begun) % 2**32
-                self.study.sampler = configs.build(node, "sweep.sampler")
+                self.study.sampler = build(node, "sweep.sampler")
                 numbers.append(self.study.ask(self.space).number)
             for number in numbers:
                 self.note(number, worker=self.worker)
@@ -145,7 +145,7 @@ class Pruning(Callback):
     def __init__(self, study: str, number: int, metric: str, pruner: dict[str, Any]) -> None:
         self.number, self.metric, self.pruned = number, metric, False
         self.storage = JournalStorage(JournalFileBackend(study))
-        self.pruner: optuna.pruners.BasePruner = configs.build(pruner, "sweep.pruner")
+        self.pruner: optuna.pruners.BasePruner = build(pruner, "sweep.pruner")
         self.study = optuna.load_study(study_name=None, storage=self.storage, pruner=self.pruner)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -11,6 +11,7 @@ from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
 from imgcls.config import check as configs
+from imgcls.config.build import build
 from imgcls.errors import UserError, nearest
 from imgcls.spec import DataSpec
 
@@ -110,7 +111,7 @@ def logged_by(config: DictConfig, spec: DataSpec | None = None) -> dict[str, str
     task, metrics, data = (plain(config.get(key)) for key in ("task", "metrics", "data"))
     kind: Any = configs.locate(task["_target_"], "task._target_")
     found: dict[str, str | None] = {}
-    found |= kind.measures(spec or configs.build(data, "data").spec).logged(metrics)
+    found |= kind.measures(spec or build(data, "data").spec).logged(metrics)
     for name, node in (config.get("callbacks") or {}).items():
         if node and "_target_" in node:
             found |= getattr(configs.locate(node["_target_"], f"callbacks.{name}"), "logs", {})

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imgcls.config import check as configs
+from imgcls.config.build import build
 from imgcls.errors import UserError
 
 Smoothing = Annotated[float, Field(ge=0, lt=1)]
@@ -18,11 +18,11 @@ NotNegative = Annotated[float, Field(ge=0)]
 def build_loss(config: Mapping[str, Any], weights: Sequence[float] | None, num_classes: int) -> nn.Module:
     """Builds the training loss of conf/loss; raises UserError for weights that are not one for each class."""
     if weights is None:
-        return configs.build(config, "loss", nn.Module)
+        return build(config, "loss", nn.Module)
     if len(weights) != num_classes or min(weights) < 0 or not any(weights):
         expected = f"expected {num_classes} numbers of 0 or more, not all 0"
         raise UserError(f"task.class_weights={weights}: {expected}")
-    return configs.build(config, "loss", nn.Module, weight=torch.tensor(weights))
+    return build(config, "loss", nn.Module, weight=torch.tensor(weights))
 
 
 def smoothed(targets: Tensor, logits: Tensor, smoothing: float) -> Tensor:

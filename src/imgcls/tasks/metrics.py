@@ -1,6 +1,5 @@
 """Metrics of a split: the task's own and those of the config, and the direction in which each is better."""
 
-import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,11 +10,11 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 from imgcls.config import check as configs
+from imgcls.config.build import Find, build
 from imgcls.errors import UserError
 from imgcls.tasks.measures import MeanLoss
 
 Better = Literal["min", "max"] | None  # None: the metric does not say
-Find = Callable[[str], Callable[..., Any]]  # returns what a `_target_` names
 NO_READS = {"validate_args": False, "compute_groups": False}  # both would read from the device
 
 
@@ -123,8 +122,7 @@ class Measures:
 
     def build(self, node: Mapping[str, Any], where: str, find: Find) -> Metric | MetricCollection:
         """Builds a metric of the config, and tries it."""
-        target = find(str(node.get("_target_")))
-        metric = configs.build(filled(node, NO_READS | self.arguments, find), where, target=target)
+        metric = build(filled(node, NO_READS | self.arguments, find), where, find=find)
         if not isinstance(metric, Metric | MetricCollection):
             raise UserError(f"{where}._target_={node['_target_']}: expected a metric of torchmetrics")
         if self.example is not None:
@@ -147,7 +145,7 @@ def filled(node: Any, arguments: Mapping[str, Any], find: Find) -> Any:
     inner = {key: filled(value, arguments, find) for key, value in node.items()}
     if "_target_" not in node:
         return inner
-    parameters = inspect.signature(find(str(node["_target_"]))).parameters
+    parameters = configs.parameters(find(str(node["_target_"])))
     return {key: value for key, value in arguments.items() if key in parameters} | inner
 
 

@@ -12,11 +12,10 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from imgcls.augment import BatchAugment
 from imgcls.backbones.layers import head_names
-from imgcls.config import check as configs
 from imgcls.data.batch import Batch
 from imgcls.data.module import ImageDataModule
 from imgcls.errors import UserError
-from imgcls.optim import Schedule, Steps, build_optimizer
+from imgcls.optim import Steps, build_optimizer, build_schedule
 from imgcls.seeding import key_seed
 from imgcls.spec import DataSpec
 
@@ -167,10 +166,10 @@ class NetworkModule(LightningModule):
             raise UserError(f"{fault}; it can only be evaluated")
         built = build_optimizer(optimizer, self.network, self.device, self.fused_steps(), self.rate_scales)
         steps = self.steps(self.trainer, data_of(self.trainer))
-        schedule: Schedule = configs.build(scheduler, "scheduler", optimizer=built, steps=steps)
+        schedule = build_schedule(scheduler, built, steps)
         for entry in schedule:  # what is measured in validation is there after the epochs that end with one
             if str(entry.get("monitor", "")).startswith("val/"):
-                entry["frequency"] = self.trainer.check_val_every_n_epoch or 1
+                entry.setdefault("frequency", self.trainer.check_val_every_n_epoch or 1)
         return [built], schedule
 
     def fused_steps(self) -> bool:

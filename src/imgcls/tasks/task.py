@@ -9,15 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from imgcls.augment import Augment, BatchAugment
-from imgcls.backbones.build import FIRST_WEIGHTS, build_network
+from imgcls.backbones.build import build_network
 from imgcls.config import check as configs
+from imgcls.config.build import Find
+from imgcls.config.training import FIRST_WEIGHTS
 from imgcls.data.batch import Batch, ImageDataset
 from imgcls.runs.checkpoints import find_checkpoint, load_content
 from imgcls.spec import DataSpec
 from imgcls.tasks.loading import config_of, restore
 from imgcls.tasks.losses import build_loss
 from imgcls.tasks.measures import Gathered
-from imgcls.tasks.metrics import Find, Measures, Metrics, Outputs
+from imgcls.tasks.metrics import Measures, Metrics, Outputs
 from imgcls.tasks.network import NetworkModule, data_of
 
 if TYPE_CHECKING:
