@@ -10,7 +10,7 @@ from imgcls.spec import DataSpec
 
 NAMES = ("cat", "dog", "fox", "hen", "owl")
 SIDE = 8
-SETS = ("task=multilabel", "data._target_=support.labels.Squares", "data.batch_size=64")
+SETS = ("task=multilabel", "data._target_=support.labels.Squares", "data.batch_size=32")
 
 
 class Squares(MemoryDataModule):
@@ -39,7 +39,7 @@ class Squares(MemoryDataModule):
         images = generator.integers(0, 90, (self.count, SIDE, SIDE)).astype(np.uint8)
         for label in range(len(NAMES)):
             row, column = 3 * (label // 3), 3 * (label % 3)
-            bright = generator.integers(20, 160, (self.count, 1, 1)) * labels[:, label, None, None]
+            bright = generator.integers(60, 160, (self.count, 1, 1)) * labels[:, label, None, None]
             images[:, row : row + 2, column : column + 2] += bright.astype(np.uint8)
         targets = np.zeros((self.count, len(self.names)), np.int64)
         for place, name in enumerate(self.names):

@@ -134,7 +134,6 @@ class MultiLabelClassifier(Task):
         values = checkpoint.get("thresholds", [0.5] * labels)
         numbers = isinstance(values, list) and all(isinstance(v, float) and 0 < v < 1 for v in values)
         if not numbers or len(values) != labels:
-            raise UserError(
-                f"the checkpoint's thresholds are {values}; expected {labels} numbers from 0 to 1"
-            )
+            expected = f"expected {labels} numbers between 0 and 1"
+            raise UserError(f"the checkpoint's thresholds are {values}; {expected}")
         self.set_thresholds(values)
