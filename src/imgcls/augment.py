@@ -147,7 +147,7 @@ class BatchAugment(nn.Module):
         other = torch.randperm(len(images), device=images.device)
         share, weight = weight.mean((1, 2, 3)).unsqueeze(1), weight.to(images.dtype)
         images = images * weight + images[other] * (1 - weight)
-        hot = F.one_hot(targets, self.num_classes).float()
+        hot = (targets if targets.ndim == 2 else F.one_hot(targets, self.num_classes)).float()
         return images, hot * share + hot[other] * (1 - share)
 
 

@@ -82,9 +82,10 @@ def build_task(config: TrainConfig, data: ImageDataModule) -> Task:
         config.task, "task", Task, spec=asdict(data.spec), backbone=config.backbone, loss=config.loss,
         optimizer=config.optimizer, scheduler=config.scheduler, augment=config.augment,
         metrics={name: node for name, node in config.metrics.items() if node},
-        class_counts=data.class_counts(), seed=config.seed, channels_last=config.channels_last,
-        compile=config.compile,
+        class_counts=data.class_counts(), train_images=len(data.sets["train"]), seed=config.seed,
+        channels_last=config.channels_last, compile=config.compile,
     )  # fmt: skip
+    task.check_targets(data.sets["train"].targets)
     return task
 
 

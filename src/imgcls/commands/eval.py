@@ -14,6 +14,7 @@ from imgcls.config.allowed import allowed
 from imgcls.config.build import refuse_nested
 from imgcls.config.paths import shown
 from imgcls.config.training import Node, TrainerConfig
+from imgcls.data.loading.splits import name_absent
 from imgcls.data.module import ImageDataModule
 from imgcls.engine.build import build_data, build_trainer, prepare
 from imgcls.engine.evaluation import run_test
@@ -50,6 +51,7 @@ def main(config: EvalConfig, run_dir: Path) -> float:
     overrides = HydraConfig.get().overrides.task
     node = data_config(trained, config.data, task.spec, config.trust, overrides)
     data = build_data(node, None, trained["seed"], config.split)
+    task.check_targets(data.sets["test"].targets)
     to_classes_of(task, data)
     trainer = build_trainer(evaluation_trainer(trained, config.trainer, CARRIED), [], [], run_dir)
     report = run_test(Training(trainer, task, data), run_dir)
@@ -132,4 +134,5 @@ def to_classes_of(task: Task, data: ImageDataModule) -> None:
             dataset.targets = order[targets]
         else:  # a column for each label
             dataset.targets = targets.new_zeros(len(targets), len(known)).index_copy(1, order, targets)
+    name_absent(data.sets["test"].targets, known, "test")
     data.spec = task.spec

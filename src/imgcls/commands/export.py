@@ -61,7 +61,7 @@ def main(config: ExportConfig, run_dir: Path) -> float:
     network = task.network.to(memory_format=torch.contiguous_format)
     with appearing(out) as folder:
         difference, facts = write_checked(config, task, images, origin, folder / out.name)
-        save_model(network, str(folder / weights.name), metadata=metadata(task.spec))
+        save_model(network, str(folder / weights.name), metadata=metadata(task))
     log.info("largest difference from the checkpoint: %s", facts)
     log.info("exported: %s (%.1f MB), weights: %s", shown(out), out.stat().st_size / 1e6, shown(weights))
     return difference
@@ -73,7 +73,7 @@ def write_checked(
     """Writes and runs the file; returns the largest difference of a logit, and words for it. Raises UserError
     where it is above `tolerance`, and above that share of the largest logit: rounding grows with it."""
     write = write_onnx if config.format == "onnx" else write_torch_export
-    written = write(Whole(task), images[:2], path, metadata(task.spec))
+    written = write(Whole(task), images[:2], path, metadata(task))
     difference, largest = compare(task, written, [images[:size] for size in BATCHES])
     allowed = config.tolerance * max(1.0, largest)
     facts = f"{difference:.2g} on logits of up to {largest:.2g} (batches of 1 and 7, {origin})"
@@ -107,10 +107,12 @@ def real_images(
         return torch.randint(0, 256, size, dtype=torch.uint8), "random pixels"
 
 
-def metadata(spec: DataSpec) -> dict[str, str]:
-    """Returns what a user of the file must know of classes and images; each value is JSON. An image's short
-    side is to be resized to `resize` pixels, with antialiasing, and the centre square of `image_size` cut."""
-    facts = asdict(spec) | {"resize": spec.resize}
+def metadata(task: Task) -> dict[str, str]:
+    """Returns what a user of the file must know of classes, images and outputs; each value is JSON. The short
+    side of an image is to be resized to `resize` pixels, with antialiasing, and the centre square of
+    `image_size` cut. Probabilities are the `activation` of the logits; of several labels, those above their
+    `thresholds` are given."""
+    facts = asdict(task.spec) | {"resize": task.spec.resize} | task.export_facts()
     return {name: json.dumps(value, ensure_ascii=False) for name, value in facts.items()}
 
 

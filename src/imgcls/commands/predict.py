@@ -43,7 +43,7 @@ class PredictConfig:
     trainer: Node
     out: str | None
     overwrite: bool
-    top_k: Annotated[int, Field(ge=1)]
+    top_k: Annotated[int, Field(ge=1)] | None
     embedding: bool
     tta: Literal["flip"] | None
     batch_size: Annotated[int, Field(ge=1)] | None

@@ -1,4 +1,5 @@
-"""Calibration of confidences (Guo et al. 2017): the ranges of its error, and a temperature that lowers it."""
+"""Calibration of confidences (Guo et al. 2017): the ranges of its error, and a temperature that lowers it.
+Thresholds of several labels: those with the best F1."""
 
 import math
 
@@ -36,3 +37,19 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
 
     found = minimize_scalar(loss, bounds=(math.log(WITHIN[0]), math.log(WITHIN[1])), method="bounded")
     return float(f"{math.exp(found.x):.4g}")
+
+
+def best_thresholds(scores: Tensor, targets: Tensor) -> list[float]:
+    """Returns for each label the threshold between two of its `scores (N, K) float32` above which its F1 on
+    `targets (N, K)` is best; 0.5 for a label that no sample has, or with scores that are no numbers."""
+    there = targets.sum(0, dtype=torch.int64)
+    upper, order = scores.sort(0, descending=True)
+    right = targets.gather(0, order).cumsum(0, dtype=torch.int64)
+    lower = torch.cat([upper[1:], torch.zeros_like(upper[:1])])
+    f1 = 2 * right / (torch.arange(1, len(scores) + 1)[:, None] + there)
+    best, place = f1.where(upper > lower, 0).max(0)  # no threshold parts equal scores
+    upper, lower = (values.gather(0, place[None])[0] for values in (upper, lower))
+    middle = (upper + lower) / 2
+    middle = middle.where(middle < upper, lower)  # where no number lies between the two
+    middle = middle.clamp(torch.finfo(torch.float32).tiny, 1 - 2**-24)
+    return middle.where((best > 0) & scores.isfinite().all(0), 0.5).tolist()

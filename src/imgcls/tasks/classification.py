@@ -55,6 +55,13 @@ class ImageClassifier(Task):
         classes = targets.argmax(1) if targets.ndim == 2 else targets  # of a mixed image the larger part
         return Outputs(loss, outputs[0], classes, images)
 
+    def check_targets(self, targets: Tensor) -> None:
+        if targets.ndim != 1 or targets.is_floating_point():
+            given = "measures" if targets.is_floating_point() else "several labels for an image"
+            raise UserError(
+                f"the data has {given}; expected one class (task=multilabel takes several labels)"
+            )
+
     def build_loss(self, loss: dict[str, Any]) -> nn.Module:
         weights, counts = self.hparams["class_weights"], self.hparams["class_counts"]
         if weights == "balanced":
@@ -108,13 +115,16 @@ class ImageClassifier(Task):
         batch = self.normalise(images.to(self.device))
         return grad_cam(self.network, batch, classes.to(self.device)).cpu()
 
-    def answers(self, images: Tensor, top_k: int, flipped: bool = False) -> Answers:
+    def answers(self, images: Tensor, top_k: int | None = None, flipped: bool = False) -> Answers:
         probabilities = self(images).softmax(1)
         if flipped:
             probabilities = (probabilities + self(images.flip(-1)).softmax(1)) / 2
-        best = probabilities.topk(min(top_k, self.spec.num_classes))
+        best = probabilities.topk(min(top_k or 5, self.spec.num_classes))
         labels = [[self.spec.class_names[i] for i in row] for row in best.indices.tolist()]
         return Answers(labels, list(best.values.cpu()))
+
+    def export_facts(self) -> dict[str, Any]:
+        return {"activation": "softmax"}
 
     # The temperature
 

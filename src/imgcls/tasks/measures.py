@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.functional.classification import multilabel_average_precision
 from torchmetrics.utilities import dim_zero_cat
 
 from imgcls.report.calibration import BINS, confidence_bins
@@ -61,6 +62,59 @@ class Evaluation(Metric):
             values[name] = (scores * seen).sum() / seen.sum()
         values["calibration_error"] = (hits - confidence).abs().sum() / samples.sum()
         return values
+
+
+class LabelScores(Metric):
+    """f1_micro and f1_macro of several labels, as torchmetrics' MultilabelF1Score, from sums for each label.
+    The macro mean is over the labels that an image has. `thresholds (K,)`: a label is given above its own."""
+
+    full_state_update = False
+    thresholds: Tensor
+    counts: Tensor  # (3, K) int64: for each label, in how many samples it is right, given, there
+
+    def __init__(self, num_labels: int) -> None:
+        super().__init__()
+        self.better = {"f1_micro": "max", "f1_macro": "max"}
+        self.register_buffer("thresholds", torch.full((num_labels,), 0.5), persistent=False)
+        self.add_state("counts", default=torch.zeros(3, num_labels, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        given = logits.sigmoid() > self.thresholds
+        self.counts += torch.stack([(given & targets.bool()).sum(0), given.sum(0), targets.sum(0)])
+
+    def compute(self) -> dict[str, Tensor]:
+        right, given, there = self.counts.double()
+        f1, seen = 2 * right / (given + there).clamp_min(1), there > 0
+        micro = 2 * right.sum() / (given + there).sum().clamp_min(1)
+        return {"f1_micro": micro.float(), "f1_macro": (f1[seen].sum() / seen.sum().clamp_min(1)).float()}
+
+
+class LabelEvaluation(LabelScores):
+    """`LabelScores`, and map: the mean over labels of the average precision, as torchmetrics and scikit-learn
+    have it, of labels that an image has. It keeps the scores of the split, 5 bytes for each sample and
+    label."""
+
+    scores: list[Tensor]  # of probabilities (N, K) float32
+    targets: list[Tensor]  # of (N, K) uint8
+
+    def __init__(self, num_labels: int) -> None:
+        super().__init__(num_labels)
+        self.better = {"map": "max", **self.better}
+        self.add_state("scores", default=[], dist_reduce_fx="cat")
+        self.add_state("targets", default=[], dist_reduce_fx="cat")
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        super().update(logits, targets)
+        self.scores.append(logits.sigmoid())
+        self.targets.append(targets.byte())
+
+    def compute(self) -> dict[str, Tensor]:
+        seen = self.counts[2] > 0  # torchmetrics warns of the others
+        scores, targets = dim_zero_cat(self.scores)[:, seen], dim_zero_cat(self.targets)[:, seen].long()
+        found, labels = torch.zeros(()), int(seen.sum())
+        if labels:
+            found = multilabel_average_precision(scores, targets, labels, validate_args=False)
+        return {"map": found, **super().compute()}
 
 
 class MeanLoss(Metric):

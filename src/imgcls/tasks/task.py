@@ -48,6 +48,7 @@ class Task(NetworkModule):
         augment: conf/augment; its part for the batch is applied here.
         metrics: conf/metrics, by name: metrics of torchmetrics for validation and test.
         class_counts: how many training images each class or label has.
+        train_images: how many there are.
         seed: of all that is drawn in training.
         channels_last: memory layout of network and images; faster wherever convolutions have kernels for it.
         fused: take fused optimizer steps where there are any.
@@ -80,6 +81,7 @@ class Task(NetworkModule):
         augment: dict[str, Any] | None = None,
         metrics: dict[str, Any] | None = None,
         class_counts: list[int] | None = None,
+        train_images: int = 0,
         seed: int = 0,
         channels_last: bool = True,
         fused: bool = True,
@@ -120,6 +122,9 @@ class Task(NetworkModule):
         """Returns how many numbers the network returns for an image; `self.hparams` has all arguments."""
         return self.spec.num_classes
 
+    def check_targets(self, targets: Tensor) -> None:
+        """Raises UserError for the targets of a split that are of another kind than this task's."""
+
     def build_loss(self, loss: dict[str, Any]) -> nn.Module:
         """Returns the training loss of conf/loss."""
         return build_loss(loss, None, self.outputs())
@@ -153,11 +158,15 @@ class Task(NetworkModule):
 
         return Report(metrics, table_of(self.tested, images))
 
-    def answers(self, images: Tensor, top_k: int, flipped: bool = False) -> Answers:
-        """Returns what `imgcls predict` writes of `images (N, C, H, W) uint8`; `flipped`: the mean with that
-        of the mirrored images."""
+    def answers(self, images: Tensor, top_k: int | None = None, flipped: bool = False) -> Answers:
+        """Returns what `imgcls predict` writes of `images (N, C, H, W) uint8`, at most `top_k` labels of
+        each; `flipped`: the mean with that of the mirrored images."""
         both = [self(images), self(images.flip(-1))] if flipped else [self(images)]
         return Answers(None, list(torch.stack(both).mean(0)))
+
+    def export_facts(self) -> dict[str, Any]:
+        """Returns what the user of an exported network must know of its outputs, as plain values by name."""
+        return {}
 
     # The loop
 

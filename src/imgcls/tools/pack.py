@@ -144,6 +144,8 @@ def write_pack(data: ImageFolder, folder: Path, form: PackConfig) -> Manifest:
     for split, dataset in sets.items():
         assert isinstance(dataset, FolderImages)
         check_targets(dataset.targets, data.spec.class_names, split)
+        if dataset.targets.ndim > 1:
+            raise UserError("the data has several labels for an image; imgcls pack expects one class")
         encoders[split] = Encoder(dataset, form)
     check_disk(folder, encoders.values())
     splits, skipped, largest = {}, list[str](), 0

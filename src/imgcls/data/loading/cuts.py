@@ -47,7 +47,7 @@ def stratified_fold(targets: np.ndarray, folds: int, fold: int, seed: int = 0) -
 def labels_stratified(labels: np.ndarray, fraction: float, generator: np.random.Generator) -> np.ndarray:
     """Returns the sorted indices of a share of the samples with `labels (N, K) bool`, in which each label has
     its share too: the label with the fewest samples left is shared out first (iterative stratification,
-    Sechidis et al. 2011, a label at a time)."""
+    Sechidis et al. 2011, a label at a time); then samples change sides until no label gains."""
     wanted, missing = fraction * labels.sum(0), np.ones((2, labels.shape[1]), bool)  # 0: the share, 1: rest
     undecided, share = np.ones(len(labels), bool), list[np.ndarray]()
     while (left := labels[undecided].sum(0)).any():
@@ -61,4 +61,27 @@ def labels_stratified(labels: np.ndarray, fraction: float, generator: np.random.
         undecided[members] = False
         share.append(members[:count])
     unlabelled = generator.permutation(np.flatnonzero(undecided))
-    return np.sort(np.concatenate([*share, unlabelled[: round(fraction * len(unlabelled))]]))
+    chosen = np.concatenate([*share, unlabelled[: round(fraction * len(unlabelled))]])
+    return evened(labels, np.isin(np.arange(len(labels)), chosen), fraction)
+
+
+def evened(labels: np.ndarray, chosen: np.ndarray, fraction: float) -> np.ndarray:
+    """Returns the sorted indices of a share like `chosen (N,) bool`, nearer to the share of each label and of
+    all samples: the sample whose change of sides helps most changes, as long as one helps. None is the last
+    one of its label on a side."""
+    columns = np.hstack([labels, np.ones((len(labels), 1), bool)]).astype(np.float32)  # the last one: all
+    there, chosen = columns.sum(0), chosen.copy()
+    wanted = np.clip(fraction * there, 1, np.maximum(there - 1, 1))
+    scale = 1 / wanted  # chi-square: shares of rare labels count more
+    for _ in range(1000):
+        got, side = chosen @ columns, np.where(chosen, 1, -1)
+        excess = got - wanted
+        if (abs(excess) <= np.maximum(0.5, 0.01 * wanted)).all():
+            break
+        gain = 2 * side * (columns @ (excess * scale)) - columns @ scale
+        for part, count in ((chosen, got), (~chosen, there - got)):
+            gain[part & (columns[:, count == 1] > 0).any(1)] = 0
+        if gain.max() <= 1e-6:
+            break
+        chosen[gain.argmax()] ^= True
+    return np.flatnonzero(chosen)
