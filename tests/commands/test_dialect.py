@@ -60,7 +60,7 @@ def theirs(tmp_path: Path) -> list[str]:
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = text.strip("\n").splitlines()
         path.write_text("\n".join(line.removeprefix(" " * 8) for line in lines) + "\n")
-    chosen = ["optimizer=adam", "scheduler=annealing", "callbacks=[default,timer]", "metrics=theirs"]
+    chosen = ["optimizer=adam", "scheduler=annealing", "callbacks=timer", "metrics=theirs"]
     return ["--config-dir=theirs", *chosen, "augment=theirs", "backbone=theirs", "data.channels=3"]
 
 
@@ -121,7 +121,7 @@ def test_torchs_schedules_go_on(case: str, train: Callable[..., Any], theirs: li
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        ("callbacks=[default,timer] callbacks.timer.duration.hurs=1", "callbacks.timer.duration"),
+        ("callbacks=timer callbacks.timer.duration.hurs=1", "callbacks.timer.duration"),
         ("augment=theirs augment.policy.transforms.0.p=often", "augment.policy.transforms.0.p=often: input"),
         ("backbone=theirs", "torchvision.models.resnet18 takes no in_channels: set data.channels=3"),
         (
