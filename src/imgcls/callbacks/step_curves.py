@@ -39,8 +39,6 @@ class LossCurve(Callback):
 class Throughput(Callback):
     """Logs `images_per_second`: training images of an epoch, on all devices, over the time spent on them."""
 
-    logs = {"images_per_second": "max"}  # noqa: RUF012
-
     def __init__(self) -> None:
         self.images, self.start, self.seconds = 0, 0.0, 0.0
 

@@ -20,7 +20,7 @@ from imgcls.engine.last_checkpoint import LastCheckpoint
 from imgcls.engine.recovery import Training
 from imgcls.errors import UserError, nearest
 from imgcls.loggers.progress import EpochProgress
-from imgcls.tasks.metrics import Better
+from imgcls.tasks.metrics import Better, logs_of
 from imgcls.tasks.task import Task
 
 OURS = ("imgcls.", "lightning.")  # packages of callbacks and tasks that log what they say
@@ -46,10 +46,8 @@ def build_parts(config: TrainConfig) -> tuple[ImageDataModule, Task, list[Callba
     prepare(config.seed)
     data = build_data(config.data, config.augment, config.seed)
     task = build_task(config, data)
-    better = task.measures(data.spec).logged(config.metrics)
-    callbacks = build_callbacks(config, better)
-    better |= {name: way for callback in callbacks for name, way in getattr(callback, "logs", {}).items()}
-    return data, task, callbacks, better
+    better = task.measures(data.spec).logged(config.metrics) | logs_of(config.callbacks)
+    return data, task, build_callbacks(config, better), better
 
 
 def build_callbacks(config: TrainConfig, better: Mapping[str, Better]) -> list[Callback]:

@@ -14,6 +14,7 @@ from imgcls.config import check as configs
 from imgcls.config.build import build
 from imgcls.errors import UserError, nearest
 from imgcls.spec import DataSpec
+from imgcls.tasks.metrics import logs_of
 
 PARAMS = "sweep.params."
 
@@ -112,10 +113,7 @@ def logged_by(config: DictConfig, spec: DataSpec | None = None) -> dict[str, str
     kind: Any = configs.locate(task["_target_"], "task._target_")
     found: dict[str, str | None] = {}
     found |= kind.measures(spec or build(data, "data").spec).logged(metrics)
-    for name, node in (config.get("callbacks") or {}).items():
-        if node and "_target_" in node:
-            found |= getattr(configs.locate(node["_target_"], f"callbacks.{name}"), "logs", {})
-    return found
+    return found | logs_of(config.get("callbacks") or {})
 
 
 def plain(node: DictConfig | None) -> Any:

@@ -164,3 +164,13 @@ def try_metric(metric: Metric | MetricCollection, where: str, given: Tensor, tar
         if not isinstance(value, Tensor) or value.numel() != 1:
             count = f"{value.numel()} numbers" if isinstance(value, Tensor) else type(value).__name__
             raise UserError(f"{where} gives {count}; expected one number, such as with average=macro")
+
+
+def logs_of(callbacks: Mapping[str, Any]) -> dict[str, Better]:
+    """Returns the names of what the callbacks of a config log, each with the direction in which it is better,
+    as `logs` of their classes says; `images_per_second` is always logged."""
+    found: dict[str, Better] = {"images_per_second": "max"}
+    for name, node in callbacks.items():
+        if node and "_target_" in node:
+            found |= getattr(configs.locate(node["_target_"], f"callbacks.{name}._target_"), "logs", {})
+    return found
