@@ -110,6 +110,35 @@ def test_no_way_in(name: str, said: Said, monkeypatch: pytest.MonkeyPatch) -> No
     assert unharmed()
 
 
+TASKS = (
+    "trap.Network", "os.mkdir", "imgcls.tasks.task.Task", "imgcls.tasks.classification.Path",
+    "imgcls.api.load", "imgcls.tasks.metrics.Metrics", "torch.nn.Linear", "", 5, None,
+)  # fmt: skip
+METRICS = (
+    "trap.Network", "os.mkdir", "torchmetrics.utilities.dim_zero_cat", "torchmetrics.classification.os",
+    "torchmetrics.text.BERTScore", "torchmetrics.multimodal.CLIPScore", "torchmetrics.wrappers.Running",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "place", [*[("task", name) for name in TASKS], *[("metric", name) for name in METRICS]]
+)
+def test_no_way_in_by_task_or_metric(
+    place: tuple[str, Any], said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path.cwd())
+    content = torch.load(write(GOOD), weights_only=True)
+    part, name = place
+    if part == "task":
+        content["task"] = name
+    else:
+        content["hyper_parameters"]["metrics"] = {"mine": {"_target_": name, "path": "it_ran"}}
+    torch.save(content, "evil.ckpt")
+    for command in WAYS.values():
+        said(*command.split())
+        assert unharmed(), command
+
+
 @pytest.mark.parametrize("name", BACKBONES)
 def test_weights_alone_are_taken(name: str) -> None:
     """`backbone.weights` takes the tensors of a checkpoint, and looks at nothing that it names."""

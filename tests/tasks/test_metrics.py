@@ -11,6 +11,7 @@ from torchmetrics import Metric
 from torchmetrics import classification as torchmetrics
 
 from imgcls.data.batch import Batch
+from imgcls.errors import UserError
 from imgcls.report.figures import reliability
 from imgcls.tasks.classification import ImageClassifier
 from imgcls.tasks.measures import Evaluation, Gathered, MeanLoss
@@ -206,3 +207,44 @@ def test_a_temperature_is_fitted_on_unscaled_logits() -> None:
     classifier.keep_logits, classifier.temperature = True, 0.5
     kept = classifier.predictions(Outputs(torch.tensor(0.0), raw / 0.5, torch.zeros(8, dtype=torch.long)))
     assert torch.equal(kept["logits"], raw)
+
+
+THREE = {name: {"_target_": f"torchmetrics.classification.Multiclass{name}"} for name in ("AUROC", "F1Score")}
+THREE["mcc"] = {"_target_": "torchmetrics.classification.MulticlassMatthewsCorrCoef"}
+
+
+def test_added_metrics_read_nothing_before_the_end() -> None:
+    """They are updated at the end of validation; their values are those of torchmetrics, over all batches."""
+    classifier = small_classifier(metrics=THREE)
+    given = batches(6)
+    outputs = [Outputs(torch.tensor(1.0), logits, targets) for logits, targets in given]
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        for one in outputs:
+            classifier.val_metrics.update(one, classifier.measured)
+    seen = {event.key for event in profiled.key_averages()}
+    assert "aten::softmax" in seen and not seen & {"aten::_local_scalar_dense", "aten::bincount"}
+    found = classifier.val_metrics.compute_and_reset()
+    logits, targets = (torch.cat(parts) for parts in zip(*given, strict=True))
+    for name, node in THREE.items():
+        metric = getattr(torchmetrics, node["_target_"].rpartition(".")[2])(num_classes=6)
+        assert found[name] == pytest.approx(float(metric(logits.softmax(1), targets)), abs=1e-6)
+    assert not classifier.val_metrics.waiting
+
+
+@pytest.mark.parametrize(
+    ("node", "words"),
+    [
+        ({"_target_": "torchmetrics.classification.MulticlassF1Score", "average": "none"}, "gives 6 numbers"),
+        ({"_target_": "torchmetrics.classification.BinaryAccuracy"}, "metrics.mine does not fit this task"),
+        ({"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1}, "expected a metric"),
+        ({"_target_": "torchmetrics.classification.MulticlassF1Scor"}, "no 'MulticlassF1Scor' there"),
+    ],
+)
+def test_a_metric_that_does_not_fit_is_said_at_the_start(node: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        small_classifier(metrics={"mine": node})
+
+
+def test_a_name_that_is_taken() -> None:
+    with pytest.raises(UserError, match=r"metrics\.top1: this task measures top1 already"):
+        small_classifier(metrics={"top1": THREE["mcc"]})

@@ -15,6 +15,7 @@ from imgcls.errors import UserError
 from imgcls.tasks.measures import MeanLoss
 
 Better = Literal["min", "max"] | None  # None: the metric does not say
+HELD = 2**24  # numbers that wait for the added metrics at most
 NO_READS = {"validate_args": False, "compute_groups": False}  # both would read from the device
 
 
@@ -40,6 +41,7 @@ class Metrics(nn.Module):
     ) -> None:
         super().__init__()
         self.loss, self.own, self.added = MeanLoss(), nn.ModuleDict(own), nn.ModuleDict(added or {})
+        self.waiting: list[tuple[Tensor, Tensor]] = []
 
     def named(self) -> Iterator[tuple[str, Metric]]:
         """Yields the metrics by name; a metric of several values names them itself."""
@@ -63,12 +65,22 @@ class Metrics(nn.Module):
         self.loss.update(outputs.loss.detach(), len(outputs.targets))
         for own in self.own.children():
             own.update(outputs.logits, outputs.targets)  # type: ignore[operator]
-        given = measured(outputs) if len(self.added) else ()
-        for added in self.added.children():
-            added.update(*given)  # type: ignore[operator]
+        if len(self.added):
+            self.waiting.append(measured(outputs))
+            if sum(given.numel() for given, _ in self.waiting) > HELD:
+                self.update_added()
+
+    def update_added(self) -> None:
+        """Gives the added metrics all batches that wait: many of them read from the device, which so happens
+        at the end, or once in so many numbers, and not in each step."""
+        for given in self.waiting:
+            for added in self.added.children():
+                added.update(*given)  # type: ignore[operator]
+        self.waiting.clear()
 
     def compute_and_reset(self) -> dict[str, Tensor]:
         """Returns the values by name, over all batches and processes, and starts anew."""
+        self.update_added()
         values: dict[str, Tensor] = {}
         for name, metric in self.named():
             found = metric.compute()
@@ -122,11 +134,12 @@ class Measures:
 
     def build(self, node: Mapping[str, Any], where: str, find: Find) -> Metric | MetricCollection:
         """Builds a metric of the config, and tries it."""
+        tried = build(filled(node, self.arguments, find), where, find=find)  # it looks at its arguments
         metric = build(filled(node, NO_READS | self.arguments, find), where, find=find)
         if not isinstance(metric, Metric | MetricCollection):
             raise UserError(f"{where}._target_={node['_target_']}: expected a metric of torchmetrics")
         if self.example is not None:
-            try_metric(metric, where, *self.example)
+            try_metric(tried, where, *self.example)
         return metric
 
     def logged(self, added: Mapping[str, Any]) -> dict[str, Better]:
@@ -159,7 +172,6 @@ def try_metric(metric: Metric | MetricCollection, where: str, given: Tensor, tar
     except Exception as error:  # each metric has errors of its own
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{where} does not fit this task: {said}") from error
-    metric.reset()
     for value in values.values() if isinstance(values, dict) else [values]:
         if not isinstance(value, Tensor) or value.numel() != 1:
             count = f"{value.numel()} numbers" if isinstance(value, Tensor) else type(value).__name__
