@@ -383,7 +383,7 @@ def values_at_half(task: Any, data: Squares) -> float:
 
 def test_classes_train_as_labels(here: Callable[..., None]) -> None:
     """The digits, with a frozen body, averaged weights and mixing; then their test again."""
-    given = ("finetune=gradual", "callbacks=[default,ema]", "augment=mix", "loss=asymmetric", "logger=csv")
+    given = ("finetune=gradual", "callbacks=[ema]", "augment=mix", "loss=asymmetric", "logger=csv")
     short = ("trainer=cpu", "trainer.max_epochs=2", "trainer.limit_train_batches=3", "task.thresholds=false")
     here("train", "task=multilabel", *given, *short, "hydra.run.dir=run")
     assert values("run/test")["test/map"] > 0.1
@@ -393,13 +393,7 @@ def test_classes_train_as_labels(here: Callable[..., None]) -> None:
 
 
 def test_resumed_within_an_epoch_to_the_same_bits(train: Callable[..., Any]) -> None:
-    options = (
-        *SHORT,
-        "augment=mix",
-        "data.fraction=0.9",
-        "loss.pos_weight=balanced",
-        "callbacks=[default,ema]",
-    )
+    options = (*SHORT, "augment=mix", "data.fraction=0.9", "loss.pos_weight=balanced", "callbacks=[ema]")
     assert train(*options, "hydra.run.dir=whole") is None
     assert train(*options, "hydra.run.dir=cut", stop=6) == STOPPED
     assert train("resume=cut") is None

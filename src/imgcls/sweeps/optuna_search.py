@@ -140,13 +140,13 @@ class Search:
 
 class Pruning(Callback):
     """Reports the metric to the study, a file, after each validation, and ends a trial, with its number, that
-    falls behind the others by the `pruner` (its `_target_` and arguments)."""
+    falls behind the others by the `pruner`."""
 
-    def __init__(self, study: str, number: int, metric: str, pruner: dict[str, Any]) -> None:
+    def __init__(self, study: str, number: int, metric: str, pruner: optuna.pruners.BasePruner) -> None:
         self.number, self.metric, self.pruned = number, metric, False
         self.storage = JournalStorage(JournalFileBackend(study))
-        self.pruner: optuna.pruners.BasePruner = build(pruner, "sweep.pruner")
-        self.study = optuna.load_study(study_name=None, storage=self.storage, pruner=self.pruner)
+        self.pruner = pruner
+        self.study = optuna.load_study(study_name=None, storage=self.storage, pruner=pruner)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or self.metric not in trainer.callback_metrics:

@@ -106,6 +106,8 @@ class ImageClassifier(Task):
     def report(self, metrics: dict[str, float], images: ImageDataset) -> "ClassificationReport":
         from imgcls.report.classification import ClassificationReport
 
+        if "test/temperature" in metrics:
+            metrics["test/temperature"] = self.temperature  # logged, it was rounded
         return ClassificationReport.of(metrics, self.tested, images, self.spec, self.evidence)
 
     def evidence(self, images: Tensor, classes: Tensor) -> Tensor:

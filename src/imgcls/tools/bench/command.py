@@ -74,6 +74,8 @@ def measure(config: TrainConfig, turns: Turns, run_dir: Path) -> dict[str, Any] 
     """Trains as `imgcls train` does, without end, validation and checkpoints, for as long as the turns take.
     Returns what was measured; None on all ranks but the first."""
     data, task, callbacks, _ = build_parts(config)
+    if not type(task).compute.__module__.startswith("imgcls."):
+        raise UserError("bench measures the tasks of imgcls; one of your own may run the network twice")
     callbacks = [c for c in callbacks if not isinstance(c, Checkpoint | EarlyStopping)]
     for progress in (c for c in callbacks if isinstance(c, EpochProgress)):
         progress.console = Console(file=io.StringIO(), force_terminal=True)  # drawn, but not seen
