@@ -38,7 +38,7 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from imgcls.backbones.simple_cnn import simple_cnn
-from imgcls.commands.build import build_all, build_classifier
+from imgcls.commands.build import build_all, build_callbacks, build_classifier
 from imgcls.commands.verb import CONF
 from imgcls.config import check as configs
 from imgcls.config.training import TrainConfig
@@ -137,7 +137,7 @@ def our_training(steps: int, overrides: list[str]) -> float:
         watch = Stopwatch(steps)
         data = build_data(config.data, config.augment, config.seed)
         classifier = build_classifier(config, data)
-        callbacks = [c for c in build_all(config.callbacks, "callbacks") if not isinstance(c, Checkpoint)]
+        callbacks = [c for c in build_callbacks(config) if not isinstance(c, Checkpoint)]
         for progress in (c for c in callbacks if isinstance(c, EpochProgress)):
             progress.console = Console(**UNSEEN)
         endless = config.trainer.model_copy(update={"max_epochs": 10**6, "limit_val_batches": 0})

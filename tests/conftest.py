@@ -12,7 +12,7 @@ from support.pictures import write_picture
 from support.runs import SHORT
 
 from imgcls.engine.signals import STOPPED
-from imgcls.tasks.classification import ImageClassifier
+from imgcls.tasks.task import Task
 
 
 @pytest.fixture(autouse=True)
@@ -72,16 +72,16 @@ def train(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
     from imgcls.__main__ import main
 
-    step = ImageClassifier.training_step
+    step = Task.training_step
 
     def run(*arguments: str, stop: int | None = None, number: int = signal.SIGTERM) -> Any:
-        def stopping(self: ImageClassifier, batch: Any, batch_idx: int) -> Any:
+        def stopping(self: Task, batch: Any, batch_idx: int) -> Any:
             if self.current_epoch * self.trainer.num_training_batches + batch_idx == stop:
                 os.kill(os.getpid(), number)
             return step(self, batch, batch_idx)
 
         GlobalHydra.instance().clear()
-        monkeypatch.setattr(ImageClassifier, "training_step", stopping)
+        monkeypatch.setattr(Task, "training_step", stopping)
         monkeypatch.setattr(sys, "argv", ["imgcls", "train", *arguments])
         try:
             return main()

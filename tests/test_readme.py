@@ -43,9 +43,8 @@ def test_commands(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(
-        "imgcls.report.test_report.draw_report", lambda *_: None
-    )  # test_report.py draws; here it is most of the time
+    # test_report.py draws; here it is most of the time
+    monkeypatch.setattr("imgcls.report.classification.ClassificationReport.draw", lambda *_: None)
     write_fashion_mnist(Path("data"))
     for line in COMMANDS:
         program, verb, *arguments = line.split()

@@ -7,6 +7,8 @@ import logging
 import os
 import select
 import sys
+from pathlib import Path
+from typing import Any
 
 from imgcls.engine.signals import SIGNALS, WARNINGS
 from imgcls.errors import UserError, nearest, one_line
@@ -70,11 +72,12 @@ def _main() -> None:
     verb, *words = arguments
     if verb not in VERBS:
         sys.exit(f"imgcls {verb}: there is no such verb; {nearest(verb, VERBS)}")
-    _run(verb, words)
+    run(verb, words)
 
 
-def _run(verb: str, arguments: list[str]) -> None:
-    """Runs a verb. A mistake of the user's ends the process with one line and status 1."""
+def run(verb: str, arguments: list[str]) -> list[tuple[Any, Path]]:
+    """Runs a verb; returns its results with their run directories. A mistake of the user's ends the process
+    with one line and status 1."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors come here as they are; this file says them
     gc.set_threshold(50_000, 20, 100)  # looking for garbage in what is imported takes a tenth of the start
     logging.raiseExceptions = False  # a log file on a full disk: what can't do without room says so
@@ -90,7 +93,7 @@ def _run(verb: str, arguments: list[str]) -> None:
         sys.argv = [sys.argv[0], *paths.quoted(check_groups(verb, arguments))]
         if verb == "train":
             sys.argv = hydra_arguments(sys.argv)
-        run_verb(verb, f"imgcls.{TOOLS.get(verb, f'commands.{verb}')}")
+        return run_verb(verb, f"imgcls.{TOOLS.get(verb, f'commands.{verb}')}")
     except UserError as error:
         sys.exit(f"imgcls {verb}: {one_line(error)}")
     except (ConfigCompositionException, OverrideParseException) as error:
@@ -108,7 +111,7 @@ def _complete(arguments: list[str]) -> None:
     if len(words) < 2 or words[0] not in VERBS:
         return print(" ".join(VERBS))
     os.environ["COMP_LINE"] = " ".join([program, *words[1:]])
-    _run(words[0], arguments)
+    run(words[0], arguments)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
-from imgcls.config.check import build
+from imgcls.config.build import build
 from imgcls.errors import UserError
 from imgcls.spec import DataSpec, Part, Share
 
@@ -105,7 +105,7 @@ class BatchAugment(nn.Module):
         self.augment = augment
         self.flip = augment.flip if augment.flip is not None else 0.5 * spec.mirror
         self.padding = augment.padding if augment.crop_of(spec) == "padded" else 0.0
-        self.num_classes = spec.num_classes
+        self.num_classes, self.spec = spec.num_classes, spec
 
     def pixels(self, images: Tensor) -> Tensor:
         """Crops and mirrors `images (N, C, H, W) uint8`, all in one gather."""
@@ -124,6 +124,12 @@ class BatchAugment(nn.Module):
         sample = torch.arange(n, device=device)[:, None, None]
         return images.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
+    def shown(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns `images (N, C, H, W) uint8` as training gets them, in uint8 again, and their targets."""
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.spec.mean, self.spec.std))
+        mixed, targets = self.mix((self.pixels(images) / 255 - mean) / std, targets)
+        return ((mixed * std + mean) * 255).round().clamp(0, 255).byte(), targets
+
     def mix(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Erases and mixes normalised `images (N, C, H, W)`; mixed targets are shares `(N, K)`."""
         augment = self.augment
@@ -141,7 +147,7 @@ class BatchAugment(nn.Module):
         other = torch.randperm(len(images), device=images.device)
         share, weight = weight.mean((1, 2, 3)).unsqueeze(1), weight.to(images.dtype)
         images = images * weight + images[other] * (1 - weight)
-        hot = F.one_hot(targets, self.num_classes).float()
+        hot = (targets if targets.ndim == 2 else F.one_hot(targets, self.num_classes)).float()
         return images, hot * share + hot[other] * (1 - share)
 
 

@@ -5,7 +5,6 @@ at every step.
 """
 
 import fnmatch
-import inspect
 import logging
 import math
 from collections.abc import Callable, Collection, Mapping
@@ -17,10 +16,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LinearLR, OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, LinearLR, LRScheduler, OneCycleLR, ReduceLROnPlateau
 
-from imgcls.config import check as configs
-from imgcls.config.training import Node
+from imgcls.config.build import build, recipe
+from imgcls.config.check import locate, parameters, typed
+from imgcls.config.training import Node, ScheduleEntry
 from imgcls.errors import UserError
 from imgcls.spec import Share
 
@@ -129,6 +129,25 @@ def plateau(
     return schedule
 
 
+def build_schedule(config: Node, optimizer: Optimizer, steps: Steps) -> Schedule:
+    """Builds the schedule of conf/scheduler: one of ours, or a scheduler of torch, which goes on by epochs
+    unless the dict around it, as Lightning takes one, says otherwise. Raises UserError: it is neither."""
+    entry = typed(config if "scheduler" in config else {"scheduler": config}, ScheduleEntry, "scheduler")
+    where = "scheduler.scheduler" if "scheduler" in config else "scheduler"
+    target = locate(entry.scheduler.get("_target_"), f"{where}._target_")
+    takes_steps = "steps" in parameters(target)
+    given: dict[str, Any] = {"optimizer": optimizer} | ({"steps": steps} if takes_steps else {})
+    built = build(entry.scheduler, where, **given)
+    if isinstance(built, LRScheduler):
+        kept: dict[str, Any] = {"scheduler": built, "interval": entry.interval}
+        kept |= {"frequency": entry.frequency} if entry.frequency else {}
+        return [kept | ({"monitor": entry.monitor} if isinstance(built, ReduceLROnPlateau) else {})]
+    if not isinstance(built, list) or "scheduler" in config:
+        expected = "expected a scheduler of torch, or without a dict around it Lightning's list of dicts"
+        raise UserError(f"{where}._target_={entry.scheduler['_target_']}: {expected}")
+    return built
+
+
 # No weights of a layer, though of more than one dimension: torchvision's names; timm's networks say theirs.
 EMBEDDINGS = ("*class_token", "*pos_embedding", "*relative_position_bias_table", "*layer_scale")
 Scales = Mapping[str, float]  # what the learning rate of each parameter is multiplied by, by name
@@ -141,7 +160,7 @@ def build_optimizer(
     With `fused` it takes the fused step where the optimizer has one for this device and the config says
     nothing. Raises UserError: the optimizer does not take these keys, values or parameters."""
     name = config["_target_"]
-    target = configs.locate(name, "optimizer._target_")
+    call = recipe(config, "optimizer")
     groups = parameter_groups(config, network, scales or {})
     if scales and config.get("lr") is None:
         fault = f"optimizer={name} has no lr, which the layers would have a share of"
@@ -150,13 +169,11 @@ def build_optimizer(
         group["lr"] = config["lr"] * group["scale"]
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UserError("the network has no parameter to train")
-    arguments = configs.arguments(config, "optimizer")
     # The devices for which torch has fused steps.
-    has_fused = device.type in ("cuda", "cpu", "mps") and "fused" in inspect.signature(target).parameters
-    if fused and has_fused and not {"fused", "foreach", "differentiable"} & set(config):
-        arguments["fused"] = True
+    has_fused = device.type in ("cuda", "cpu", "mps") and "fused" in parameters(call.func)
+    chosen = {"fused", "foreach", "differentiable"} & set(config)
     try:
-        return target(groups, **arguments)
+        return call(groups, fused=True) if fused and has_fused and not chosen else call(groups)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise UserError(f"optimizer={name}: {' '.join(str(error).split())}") from error
 

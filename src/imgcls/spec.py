@@ -25,7 +25,7 @@ class DataSpec:
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # where it is read from a file
 
-    class_names: Sequence[str]
+    class_names: Sequence[str]  # none where targets are measures
     channels: PositiveInt
     image_size: PositiveInt  # side of the square a network sees, in pixels
     mean: Sequence[FiniteFloat]
@@ -39,8 +39,8 @@ class DataSpec:
         object.__setattr__(self, "class_names", tuple(self.class_names))  # a config gives lists
         object.__setattr__(self, "mean", per_channel(self.mean, self.channels))
         object.__setattr__(self, "std", per_channel(self.std, self.channels))
-        if len(self.class_names) < 2:
-            raise UserError(f"the data has {len(self.class_names)} class; expected two or more")
+        if len(self.class_names) == 1:
+            raise UserError("the data has 1 class; expected two or more, or none where targets are measures")
         if repeated := [name for name in self.class_names if self.class_names.count(name) > 1]:
             raise UserError(f"the data has two classes called {repeated[0]!r}; expected different names")
         if not 0 < self.crop_ratio <= 1 or not 1 <= self.resize <= LARGEST or min(self.std) <= 0:

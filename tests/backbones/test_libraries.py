@@ -127,7 +127,7 @@ def test_auxiliary_losses_count(name: str, size: int, weight: float) -> None:
         for branch in (classifier.network.aux1, classifier.network.aux2):
             branch.dropout.p = 0.0  # type: ignore[union-attr]
     images = torch.randint(0, 256, (4, 3, size, size), dtype=torch.uint8)
-    batch = Batch(images, torch.tensor([0, 1, 2, 6]), torch.arange(4))
+    batch = Batch(images, torch.tensor([0, 1, 2, 6]), torch.arange(4), torch.ones(4).bool())
     total = classifier.training_step(batch, 0)
     total.backward()
     heads: Any = classifier.network.head_names
@@ -329,3 +329,62 @@ def test_failed_download_of_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"resnet18.*no route to host.*backbone\.weights=FILE") as caught:
         build_network({"_target_": TIMM, "name": "resnet18", "pretrained": True}, 7, 3, 64)
     assert "\n" not in str(caught.value)
+
+
+# Functions of other libraries, as they are
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "vit_b_32"])
+def test_a_function_of_torchvision_is_a_backbone(name: str) -> None:
+    node = {"_target_": f"torchvision.models.{name}", "weights": None, "pretrained": False}
+    options = {"image_size": 64} if name == "vit_b_32" else {}
+    network = build_network(node | options, num_classes=7, in_channels=3, image_size=64)
+    assert type(network).__module__.startswith("torchvision.models.")
+    head = network.get_submodule(head_names(network)[0])
+    assert isinstance(head, nn.Linear) and head.out_features == 7
+
+
+def test_a_function_of_timm_is_a_backbone() -> None:
+    node = {"_target_": "timm.create_model", "model_name": "resnet10t", "in_chans": 1}
+    network = build_network(node, num_classes=7, in_channels=1, image_size=32)
+    assert network(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
+
+
+class NoHead(nn.Sequential):
+    """Knows nothing of the data."""
+
+    def __init__(self, norm_layer: type[nn.Module] = nn.Identity, classes: int = 5) -> None:
+        super().__init__(nn.AdaptiveAvgPool2d(1), nn.Flatten(), norm_layer(), nn.Linear(3, classes))
+
+
+@pytest.mark.parametrize(
+    ("options", "channels", "message"),
+    [
+        ({}, 3, r"the backbone returns \(2, 5\) for 2 images; expected logits \(2, 7\)"),
+        ({}, 1, r"NoHead takes no in_channels: set data.channels=3"),
+        ({"pretrained": True}, 3, r"^backbone.pretrained=true: .*NoHead has no such weights; give a file"),
+    ],
+)
+def test_what_does_not_fit_the_data(options: dict[str, Any], channels: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_network({"_target_": f"{__name__}.NoHead", **options}, 7, channels, 32)
+
+
+class Passes(NoHead):
+    """Passes on what it does not know."""
+
+    def __init__(self, in_channels: int, **others: Any) -> None:
+        assert in_channels == 3
+        super().__init__(**others)
+
+
+def test_a_class_that_passes_keywords_on() -> None:
+    assert build_network({"_target_": f"{__name__}.Passes", "classes": 7}, 7, 3, 32)
+
+
+def test_a_network_with_a_layer_by_config(caplog: pytest.LogCaptureFixture) -> None:
+    node = {"_target_": f"{__name__}.NoHead", "classes": 7, "_partial_": True}
+    norm = {"_target_": "torch.nn.BatchNorm1d", "_partial_": True, "num_features": 3}
+    network = build_network({**node, "norm_layer": norm}, 7, 3, 32)
+    assert isinstance(network.get_submodule("2"), nn.BatchNorm1d) and head_names(network) == ("3",)
+    assert "its checkpoints can be resumed, but not evaluated alone" in caplog.text

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imgcls.backbones.build import build_network, load_weights
-from imgcls.commands.eval import load_checkpoint
 from imgcls.errors import UserError
 from imgcls.runs.checkpoints import find_checkpoint
 from imgcls.tasks.classification import ImageClassifier
+from imgcls.tasks.task import load_checkpoint
 
 CIFAR = "imgcls.backbones.resnet_cifar.resnet_cifar"
 CNN = "imgcls.backbones.simple_cnn.simple_cnn"

@@ -16,6 +16,7 @@ from imgcls.data.digits import Digits
 from imgcls.errors import UserError
 from imgcls.loggers.progress import EpochProgress
 from imgcls.tasks.classification import ImageClassifier
+from imgcls.tasks.metrics import Outputs
 
 SIMPLE = {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4}
 
@@ -95,7 +96,7 @@ def test_by_config(here: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(ImageClassifier, "normalise", seen)
     here(
-        "train", "data.image_size=16", "callbacks=[default,progressive_resizing]", "debug=fast",
+        "train", "data.image_size=16", "callbacks=progressive_resizing", "debug=fast",
         "callbacks.progressive_resizing.multiple=4", "trainer.max_epochs=2", "logger=csv",
     )  # fmt: skip
     assert sizes == [8, 8, 12, 12]
@@ -120,9 +121,8 @@ def test_a_student_learns_from_its_teacher(tmp_path: Path) -> None:
     theirs = teacher.eval().network(images)
     p, q = (theirs / 2).softmax(1), (own / 2).softmax(1)
     expected = 0.75 * 3.0 + 0.25 * 4 * (p * (p / q).log()).sum(1).mean()
-    assert wish.loss(student, images, own, torch.tensor(3.0)).item() == pytest.approx(
-        expected.item(), rel=1e-4
-    )
+    outputs = Outputs(torch.tensor(3.0), own, batch.targets, images)
+    assert wish.loss(student, outputs).item() == pytest.approx(expected.item(), rel=1e-4)
     with pytest.raises(UserError, match="expected the same"):
         wish.on_fit_start(trainer, fit(Digits(batch_size=64, channels=3), [], max_epochs=0))
     alone = fit(

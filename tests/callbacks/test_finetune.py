@@ -17,13 +17,12 @@ from imgcls.backbones.layers import head_names, layers, reset_head
 from imgcls.backbones.torchvision import torchvision_network
 from imgcls.callbacks.ema import EMA
 from imgcls.callbacks.finetune import Features, Finetune, learning_part
-from imgcls.commands.eval import load_checkpoint
 from imgcls.config import check as configs
 from imgcls.data.digits import Digits
 from imgcls.errors import UserError
 from imgcls.optim import build_optimizer
 from imgcls.tasks.classification import ImageClassifier
-from imgcls.tasks.task import data_of
+from imgcls.tasks.task import data_of, load_checkpoint
 
 CNN = {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4}
 ADAMW = {"_target_": "torch.optim.AdamW", "lr": 0.01, "weight_decay": 0.1}
@@ -335,7 +334,7 @@ def test_a_head_is_the_end_or_is_not(target: str, reused: bool) -> None:
 def test_as_used_with_two_processes(said: Callable[..., str]) -> None:
     done = imgcls(
         "train", "finetune=staged", "trainer=ddp_cpu", "trainer.max_epochs=2",
-        "trainer.limit_train_batches=3", "logger=csv", "callbacks=[default,ema]",
+        "trainer.limit_train_batches=3", "logger=csv", "callbacks=ema",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "epoch 1: 1,290 of 288,170 parameters learn, from head on" in done.stdout
@@ -350,7 +349,7 @@ def test_every_mode_with_two_processes_and_ema(mode: str, unfrozen: int) -> None
     torch.save(build_network(CNN, 10, 1, 8).state_dict(), "start.pth")
     done = imgcls(
         "train", f"finetune={mode}", "trainer=ddp_cpu", "trainer.max_epochs=2",
-        "trainer.limit_train_batches=3", "logger=csv", "callbacks=[default,ema]", "backbone.width=4",
+        "trainer.limit_train_batches=3", "logger=csv", "callbacks=ema", "backbone.width=4",
         "backbone.weights=start.pth", "hydra.run.dir=run",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

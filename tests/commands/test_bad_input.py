@@ -22,7 +22,7 @@ MISTAKES = [
     ("tran", "there is no such verb; did you mean 'train'?"),
     ("train date=cifar10", "date: there is no such key; did you mean 'data'?"),
     ("train data=cifr10", "data=cifr10: there is no such choice; did you mean 'cifar10'?"),
-    ("train callbacks=[default,emma]", "callbacks=emma: there is no such choice; did you mean 'ema'?"),
+    ("train callbacks=emma", "callbacks=emma: there is no such choice; did you mean 'ema'?"),
     ("train data.batchsize=3", "data.batchsize: there is no such key; did you mean 'batch_size'?"),
     ("train +data.batchsize=3", "takes no 'batchsize'; did you mean 'batch_size'?"),
     ("train callbacks=null", "callbacks=null: null is no choice; write callbacks=[]"),
@@ -30,18 +30,21 @@ MISTAKES = [
     ("train -m scheduler=null,cosine", "scheduler=null,cosine: null is no choice; write scheduler=constant"),
     ("train optimizer=null", "optimizer=null: null is no choice; leave it out, or choose one of: adamw"),
     ("train ~scheduler", "scheduler: nothing is chosen; write scheduler=…"),
-    (
-        "train trainer=ddp_cpu trainer.on_oom=halve",
-        "trainer.on_oom=halve works in a single process, and here are 2",
-    ),
+    ("train callbacks=[default,ema]", "leave it out, as in callbacks=ema or callbacks=[ema,early_stopping]"),
+    ("train trainer.on_nonfinite=skip", "trainer.on_nonfinite: there is no such key; write recovery."),
+    ("train ++trainer.on_nonfinite=skip", "trainer.on_nonfinite: there is no such key; write recovery."),
+    ("train recovery.on_nonfinite=x", "recovery.on_nonfinite=x: input should be 'stop' or 'skip'"),
+    ("train recovery.every_minutes=0", "recovery.every_minutes=0: input should be greater than 0"),
+    ("train recovery.save_top_k=-2", "recovery.save_top_k=-2: input should be greater than or equal to -1"),
+    ("train +recovery.x=1", "recovery.x=1: extra inputs are not permitted"),
     ("train debug=true", "debug=true: there is no such choice; choose one of: fast, overfit, profile"),
-    ("train callbacks.ema.decay=0.9", "callbacks.ema: it is not chosen; write callbacks=[default,ema]"),
-    ("train +callbacks.ema.decay=0.9", "callbacks.ema: it is not chosen; write callbacks=[default,ema]"),
+    ("train callbacks.ema.decay=0.9", "callbacks.ema: it is not chosen; write callbacks=[ema]"),
+    ("train +callbacks.ema.decay=0.9", "callbacks.ema: it is not chosen; write callbacks=[ema]"),
     ("train logger=csv logger.wandb.tags=[a]", "logger.wandb: it is not chosen; write logger=[csv,wandb]"),
     ("train +foo=1", "foo: there is no such key; choose one of: augment"),
     ("train +optimiser.lr=0.1", "optimiser: there is no such key; did you mean 'optimizer'?"),
     ("train -m +optimiser.lr=0.1,0.2", "optimiser: there is no such key; did you mean 'optimizer'?"),
-    ("compare runs=. +metrics=x", "metrics: there is no such key; did you mean 'metric'?"),
+    ("compare runs=. +metrc=x", "metrc: there is no such key; did you mean 'metric'?"),
     (
         "train hydra.run.dir=/proc/x",
         "hydra.run.dir=/proc/x: the folder can't be made (No such file or directory)",
@@ -75,7 +78,7 @@ MISTAKES = [
         "loss.label_smoothing=-0.1: input should be greater than or equal to 0",
     ),
     ("train loss=focal loss.gamma=-1", "loss.gamma=-1: input should be greater than or equal to 0"),
-    ("train class_weights=[1,-1]", "class_weights"),
+    ("train task.class_weights=[1,-1]", "class_weights"),
     ("train trainer.precision=foo", "trainer.precision=foo: expected 64 or 32"),
     (
         "train trainer.strategy=ddp_spawn",
@@ -123,8 +126,8 @@ MISTAKES = [
     ),
     ("train trainer.limit_train_batches=0.001 logger=csv", "trainer: "),
     (
-        "train optimized_metric=val/loss callbacks.checkpoint.mode=max",
-        "ModelCheckpoint.mode=max: val/loss is better the other way; set mode=min",
+        "train optimized_metric=val/loss recovery.mode=max",
+        "recovery.mode=max: val/loss is better the other way; set mode=min",
     ),
     (
         "train scheduler=plateau scheduler.monitor=val/top1",
@@ -145,11 +148,11 @@ MISTAKES = [
     ("train backbone=resnet18 backbone.pretrained=true", "add backbone.stem=imagenet or data.image_size=224"),
     ("train backbone=resnet20 backbone.depth=21", "backbone.depth=21: expected 6n+2"),
     ("train backbone=resnet20 backbone.weights=nowhere.pth", "weights=nowhere.pth: there is no such file"),
-    ("train class_weights=[1,2]", "class_weights=[1.0, 2.0]: expected 10 numbers of 0 or more, not all 0"),
     (
-        "train callbacks.checkpoint.monitor=val/acc",
-        "ModelCheckpoint.monitor=val/acc: no such metric is logged",
+        "train task.class_weights=[1,2]",
+        "task.class_weights=[1.0, 2.0]: expected 10 numbers of 0 or more, not all 0",
     ),
+    ("train recovery.monitor=val/acc", "recovery.monitor=val/acc: no such metric is logged"),
     ("train scheduler=plateau scheduler.monitor=val/los", "did you mean 'val/loss'?"),
     ("train optimized_metric=val/top", "optimized_metric=val/top: no such metric is logged"),
     ("train trainer.max_epochs=-1 logger=csv", "scheduler=cosine needs an end: set trainer.max_epochs"),
@@ -282,11 +285,11 @@ class Code:
 @pytest.fixture
 def checkpoint(said: Said) -> Path:
     """A checkpoint as train writes it, of a network that has learnt nothing."""
-    from imgcls.commands.build import build_classifier
+    from imgcls.commands.build import build_task
     from imgcls.engine.build import build_data
 
     config = training()
-    classifier = build_classifier(config, build_data(config.data, config.augment, 0))
+    classifier = build_task(config, build_data(config.data, config.augment, 0))
     content = {
         "state_dict": classifier.state_dict(),
         "hyper_parameters": dict(classifier.hparams),
@@ -330,9 +333,7 @@ UNTRUSTED = {
     "predict checkpoint=FILE source=pictures": "checkpoint=FILE: it carries code",
     "export checkpoint=FILE out=net.onnx": "checkpoint=FILE: it carries code",
     "train backbone.weights=FILE logger=csv": "weights=FILE: it carries code",
-    "train callbacks=[default,distillation] callbacks.distillation.teacher=FILE": (
-        "checkpoint=FILE: it carries code"
-    ),
+    "train callbacks=distillation callbacks.distillation.teacher=FILE": ("checkpoint=FILE: it carries code"),
 }
 
 

@@ -21,8 +21,8 @@ SHORT = ("trainer.max_epochs=2", "trainer.limit_train_batches=4")
 EVERYTHING = """
     data=imagefolder data.image_size=32 data.crop_ratio=1 data.batch_size=4 data.num_workers=2
     augment=randaugment augment.erase=0.5 augment.mixup.probability=0.5 augment.cutmix.probability=0.5
-    backbone=resnet20 loss=focal optimizer=sgd scheduler=one_cycle class_weights=balanced
-    callbacks=[default,ema,early_stopping] logger=[csv,tensorboard] seed=3
+    backbone=resnet20 loss=focal optimizer=sgd scheduler=one_cycle task.class_weights=balanced
+    callbacks=[ema,early_stopping] logger=[csv,tensorboard] seed=3
     trainer.gradient_clip_val=1 trainer.accumulate_grad_batches=2
 """
 
@@ -161,8 +161,8 @@ def test_two_processes_report_what_one_reports(here: Here) -> None:
         "trainer=ddp_cpu",
         "logger=csv",
         "augment.mixup.probability=0.5",
-        "class_weights=[1,5,1,1,0.1,1,9,1,1,1]",
-        "temperature=true",
+        "task.class_weights=[1,5,1,1,0.1,1,9,1,1,1]",
+        "task.temperature=true",
         *SHORT,
     )
     assert done.returncode == 0, done.stderr

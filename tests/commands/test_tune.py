@@ -91,7 +91,7 @@ def test_what_is_learned_is_as_in_training(kind: str, tmp_path: Path) -> None:
                 network.get_submodule("head").training,
                 frozen.training,
                 inputs[0].shape[-1],
-                module.distil is not None,
+                bool(module.loss_terms),
             )
         )
 

@@ -13,9 +13,11 @@ from omegaconf import OmegaConf
 from pydantic import Field
 
 from imgcls.augment import Augment, Mix
-from imgcls.config.check import arguments, build, check, locate, plain, typed
+from imgcls.config.build import build
+from imgcls.config.check import arguments, check, locate, plain, typed
 from imgcls.config.command_line import check_groups, check_keys, explain, take_unchosen
 from imgcls.config.paths import CONF
+from imgcls.engine.run_directory import put
 from imgcls.errors import UserError, nearest
 
 SGD = "torch.optim.SGD"
@@ -254,7 +256,7 @@ def test_explain(override: str, message: str) -> None:
     [
         (
             "callbacks.early_stopping.patience=3",
-            "callbacks.early_stopping: it is not chosen; write callbacks=[default,early_stopping]",
+            "callbacks.early_stopping: it is not chosen; write callbacks=[early_stopping]",
         ),
         ("logger.mlflow.run_name=x", "logger.mlflow: it is not chosen; write logger=[csv,wandb,mlflow]"),
         (
@@ -262,15 +264,52 @@ def test_explain(override: str, message: str) -> None:
             "callbacks.finetune: it is not chosen; write finetune=…; choose one of: gradual, layer_decay",
         ),
         (
-            "callbacks.throughputt.x=3",
-            "callbacks.throughputt: there is no such key; did you mean 'throughput'?",
+            "callbacks.mine._target_=x.Y",
+            "callbacks.mine: there is no such key; a + in front of it adds it",
         ),
+        ("callbacks=[default,ema]", "callbacks=default: what it had is always there"),
     ],
 )  # fmt: skip
 def test_a_part_that_is_not_chosen(override: str, message: str) -> None:
     with pytest.raises(Exception) as caught:
         compose("train", overrides=[override])
     assert explain(caught.value).startswith(message)
+
+
+KEYS = "every_minutes, filename, mode, monitor, on_nonfinite, refresh_seconds, save_top_k"
+
+
+@pytest.mark.usefixtures("conf")
+@pytest.mark.parametrize(
+    ("key", "advice"),
+    [
+        ("callbacks.checkpoint.monitor", "write recovery.monitor=…"),
+        ("callbacks.checkpoint.dirpath", f"write recovery.…; choose one of: {KEYS}"),
+        ("callbacks.safeguard.every_minutes", "write recovery.every_minutes=…"),
+        ("callbacks.progress.refresh_seconds", "write recovery.refresh_seconds=…"),
+        ("trainer.on_nonfinite", "write recovery.on_nonfinite=…"),
+        ("trainer.on_oom", "find a size that fits with tune=batch_size"),
+    ],
+)
+def test_keys_of_before(key: str, advice: str) -> None:
+    """On the command line, with a + or from a file, and where a run is resumed."""
+    with pytest.raises(Exception) as caught:
+        compose("train", overrides=[f"{key}=1"])
+    assert explain(caught.value) == f"{key}: there is no such key; {advice}"
+    group, *names = key.split(".")
+    if group == "callbacks":
+        parts = {group: {names[0]: {names[1]: 1}}}
+        assert refused(take_unchosen, parts, [f"+{key}=1"]).endswith(f"it is not chosen; {advice}")
+    run: dict[str, Any] = {"callbacks": {}, "trainer": {}, "recovery": {}}
+    message = refused(put, run, {"callbacks": {names[0]: {names[-1]: 1}}}, f"++{key}=1")
+    assert message == f"{key}: the run has no such key; {advice}"
+
+
+@pytest.mark.usefixtures("conf")
+def test_a_callback_may_have_a_name_of_before() -> None:
+    own = ["+callbacks.checkpoint._target_=lightning.pytorch.callbacks.ModelCheckpoint"]
+    config: dict[str, Any] = {"callbacks": dict(compose("train", overrides=own).callbacks)}
+    assert take_unchosen(config, own) == [] and "checkpoint" in config["callbacks"]
 
 
 def test_settings_of_parts_that_are_not_chosen() -> None:
@@ -295,7 +334,7 @@ def test_settings_of_parts_that_are_not_chosen() -> None:
     "word", ["true", "False", "3", "-1", "1_0", "+5", "1.", ".5", "1e5", "-.5e-3", "inf", "NaN"]
 )
 def test_what_is_no_name_of_a_choice(word: str) -> None:
-    for given in (f"debug={word}", f"callbacks=[default,{word}]"):
+    for given in (f"debug={word}", f"callbacks=[{word}]"):
         assert "there is no such choice; choose one of: " in refused(check_groups, "train", ["seed=1", given])
 
 
@@ -303,7 +342,7 @@ def test_what_is_no_name_of_a_choice(word: str) -> None:
     "word", ["2024_base", "3d_scans", "1.5.0", "007", "1e", "-x", "+x", ".x", "infer", "1-2"]
 )
 def test_a_name_that_begins_like_a_number(word: str) -> None:
-    check_groups("train", [f"experiment={word}", f"data={word}", f"callbacks=[default,{word}]"])
+    check_groups("train", [f"experiment={word}", f"data={word}", f"callbacks=[{word}]"])
 
 
 @pytest.mark.parametrize("root", ["train", "bench"])

@@ -4,17 +4,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from support.composed import CONF, composed, files, training
 from support.packs import packed
 
 from imgcls.backbones.build import build_network
 from imgcls.callbacks.finetune import Finetune
-from imgcls.commands.build import build_classifier
+from imgcls.commands.build import added_callbacks, build_callbacks, build_task
 from imgcls.commands.eval import EvalConfig
 from imgcls.config import check as configs
+from imgcls.config.build import build
+from imgcls.config.training import RecoveryConfig, TrainConfig
 from imgcls.data.module import ImageDataModule
 from imgcls.engine.build import build_data, build_trainer
 from imgcls.errors import UserError
+from imgcls.spec import DataSpec
+from imgcls.tasks.classification import ImageClassifier
+from imgcls.tasks.metrics import Better
 from imgcls.tools import pack
 
 NEEDED = {  # what a user must give with a choice
@@ -26,23 +32,19 @@ NEEDED = {  # what a user must give with a choice
     "backbone=torchvision": ["backbone.name=resnet18"],
     "backbone=timm": ["backbone.name=resnet18"],
     "optimizer=torch": ["optimizer._target_=torch.optim.NAdam"],
+    "loss=torch": ["loss._target_=torch.nn.MultiMarginLoss"],
     "optimizer=timm": ["optimizer.opt=adan"],
 }  # fmt: skip
+SECOND = [  # checkpoint of one's own
+    "+callbacks.lowest._target_=lightning.pytorch.callbacks.ModelCheckpoint",
+    "+callbacks.lowest.monitor=val/loss",
+]
 
 
 def test_every_group_is_known_here() -> None:
     groups = {p.parent.relative_to(CONF).parts[0] for p in CONF.rglob("*.yaml") if p.parent != CONF}
-    built = {
-        "data",
-        "augment",
-        "backbone",
-        "loss",
-        "optimizer",
-        "scheduler",
-        "trainer",
-        "callbacks",
-        "logger",
-    } | {"finetune"}
+    built = {"data", "augment", "backbone", "loss", "optimizer", "scheduler", "trainer", "recovery"}
+    built |= {"callbacks", "logger", "finetune", "task", "metrics"}
     assert groups - built == {
         "experiment",
         "debug",
@@ -62,7 +64,7 @@ def test_data(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         packed(folder, "pack", format="litdata" if name == "streaming" else "jpeg")
     overrides = [text.format(folder=folder) for text in NEEDED.get(f"data={name}", [])]
     config = training(f"data={name}", *overrides)
-    data = configs.build(config.data, "data")
+    data = build(config.data, "data")
     assert isinstance(data, ImageDataModule)
     assert data.spec.num_classes == len(set(data.spec.class_names))
     assert len(data.spec.mean) == len(data.spec.std) == data.spec.channels
@@ -72,7 +74,7 @@ def test_data(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "cifar100",
     ):  # these need a download; their files are tested elsewhere
         data = build_data(config.data, config.augment, seed=0)
-        images, targets, _ = next(iter(data.train_dataloader()))
+        images, targets, *_ = next(iter(data.train_dataloader()))
         assert images.dtype == torch.uint8 and images.shape[1] == data.spec.channels
         assert len(images) == len(targets)
 
@@ -94,7 +96,7 @@ def test_parts_of_the_classifier(choice: str) -> None:
     short = ["callbacks=[]", "trainer.max_epochs=1", "trainer.limit_train_batches=2"]
     config = training(choice, *NEEDED.get(choice, []), *short)
     data = build_data(config.data, config.augment, seed=0)
-    classifier = build_classifier(config, data)
+    classifier = build_task(config, data)
     before = classifier.network.get_parameter("head.weight").detach().clone()
     unseen = {"enable_progress_bar": False, "enable_checkpointing": False, "accelerator": "cpu"}
     trainer = build_trainer(config.trainer.model_copy(update=unseen), [], [], Path())
@@ -120,7 +122,7 @@ def test_finetune(name: str) -> None:
     config = training(f"finetune={name}")
     assert ("finetune" in config.callbacks) == (name != "none")
     if name != "none":
-        assert isinstance(configs.build(config.callbacks["finetune"] or {}, "callbacks.finetune"), Finetune)
+        assert isinstance(build(config.callbacks["finetune"] or {}, "callbacks.finetune"), Finetune)
 
 
 @pytest.mark.parametrize("name", files("callbacks"))
@@ -128,16 +130,19 @@ def test_callbacks(name: str) -> None:
     given = []
     if name == "distillation":
         config = training("backbone.width=4")
-        teacher = build_classifier(config, build_data(config.data, config.augment, 0))
+        teacher = build_task(config, build_data(config.data, config.augment, 0))
         torch.save(
             {"state_dict": teacher.state_dict(), "hyper_parameters": dict(teacher.hparams), "config": {}},
             "t.ckpt",
         )
         given = ["callbacks.distillation.teacher=t.ckpt"]
     config = training(f"callbacks=[{name}]", *given)
-    assert config.callbacks
-    for key, node in config.callbacks.items():
-        assert configs.build(node or {}, f"callbacks.{key}") is not None
+    assert len(added_callbacks(config, {"val/top1": "max"})) == len(config.callbacks) == 1
+
+
+def logged(config: TrainConfig) -> dict[str, Better]:
+    spec = DataSpec(["a", "b"], 1, 8, [0.5], [0.5])
+    return ImageClassifier.measures(spec).logged(config.metrics)
 
 
 @pytest.mark.parametrize(
@@ -146,12 +151,40 @@ def test_callbacks(name: str) -> None:
         ([], ("val/top1", "max")),
         (["optimized_metric=val/loss"], ("val/loss", "min")),
         (["optimized_metric=[val/f1,val/loss]"], ("val/f1", "max")),
-        (["callbacks.checkpoint.monitor=val/calibration_error"], ("val/calibration_error", "min")),
+        (["recovery.monitor=val/calibration_error"], ("val/calibration_error", "min")),
     ],
 )
 def test_the_kept_checkpoint_follows_the_metric(given: list[str], expected: tuple[str, str]) -> None:
-    keeper = training(*given).callbacks["checkpoint"] or {}
-    assert (keeper["monitor"], keeper["mode"]) == expected
+    config = training(*given)
+    keeper = build_callbacks(config, logged(config))[0]
+    assert isinstance(keeper, ModelCheckpoint) and (keeper.monitor, keeper.mode) == expected
+
+
+def test_recovery() -> None:
+    """The file has every key, with the values that hold without it."""
+    assert composed()["recovery"] == RecoveryConfig().model_dump()
+
+
+ALWAYS = ["ModelCheckpoint", "LastCheckpoint", "Throughput", "LossCurve", "EpochProgress"]
+
+
+@pytest.mark.parametrize(
+    ("given", "added"),
+    [
+        ([], []),
+        (["callbacks=[]"], []),
+        (["callbacks=ema"], ["EMA"]),
+        (["callbacks=[ema,early_stopping]", "finetune=gradual"], ["EMA", "EarlyStopping", "Finetune"]),
+        (["callbacks=ema", *SECOND], ["EMA", "ModelCheckpoint"]),
+    ],
+)
+def test_callbacks_add_to_what_is_always_there(given: list[str], added: list[str]) -> None:
+    settings = ["recovery.every_minutes=3", "recovery.refresh_seconds=2", "trainer.log_every_n_steps=7"]
+    config = training(*given, *settings)
+    built = build_callbacks(config, logged(config))
+    assert [type(callback).__name__ for callback in built] == ALWAYS + added
+    _, last, _, curve, progress, *_ = built
+    assert (last.every_minutes, curve.every_n_steps, progress.refresh_seconds) == (3, 7, 2)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", files("logger"))
@@ -159,7 +192,7 @@ def test_logger(name: str, tmp_path: Path) -> None:
     extra = [f"logger.mlflow.tracking_uri=sqlite:///{tmp_path}/mlflow.db"] if name == "mlflow" else []
     config = training(f"logger=[{name}]", *extra)
     Path("run").mkdir()
-    logger = configs.build(config.logger[name] or {}, f"logger.{name}")
+    logger = build(config.logger[name] or {}, f"logger.{name}")
     logger.log_hyperparams(config.record)
     logger.log_metrics({"val/top1": 0.5, "train/loss": 1.0, "epoch": 0}, 1)
     logger.finalize("success")
@@ -190,6 +223,6 @@ def test_pack(choice: str) -> None:
 
 @pytest.mark.parametrize("word", ["null", "false", "0"])
 def test_a_part_is_switched_off(word: str) -> None:
-    config = training(f"callbacks.progress={word}", f"logger.csv={word}")
-    assert config.callbacks["progress"] is None and config.logger["csv"] is None
-    assert config.callbacks["checkpoint"] is not None
+    config = training("callbacks=[ema,early_stopping]", f"callbacks.ema={word}", f"logger.csv={word}")
+    assert config.callbacks["ema"] is None and config.logger["csv"] is None
+    assert config.callbacks["early_stopping"] is not None

@@ -48,6 +48,14 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "a file that timm reads": {
         "_target_": "imgcls.backbones.timm.timm_network", "name": "resnet18", "checkpoint_path": "code.pth",
     },
+    "a call within an allowed one": GOOD | {"width": {"_target_": "os.mkdir", "path": "it_ran"}},
+    "a call within a list": GOOD | {"dropout": [1, {"_target_": "os.mkdir", "_args_": ["it_ran"]}]},
+    "a call to make later": GOOD | {"width": {"_target_": "os.mkdir", "_partial_": True, "path": "it_ran"}},
+    "a call among positional arguments": {
+        "_target_": GOOD["_target_"], "_args_": [2, 1, 8, ({"_target_": "trap.Network"},)],
+    },
+    "an allowed call within an allowed one": GOOD | {"width": [{"_target_": GOOD["_target_"]}]},
+    "a call of which only a part is made": {"_target_": "os.mkdir", "_partial_": True, "path": "it_ran"},
     "a path in place of a name": {"_target_": "../trap.py"},
     "no name": {"_target_": 5},
     "nothing": {},
@@ -56,7 +64,7 @@ WAYS = {
     "eval": "eval checkpoint=evil.ckpt",
     "predict": "predict checkpoint=evil.ckpt source=pictures",
     "export": "export checkpoint=evil.ckpt out=net.onnx",
-    "teacher": "train callbacks=[default,distillation] callbacks.distillation.teacher=evil.ckpt logger=csv",
+    "teacher": "train callbacks=distillation callbacks.distillation.teacher=evil.ckpt logger=csv",
 }
 
 
@@ -102,6 +110,35 @@ def test_no_way_in(name: str, said: Said, monkeypatch: pytest.MonkeyPatch) -> No
     assert unharmed()
 
 
+TASKS = (
+    "trap.Network", "os.mkdir", "imgcls.tasks.task.Task", "imgcls.tasks.classification.Path",
+    "imgcls.api.load", "imgcls.tasks.metrics.Metrics", "torch.nn.Linear", "", 5, None,
+)  # fmt: skip
+METRICS = (
+    "trap.Network", "os.mkdir", "torchmetrics.utilities.dim_zero_cat", "torchmetrics.classification.os",
+    "torchmetrics.text.BERTScore", "torchmetrics.multimodal.CLIPScore", "torchmetrics.wrappers.Running",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "place", [*[("task", name) for name in TASKS], *[("metric", name) for name in METRICS]]
+)
+def test_no_way_in_by_task_or_metric(
+    place: tuple[str, Any], said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path.cwd())
+    content = torch.load(write(GOOD), weights_only=True)
+    part, name = place
+    if part == "task":
+        content["task"] = name
+    else:
+        content["hyper_parameters"]["metrics"] = {"mine": {"_target_": name, "path": "it_ran"}}
+    torch.save(content, "evil.ckpt")
+    for command in WAYS.values():
+        said(*command.split())
+        assert unharmed(), command
+
+
 @pytest.mark.parametrize("name", BACKBONES)
 def test_weights_alone_are_taken(name: str) -> None:
     """`backbone.weights` takes the tensors of a checkpoint, and looks at nothing that it names."""
@@ -142,6 +179,55 @@ def test_the_data_of_a_checkpoint(target: str, said: Said, monkeypatch: pytest.M
     write(GOOD, data={"_target_": target, "path": "it_ran", "root": "."})
     assert "the checkpoint's data._target_" in said("eval", "checkpoint=evil.ckpt")
     assert unharmed()
+
+
+NESTED = [
+    {"_target_": "os.mkdir", "path": "it_ran"},
+    [{"_target_": "os.mkdir", "_args_": ["it_ran"]}],
+    {"deep": [[{"_target_": "trap.Network", "_partial_": True}]]},
+]
+
+
+@pytest.mark.parametrize("nested", NESTED)
+def test_a_call_within_the_data_of_a_checkpoint(
+    nested: Any, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path.cwd())
+    digits = {"_target_": "imgcls.data.digits.Digits", "image_size": 8, "channels": 1}
+    for key in ("batch_size", "anything", "_args_"):
+        write(GOOD, data=digits | {key: nested})
+        message = said("eval", "checkpoint=evil.ckpt")
+        assert "the checkpoint's data" in message or "the checkpoint's config.data" in message
+        assert unharmed()
+
+
+@pytest.mark.parametrize("nested", NESTED)
+def test_a_call_within_a_metric_of_a_checkpoint(
+    nested: Any, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path.cwd())
+    f1 = {"_target_": "torchmetrics.classification.MulticlassF1Score"}
+    for metric in (
+        f1 | {"average": nested},
+        {"_target_": "torchmetrics.MetricCollection", "metrics": [f1, nested]},
+        {"_target_": "torchmetrics.MetricCollection", "metrics": f1, "_args_": nested},
+    ):
+        content = torch.load(write(GOOD), weights_only=True)
+        content["hyper_parameters"]["metrics"] = {"mine": metric}
+        torch.save(content, "evil.ckpt")
+        for command in ("eval checkpoint=evil.ckpt", "predict checkpoint=evil.ckpt source=pictures"):
+            assert "the checkpoint's metric" in said(*command.split())
+            assert unharmed()
+
+
+def test_no_text_of_a_checkpoint_is_read_as_an_interpolation(said: Said) -> None:
+    f1 = {"_target_": "torchmetrics.classification.MulticlassF1Score", "average": "${oc.env:HOME}"}
+    content = torch.load(write(GOOD), weights_only=True)
+    content["hyper_parameters"]["metrics"] = {
+        "mine": {"_target_": "torchmetrics.MetricCollection", "metrics": [f1]}
+    }
+    torch.save(content, "evil.ckpt")
+    assert "${oc.env:HOME}" in said("predict", "checkpoint=evil.ckpt", "source=pictures")
 
 
 NETWORK = """

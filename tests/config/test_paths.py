@@ -85,7 +85,7 @@ KEYS = {
         f"data.exclude=HOME/{ODD} can't be read"
     ),
     f"train backbone.weights=~/{ODD}": f"weights=HOME/{ODD}: there is no such file",
-    f"train callbacks=[default,distillation] callbacks.distillation.teacher=~/{ODD}": (
+    f"train callbacks=distillation callbacks.distillation.teacher=~/{ODD}": (
         f"=HOME/{ODD}: there is no such file"
     ),
     f"train resume=~/{ODD}": f"resume=~/{ODD}: there is no run in it",

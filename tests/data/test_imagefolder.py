@@ -17,7 +17,7 @@ from timm.data import create_transform
 from torchvision.transforms import v2
 
 from imgcls.augment import Augment
-from imgcls.config.check import build
+from imgcls.config.build import build
 from imgcls.data.imagefolder import ImageFolder, evaluation_transform
 from imgcls.data.loading.decode import UnreadableImage, decode
 from imgcls.data.module import SPLITS
@@ -366,7 +366,7 @@ def test_evaluation_resizes_and_cuts_the_centre(
     expected = v2.Compose(
         [v2.Resize(round(image_size / 0.8), mode, antialias=True), v2.CenterCrop(image_size)]
     )
-    (images, _, indices), *_ = data.test_dataloader()
+    (images, _, indices, _), *_ = data.test_dataloader()
     assert images.shape == (4, channels, image_size, image_size) and images.dtype == torch.uint8
     for image, index in zip(images, indices.tolist(), strict=True):
         assert torch.equal(image, expected(decode(data.sets["test"].name(index), channels)))

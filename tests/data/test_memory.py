@@ -12,7 +12,7 @@ from support.composed import CONF, files
 from torch import Tensor, nn
 
 from imgcls.augment import Augment
-from imgcls.config.check import build
+from imgcls.config.build import build
 from imgcls.data.batch import Batch
 from imgcls.data.digits import Digits
 from imgcls.data.memory import MemoryImages

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, distributed
 
 from imgcls.augment import Augment
-from imgcls.config.check import build
+from imgcls.config.build import build
 from imgcls.data.batch import Batch, EpochSampler
 from imgcls.data.digits import Digits
 from imgcls.data.imagefolder import ImageFolder
+from imgcls.data.loading.cuts import stratified
 from imgcls.data.memory import MemoryImages
-from imgcls.data.module import SPLITS, ImageDataModule, check_targets, name_absent, stratified
+from imgcls.data.module import SPLITS, ImageDataModule, check_targets, name_absent
 from imgcls.errors import UserError
 
 
@@ -194,7 +195,7 @@ def test_repeats_of_the_datamodule(folder: Path) -> None:
     data.setup()
     batches = list(data.train_dataloader())
     assert len(batches) == data.batches_per_epoch(1) == 4  # 27 images, as without repeats
-    for images, targets, indices in batches:
+    for images, targets, indices, _ in batches:
         copies, same = indices.view(2, 3), targets.view(2, 3)
         assert (
             (copies == copies[:, :1]).all() and (same == same[:, :1]).all() and copies[0, 0] != copies[1, 0]
@@ -218,12 +219,11 @@ def test_ranks_in_evaluation_are_padded(monkeypatch: pytest.MonkeyPatch, length:
 # datasets
 
 
-def test_padding_has_target_minus_one() -> None:
+def test_padding_is_not_valid() -> None:
     dataset = ready().sets["val"]
-    images, targets, indices = dataset.__getitems__([2, -1, -1])
-    assert targets.tolist() == [int(dataset.targets[2]), -1, -1]
-    assert indices.tolist() == [2, 0, 0] and images.shape == (3, 1, 8, 8)
-    assert dataset.targets.min() == 0  # what is stored stays as it was
+    batch = dataset.__getitems__([2, -1, -1])
+    assert batch.valid.tolist() == [True, False, False] and batch.targets[0] == dataset.targets[2]
+    assert batch.indices.tolist() == [2, 0, 0] and batch.images.shape == (3, 1, 8, 8)
 
 
 def test_a_key_holds_epoch_and_index() -> None:

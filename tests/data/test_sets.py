@@ -13,7 +13,7 @@ import pytest
 import torch
 from torchvision import datasets
 
-from imgcls.config.check import build
+from imgcls.config.build import build
 from imgcls.data.digits import Digits
 from imgcls.data.memory import MemoryDataModule, MemoryImages
 from imgcls.data.module import SPLITS

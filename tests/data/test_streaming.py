@@ -76,7 +76,7 @@ def test_an_epoch(out: Path, folder: Path, workers: int, remote: bool) -> None:
     seen = []
     for batch in loader:
         assert batch.images.shape == (4, 3, 24, 24) and batch.images.dtype == torch.uint8
-        for image, target, index in zip(*batch, strict=True):
+        for image, target, index, _ in zip(*batch, strict=True):
             stored = decode(str(folder / images.name(int(index))), 3)
             assert torch.equal(image, images.evaluate(stored))  # type: ignore[attr-defined]
             assert target == images.targets[index]
@@ -136,8 +136,7 @@ def _rank(rank: int, out: Path, port: Path, queue: Any) -> None:
     data = stream_of(out, num_workers=rank)  # the number of batches doesn't depend on workers
     train = data.train_dataloader()
     found = [
-        [b.indices[b.targets >= 0].tolist() for b in loader]
-        for loader in (train, train, data.val_dataloader())
+        [b.indices[b.valid].tolist() for b in loader] for loader in (train, train, data.val_dataloader())
     ]
     queue.put((rank, len(train), data.batches_per_epoch(2), found))
     distributed.destroy_process_group()

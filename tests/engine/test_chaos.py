@@ -15,7 +15,7 @@ from support.runs import assert_same_run
 
 COMMON = [
     "trainer.max_epochs=4", "data.batch_size=64", "augment=mix", "augment.erase=0.2", "logger=csv",
-    "callbacks=[default,ema]", "trainer.log_every_n_steps=3", "callbacks.safeguard.every_minutes=0.002",
+    "callbacks=ema", "trainer.log_every_n_steps=3", "recovery.every_minutes=0.002",
 ]  # fmt: skip
 
 

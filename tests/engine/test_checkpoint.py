@@ -121,7 +121,7 @@ def test_a_step_that_spoils_the_network(
         return loss(self, outputs, targets)
 
     monkeypatch.setattr(ImageClassifier, "training_loss", spoiling)
-    ended = train(*SHORT, "test=false", "hydra.run.dir=run", f"trainer.on_nonfinite={on_nonfinite}")
+    ended = train(*SHORT, "test=false", "hydra.run.dir=run", f"recovery.on_nonfinite={on_nonfinite}")
     status = json.loads(Path("run/status.json").read_text())["status"]
     for name in ("last", "best"):
         state = torch.load(f"run/checkpoints/{name}.ckpt", weights_only=True)["state_dict"]
@@ -159,3 +159,12 @@ def test_a_rate_that_spoils_a_resume(train: Train, cut: Path) -> None:
     assert damage(cut / "checkpoints" / "last.ckpt") is None
     assert (cut / "config.yaml").read_text() == config
     assert train("resume=cut") is None
+
+
+def test_a_checkpoint_of_ones_own_is_kept_beside(train: Train) -> None:
+    settings = {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "monitor": "val/loss"}
+    settings |= {"dirpath": "run/checkpoints", "filename": "lowest"}
+    own = [f"+callbacks.lowest.{key}={value}" for key, value in settings.items()]
+    assert train(*SHORT, *own, "callbacks=early_stopping", "test=false", "hydra.run.dir=run") is None
+    kept = {path.name for path in Path("run/checkpoints").iterdir()}
+    assert kept == {"best.ckpt", "last.ckpt", "previous.ckpt", "lowest.ckpt"}

@@ -86,7 +86,8 @@ def test_in_evaluation_it_is_padding(folder: Path) -> None:
     spoil(data, "test", 1, 5)  # the second batch has no other
     first, second = data.test_dataloader()
     assert first.indices.tolist() == [0, 1, 2, 3, 4] and second.indices.tolist() == [5]
-    assert first.targets.tolist() == [whole[0][0], -1, *whole[0][2:]] and second.targets.tolist() == [-1]
+    assert first.valid.tolist() == [True, False, True, True, True] and second.valid.tolist() == [False]
+    assert torch.equal(first.targets[first.valid], whole[0][first.valid])
 
 
 def test_too_many(folder: Path) -> None:
@@ -135,7 +136,11 @@ def test_no_training_is_lost_for_a_file_of_the_test(
     (name,) = spoil(data_of(folder), "test", 2)
     assert (
         train(
-            *OPTIONS, f"data.root={folder}", "temperature=true", "trainer.max_epochs=1", "hydra.run.dir=run"
+            *OPTIONS,
+            f"data.root={folder}",
+            "task.temperature=true",
+            "trainer.max_epochs=1",
+            "hydra.run.dir=run",
         )
         is None
     )

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from support.command import imgcls
 from support.runs import SHORT
 
@@ -115,12 +116,18 @@ def test_data_that_moved(said: Said, train: Train, folder: Path) -> None:
     assert train("resume=run", "data.root=elsewhere") is None
 
 
+def test_a_run_from_before_there_was_recovery(said: Said, cut: Path) -> None:
+    config = yaml.safe_load((cut / "config.yaml").read_text())
+    del config["recovery"]
+    (cut / "config.yaml").write_text(yaml.safe_dump(config))
+    message = said("train", "resume=cut", "recovery.every_minutes=5")
+    assert "cut was begun by another version of imgcls (its config has no recovery); start" in message
+
+
 def test_what_the_record_would_be_wrong_of(said: Said, cut: Path) -> None:
     for override, before in (("seed=5", "0"), ("optimized_metric=val/loss", "val/top1")):
         assert f"{override}: the run began with {before}" in said("train", "resume=cut", override)
-    assert "callbacks.checkpoint.patience: the run has no such key" in said(
-        "train", "resume=cut", "callbacks.checkpoint.patience=1"
-    )
+    assert "recovery.patience: the run has no such key" in said("train", "resume=cut", "recovery.patience=1")
     for wrong in ("trainer.max_epochs=1", "trainer.max_steps=5"):
         assert f"{wrong}: the run has come to" in said("train", "resume=cut", wrong)
     message = said("train", "resume=cut", "trainer.accelerator=cpu", "trainer.devices=2")
@@ -171,14 +178,13 @@ def test_what_to_try_is_not_what_is_set(
     loss = ImageClassifier.training_loss
 
     def infinite(self: ImageClassifier, outputs: Any, targets: Any) -> Any:
-        logits, value = loss(self, outputs, targets)
-        return logits, value * float("nan")
+        return loss(self, outputs, targets) * float("nan")
 
     monkeypatch.setattr(ImageClassifier, "training_loss", infinite)
-    message = train(*SHORT, "test=false", "hydra.run.dir=run", f"trainer.on_nonfinite={on_nonfinite}")
+    message = train(*SHORT, "test=false", "hydra.run.dir=run", f"recovery.on_nonfinite={on_nonfinite}")
     assert "a lower optimizer.lr or trainer.gradient_clip_val=1" in message
     assert message.endswith(
-        ", or trainer.on_nonfinite=skip" if on_nonfinite == "stop" else "; 3 batches were left out"
+        ", or recovery.on_nonfinite=skip" if on_nonfinite == "stop" else "; 3 batches were left out"
     )
 
 
@@ -199,7 +205,7 @@ def test_a_longer_training_follows_its_schedule_at_once(
     train: Train, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """No step is made at the rate that the shorter one ended with; the jump is said, the change kept."""
-    options = ["trainer.max_epochs=1", "callbacks=[default,early_stopping]", "scheduler.warmup_epochs=0"]
+    options = ["trainer.max_epochs=1", "callbacks=early_stopping", "scheduler.warmup_epochs=0"]
     assert train(*SHORT, *options, "test=false", "hydra.run.dir=run") is None
     capsys.readouterr()
     assert train("resume=run", "trainer.max_epochs=2", "callbacks.early_stopping.patience=7") is None

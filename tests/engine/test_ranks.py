@@ -82,7 +82,7 @@ def test_loss_that_is_not_finite(rank: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("fault", "status", "skips"), [("once 1", 0, 1), ("always 1", 1, 3)])
 def test_batches_are_left_out(fault: str, status: int, skips: int) -> None:
-    done = faulty(fault, "trainer.on_nonfinite=skip")
+    done = faulty(fault, "recovery.on_nonfinite=skip")
     assert done.returncode == status and done.stdout.count("back to the last checkpoint") == skips
     assert len(done.stderr.strip().splitlines()) == status
     if status == 0:

@@ -219,12 +219,13 @@ def test_a_full_disk(train: Callable[..., Any], capsys: pytest.CaptureFixture[st
         subprocess.run(["umount", "--lazy", str(place)], check=True)
 
 
-def test_the_table_is_there_whatever_logs(train: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("given", [["logger=[]"], ["logger=wandb", "callbacks=ema"]], ids=" ".join)
+def test_the_table_is_there_whatever_logs(train: Callable[..., Any], given: list[str]) -> None:
     """And says which epoch was best, also of a run that chose no logger; the checkpoint is of that epoch."""
     from imgcls.runs.read import read_run
     from imgcls.runs.run_files import optimised
 
-    assert train(*OPTIONS, "logger=[]", "optimized_metric=[val/loss,val/top1]") is None
+    assert train(*OPTIONS, *given, "optimized_metric=[val/loss,val/top1]") is None
     losses = [float(row["val/loss"]) for row in rows()]
     best = losses.index(min(losses))
     assert len(losses) == 3

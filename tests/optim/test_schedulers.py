@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from imgcls.config import check as configs
+from imgcls.config.build import build
 from imgcls.errors import UserError
 from imgcls.optim import Schedule, Steps, constant, cosine, multi_step, one_cycle, plateau
 
@@ -187,4 +187,4 @@ def test_a_shape_with_an_end_needs_one(build: Callable[[Optimizer, Steps], Sched
 def test_wrong_options(options: dict[str, Any]) -> None:
     options = options | {"_target_": f"imgcls.optim.{options['_target_']}"}
     with pytest.raises(UserError, match=rf"scheduler\.{list(options)[-1]}"):
-        configs.build(options, "scheduler", optimizer=sgd(), steps=Steps(10, 40))
+        build(options, "scheduler", optimizer=sgd(), steps=Steps(10, 40))

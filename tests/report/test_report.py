@@ -22,24 +22,19 @@ from support.pages import HOSTILE, elements
 from torch import Tensor, nn
 
 from imgcls.__main__ import main
-from imgcls.commands.eval import load_checkpoint
 from imgcls.data.batch import Batch
 from imgcls.data.memory import MemoryImages
 from imgcls.engine.checkpoint import add_to_checkpoint
-from imgcls.engine.evaluation import fit_temperature
 from imgcls.errors import UserError
 from imgcls.report import figures
+from imgcls.report.calibration import fit_temperature
+from imgcls.report.classification import ClassificationReport, confused_pairs
 from imgcls.report.figures import draw_confusion, reliability
-from imgcls.report.test_report import (
-    Report,
-    confused_pairs,
-    draw_report,
-    make_report,
-    print_summary,
-    write_report,
-)
+from imgcls.report.report import print_summary
 from imgcls.tasks.classification import ImageClassifier
-from imgcls.tasks.metrics import Predictions
+from imgcls.tasks.measures import Gathered
+from imgcls.tasks.metrics import Outputs
+from imgcls.tasks.task import load_checkpoint
 
 # Temperature
 
@@ -76,7 +71,7 @@ def small_classifier(classes: int = 3, channels: int = 1, size: int = 8, **spec:
 def test_temperature_is_in_the_logits_and_not_in_training(tmp_path: Path) -> None:
     classifier = small_classifier()
     images = torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8)
-    batch = Batch(images, torch.tensor([0, 1, 2, 0, 1]), torch.arange(5))
+    batch = Batch(images, torch.tensor([0, 1, 2, 0, 1]), torch.arange(5), torch.ones(5).bool())
     before, loss = classifier(images), classifier.training_step(batch, 0)
     path = tmp_path / "best.ckpt"
     content = {
@@ -124,7 +119,7 @@ def test_reliability_by_hand() -> None:
 
 def known(
     classes: int, samples: int, channels: int, size: int, wrong: float, seed: int = 0
-) -> tuple[ImageClassifier, MemoryImages, Report]:
+) -> tuple[ImageClassifier, MemoryImages, ClassificationReport]:
     """Returns a classifier, images, and a report of predictions of which a share is wrong."""
     generator = torch.Generator().manual_seed(seed)
     classifier = small_classifier(classes, channels, size)
@@ -135,17 +130,19 @@ def known(
     logits = 5 * nn.functional.one_hot((targets + shift) % classes, classes)
     logits = logits + torch.randn(samples, classes, generator=generator)
     images = torch.randint(0, 256, (samples, channels, size, size), generator=generator, dtype=torch.uint8)
-    predictions = Predictions()
-    predictions.update(logits / 1.5, targets, torch.arange(samples), logits)
+    gathered, classifier.temperature = Gathered(), 1.5
+    kept = classifier.predictions(Outputs(torch.tensor(0.0), logits / 1.5, targets))
+    gathered.update(torch.arange(samples), kept)
+    classifier.tested, classifier.temperature = gathered.compute(), 1.0
     dataset = MemoryImages(images, targets)
     metrics = {"test/top1": 0.9, "test/loss": 0.2, "test/calibration_error": 0.04, "test/loss_unscaled": 0.3}
     metrics |= {"test/calibration_error_unscaled": 0.09, "test/temperature": 1.5}
-    return classifier, dataset, make_report(metrics, predictions.compute(), dataset, classifier.spec)
+    return classifier, dataset, classifier.report(metrics, dataset)
 
 
-def write(classifier: ImageClassifier, dataset: MemoryImages, report: Report, folder: Path) -> str:
-    write_report(report, folder, classifier.spec)
-    draw_report(report, folder, classifier.spec, classifier, dataset)
+def write(report: ClassificationReport, folder: Path) -> str:
+    report.write(folder)
+    report.draw(folder)
     return (folder / "index.html").read_text()
 
 
@@ -157,12 +154,11 @@ def test_everything_is_drawn(
 ) -> None:
     classifier, dataset, report = known(classes, 40, channels, size, wrong)
     if not wrong:
-        report = make_report(
-            {"test/top1": 1.0, "test/calibration_error": 0.1},
-            {"indices": torch.arange(2), "targets": torch.tensor([0, 3]), "predictions": torch.tensor([0, 3]),
-             "confidences": torch.tensor([0.5, 1.0])}, dataset, classifier.spec,
-        )  # fmt: skip
-    text = write(classifier, dataset, report, tmp_path)
+        targets, confidences = torch.tensor([0, 3]), torch.tensor([0.5, 1.0])
+        classifier.tested = {"indices": torch.arange(2), "targets": targets, "predictions": targets}
+        classifier.tested["confidences"] = confidences
+        report = classifier.report({"test/top1": 1.0, "test/calibration_error": 0.1}, dataset)
+    text = write(report, tmp_path)
     names = {"confusion_matrix.png", "reliability.png"} | ({"mistakes.png"} if wrong else set())
     assert {path.name for path in tmp_path.glob("*.png")} == names
     for name in names:
@@ -184,13 +180,13 @@ def test_names_are_text_in_the_page(tmp_path: Path) -> None:
     """Of classes, pairs, metrics and pictures: the page has the same elements whatever they are called."""
     pages = {}
     for name in ("plain", f"{HOSTILE}$x_1${{{{ 7*7 }}}}"):
-        classifier, dataset, report = known(3, 30, 1, 8, 0.5)
+        classifier, _, report = known(3, 30, 1, 8, 0.5)
         for column in ("target", "prediction"):
             report.predictions[column] = report.predictions[column].replace("class 0", name)
         report.predictions["name"] = report.pairs["true"] = report.per_class["class"] = name
         report.metrics[f"test/{name}"] = 1.0
         classifier.spec = type(classifier.spec)((name, "class 1", "class 2"), 1, 8, (0.5,), (0.5,))
-        pages[name] = write(classifier, dataset, report, tmp_path)
+        pages[name] = write(report, tmp_path)
     plain, hostile = map(elements, pages.values())
     assert [tag for tag, _ in plain] == [tag for tag, _ in hostile] and "&lt;img src=x" in pages[name]
     assert {key for _, attributes in hostile for key, _ in attributes} == {
@@ -212,7 +208,7 @@ def test_a_failed_picture_is_one_line(tmp_path: Path, caplog: Any, monkeypatch: 
     monkeypatch.setattr(classifier, "network", nn.Sequential(nn.Flatten(), nn.Linear(64, 3)))
     monkeypatch.setattr(figures, "draw_reliability", lambda *_: 1 / 0)
     with caplog.at_level(logging.WARNING):
-        text = write(classifier, dataset, report, tmp_path)
+        text = write(report, tmp_path)
     assert [record.getMessage() for record in caplog.records] == [
         f"test report: no picture of {gone} (a.jpg can't be read as an image (No such file))",
         "test report: no Grad-CAM (no layer has maps of more than one place)",
@@ -255,7 +251,7 @@ SHORT = ("trainer.max_epochs=4", "data.val_fraction=0.3")
 
 
 def test_trained_with_a_temperature(run: Callable[..., None], capfd: pytest.CaptureFixture[str]) -> None:
-    run("train", *SHORT, "temperature=true", "hydra.run.dir=scaled")
+    run("train", *SHORT, "task.temperature=true", "hydra.run.dir=scaled")
     said = capfd.readouterr()
     run("train", *SHORT, "hydra.run.dir=plain", "logger=csv")
     run("eval", "checkpoint=scaled", "hydra.run.dir=again")
@@ -266,7 +262,8 @@ def test_trained_with_a_temperature(run: Callable[..., None], capfd: pytest.Capt
     kept = ("top1", "top5", "precision", "recall", "f1")
     assert all(scaled[f"test/{name}"] == plain[f"test/{name}"] for name in kept)
     for name in ("loss", "calibration_error"):
-        assert scaled[f"test/{name}_unscaled"] == plain[f"test/{name}"] > scaled[f"test/{name}"]
+        before = scaled[f"test/{name}_unscaled"]
+        assert before == pytest.approx(plain[f"test/{name}"], rel=1e-5) and before > scaled[f"test/{name}"]
     checkpoint = torch.load("scaled/checkpoints/best.ckpt", weights_only=True)
     assert checkpoint["temperature"] == scaled["test/temperature"] != 1
     files = sorted(path.name for path in Path("scaled/checkpoints").iterdir())
@@ -283,7 +280,13 @@ def test_trained_with_a_temperature(run: Callable[..., None], capfd: pytest.Capt
 def test_a_sharded_network_has_a_temperature_and_no_heat() -> None:
     strategy = "trainer.strategy={_target_: imgcls.engine.ranks.FullyShardStrategy}"
     done = imgcls(
-        "train", "trainer=ddp_cpu", strategy, "temperature=true", "logger=csv", "hydra.run.dir=two", *SHORT
+        "train",
+        "trainer=ddp_cpu",
+        strategy,
+        "task.temperature=true",
+        "logger=csv",
+        "hydra.run.dir=two",
+        *SHORT,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("no Grad-CAM (the network is sharded over processes)") == 1
@@ -302,7 +305,7 @@ def test_a_sharded_network_has_a_temperature_and_no_heat() -> None:
 def test_the_page_in_a_browser(width: int, classes: int, tmp_path: Path) -> None:
     """All pictures are shown, nothing is wider than the window, and the console has no error. A large
     confusion matrix leads to its file."""
-    text = write(*known(classes, 200, 3, 32, 0.2), tmp_path)
+    text = write(known(classes, 200, 3, 32, 0.2)[2], tmp_path)
     assert ('<a href="confusion_matrix.png"' in text) == (classes > 20)
     script = """<script>addEventListener("load", () => document.title = JSON.stringify({
         pictures: document.images.length,

@@ -4,7 +4,6 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 
-import imgcls.config.metrics  # noqa: F401  # registers a resolver that conf/callbacks uses
 from imgcls.config import check as configs
 from imgcls.config.training import TrainConfig
 from support.command import ROOT

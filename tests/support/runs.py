@@ -154,7 +154,6 @@ def write_run(path: Path, top1: float = 0.9, status: str = "finished", epochs: i
         config["names"]["backbone"] = backbone
     config |= {"run_dir": str(path)}
     config["names"]["run"] = ",".join(f"{key.replace('__', '.')}={value}" for key, value in given.items())
-    config["callbacks"]["checkpoint"]["dirpath"] = f"{path}/checkpoints"
     path.mkdir(parents=True)
     (path / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     rows = [

@@ -17,7 +17,7 @@ from support.command import ROOT, imgcls
 from support.runs import TINY, jobs, outcome, same
 
 from imgcls.data.digits import Digits
-from imgcls.data.loading.splits import stratified_fold
+from imgcls.data.loading.cuts import stratified_fold
 from imgcls.engine.ranks import take_gpu
 from imgcls.sweeps.jobs import LONGEST, Job, Jobs, job_name
 

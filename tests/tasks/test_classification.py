@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imgcls.callbacks.ema import EMA
-from imgcls.commands.eval import load_checkpoint
 from imgcls.data.batch import Batch
 from imgcls.data.digits import Digits
 from imgcls.engine.build import prepare
 from imgcls.engine.checkpoint import SaveConfig
 from imgcls.errors import UserError
 from imgcls.tasks.classification import ImageClassifier
+from imgcls.tasks.task import Task, load_checkpoint
 
 CNN = {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4}
 LOSS = {"_target_": "torch.nn.CrossEntropyLoss"}
@@ -60,7 +60,7 @@ def trainer(**settings: Any) -> Trainer:
     return Trainer(**({**quiet, **common, "max_epochs": 1} | settings))
 
 
-def weights(module: ImageClassifier) -> Tensor:
+def weights(module: Task) -> Tensor:
     return torch.cat([p.detach().flatten() for p in module.network.parameters()])
 
 
@@ -137,14 +137,13 @@ def test_normalise() -> None:
 def test_training_step_is_the_loss() -> None:
     weight = [1.0 + i for i in range(10)]
     module = classifier(class_weights=weight).train()
-    batch = Batch(images(12), torch.arange(12) % 10, torch.arange(12))
+    batch = Batch(images(12), torch.arange(12) % 10, torch.arange(12), torch.ones(12).bool())
     loss = module.training_step(batch, 0)
     logits = module.network(module.normalise(batch.images))
     torch.testing.assert_close(loss, F.cross_entropy(logits, batch.targets, torch.tensor(weight)))
-    assert module.train_loss.compute() == pytest.approx(loss.item())
-    assert module.train_top1.compute() == pytest.approx(
-        (logits.argmax(1) == batch.targets).float().mean().item()
-    )
+    found = module.train_metrics.compute_and_reset()
+    assert found["loss"] == pytest.approx(loss.item())
+    assert found["top1"] == pytest.approx((logits.argmax(1) == batch.targets).float().mean().item())
 
 
 def trained(seed: int, disturb: bool = False) -> dict[str, Tensor]:
@@ -217,7 +216,7 @@ def test_steps_without_end() -> None:
 
 def test_errors() -> None:
     for wrong in ([1.0, 2.0, 3.0], [0.0] * 10, [1.0] * 9 + [-1.0]):
-        with pytest.raises(UserError, match=r"class_weights=.*: expected 10 numbers of 0 or more, not all 0"):
+        with pytest.raises(UserError, match=r"task.class_weights=.*: expected 10 numbers of 0 or more"):
             classifier(class_weights=wrong)
     module = classifier(optimizer=None)
     with pytest.raises(UserError, match="it can only be evaluated"):
@@ -324,7 +323,8 @@ def test_sums_and_weights_stay_in_single_precision(precision: Any) -> None:
     (found,) = run.test(module, datamodule=data, verbose=False)
     half = torch.bfloat16 if precision == "bf16-true" else torch.float16
     assert {p.dtype for p in module.network.parameters()} == {half}
-    assert module.train_loss.total.dtype == module.test_scores.metrics.bins.dtype == torch.float32
+    evaluation = module.test_metrics.own["evaluation"]
+    assert module.train_metrics.loss.total.dtype == evaluation.bins.dtype == torch.float32
     assert torch.equal(module.loss.get_buffer("weight"), torch.arange(1.0, 11.0))
     counts = module.tested["predictions"] == module.tested["targets"]
     assert found["test/top1"] == pytest.approx(
@@ -335,16 +335,15 @@ def test_sums_and_weights_stay_in_single_precision(precision: Any) -> None:
 def test_padding_counts_nowhere() -> None:
     module = classifier().eval()
     module._trainer = SimpleNamespace(world_size=2)  # type: ignore[assignment]
-    batch, targets = images(6), torch.tensor([3, -1, 1, 4, -1, -1])
-    module.test_step(Batch(batch, targets, torch.arange(6)), 0)
-    module.test_step(Batch(batch[:2], torch.tensor([-1, -1]), torch.tensor([0, 0])), 1)
-    kept = targets >= 0
+    batch, targets = images(6), torch.tensor([3, 0, 1, 4, 0, 0])
+    kept, none = torch.tensor([1, 0, 1, 1, 0, 0]).bool(), torch.zeros(2).bool()
+    module.test_step(Batch(batch, targets, torch.arange(6), kept), 0)
+    module.test_step(Batch(batch[:2], torch.tensor([0, 0]), torch.tensor([0, 0]), none), 1)
     logits = module(batch[kept])
-    assert module.predictions.compute()["indices"].tolist() == [0, 2, 3]
-    found: dict[str, Tensor] = module.test_scores.metrics.compute()
+    assert module.gathered.compute()["indices"].tolist() == [0, 2, 3]
+    found = module.test_metrics.compute_and_reset()
     assert float(found["top1"]) == pytest.approx((logits.argmax(1) == targets[kept]).float().mean().item())
-    loss: Tensor = module.test_scores.loss.compute()
-    assert float(loss) == pytest.approx(F.cross_entropy(logits, targets[kept]).item(), rel=1e-5)
+    assert float(found["loss"]) == pytest.approx(F.cross_entropy(logits, targets[kept]).item(), rel=1e-5)
 
 
 class Recorder(Callback):

@@ -8,9 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imgcls.config import check as configs
+from imgcls.config.build import build
 from imgcls.errors import UserError
-from imgcls.tasks.losses import BinaryCrossEntropy, CrossEntropyLoss, FocalLoss
+from imgcls.tasks.losses import (
+    AsymmetricLoss,
+    BinaryCrossEntropy,
+    CrossEntropyLoss,
+    FocalLoss,
+    LabelCrossEntropy,
+)
 
 
 def batch(seed: int = 0, classes: int = 5) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -109,9 +115,94 @@ def test_smoothing_is_the_same_for_classes_and_for_shares(loss: nn.Module) -> No
 def test_bound_of_smoothing(name: str, smoothing: float) -> None:
     node = {"_target_": f"imgcls.tasks.losses.{name}", "label_smoothing": smoothing}
     with pytest.raises(UserError, match=r"loss\.label_smoothing="):
-        configs.build(node, "loss")
+        build(node, "loss")
 
 
 def test_bound_of_gamma() -> None:
     with pytest.raises(UserError, match=r"loss\.gamma=-1"):
-        configs.build({"_target_": "imgcls.tasks.losses.FocalLoss", "gamma": -1}, "loss")
+        build({"_target_": "imgcls.tasks.losses.FocalLoss", "gamma": -1}, "loss")
+
+
+# Several labels
+
+
+def several() -> tuple[Tensor, Tensor]:
+    """Returns logits, some of them extreme, and labels."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(16, 5, generator=generator)
+    logits[0] = torch.tensor([200.0, -200.0, 40.0, -40.0, 0.0])
+    return logits, torch.randint(2, (16, 5), generator=generator)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_labels_by_hand(smoothing: float) -> None:
+    logits, labels = several()
+    logits, weight = logits[1:], [0.5, 1.0, 2.0, 3.0, 4.0]
+    shares, probability = labels[1:] * (1 - smoothing) + smoothing / 2, logits.sigmoid()
+    costs = torch.tensor(weight) * shares * probability.log() + (1 - shares) * (1 - probability).log()
+    found = LabelCrossEntropy(weight, smoothing)(logits, labels[1:])
+    torch.testing.assert_close(found, -costs.mean())
+    plain = F.binary_cross_entropy_with_logits(logits, labels[1:].float())
+    torch.testing.assert_close(LabelCrossEntropy()(logits, labels[1:]), plain)
+
+
+@pytest.mark.parametrize(
+    ("negative", "positive", "clip"), [(4.0, 1.0, 0.05), (2.0, 0.0, 0.0), (1.0, 0.5, 0.2)]
+)
+def test_asymmetric_by_hand(negative: float, positive: float, clip: float) -> None:
+    """The paper's equations 1, 4 and 5, sample by sample; gradients with the powers as constants."""
+    logits, labels = several()
+    logits = logits[1:].requires_grad_()
+    total = torch.zeros(())
+    for logit, label in zip(logits.flatten(), labels[1:].flatten(), strict=True):
+        p = torch.sigmoid(logit)
+        shifted = torch.clamp(p - clip, min=0)
+        if label:
+            total = total - (1 - p).detach() ** positive * torch.log(p)
+        else:
+            total = total - shifted.detach() ** negative * torch.log(1 - shifted)
+    expected = total / logits.numel()
+    loss = AsymmetricLoss(negative, positive, clip)(logits, labels[1:])
+    torch.testing.assert_close(loss, expected)
+    gradients = [torch.autograd.grad(value, logits)[0] for value in (loss, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+def test_asymmetric_without_powers_is_binary_cross_entropy() -> None:
+    logits, labels = several()
+    for smoothing in (0.0, 0.1):
+        expected = LabelCrossEntropy(None, smoothing)(logits, labels)
+        torch.testing.assert_close(AsymmetricLoss(0, 0, 0, smoothing)(logits, labels), expected)
+
+
+@pytest.mark.parametrize("loss", [LabelCrossEntropy([3.0] * 5, 0.1), AsymmetricLoss()])
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_labels_in_half_precision(loss: nn.Module, half: torch.dtype) -> None:
+    """Logits in half precision, of up to 200, give the loss of the same logits in single precision."""
+    logits, labels = several()
+    logits = logits.to(half).requires_grad_()
+    found = loss(logits, labels)
+    torch.testing.assert_close(found, loss(logits.detach().float(), labels))
+    found.backward()
+    assert found.dtype == torch.float32 and logits.grad is not None and logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("loss", [LabelCrossEntropy(label_smoothing=0.1), AsymmetricLoss()])
+def test_classes_are_one_label_each(loss: nn.Module) -> None:
+    logits, classes, _, _ = batch()
+    torch.testing.assert_close(loss(logits, classes), loss(logits, F.one_hot(classes, 5)))
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("LabelCrossEntropy", {"pos_weight": [1.0, 0.0]}, r"loss\.pos_weight=\[1\.0, 0\.0\]: "),
+        ("LabelCrossEntropy", {"pos_weight": "equal"}, r"loss\.pos_weight=equal: "),
+        ("LabelCrossEntropy", {"pos_weight": "balanced"}, "is for task=multilabel"),
+        ("AsymmetricLoss", {"gamma_neg": -1}, r"loss\.gamma_neg=-1"),
+        ("AsymmetricLoss", {"clip": 1}, r"loss\.clip=1"),
+    ],
+)
+def test_bounds_of_losses_of_labels(name: str, given: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        build({"_target_": f"imgcls.tasks.losses.{name}", **given}, "loss")

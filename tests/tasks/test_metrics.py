@@ -11,9 +11,11 @@ from torchmetrics import Metric
 from torchmetrics import classification as torchmetrics
 
 from imgcls.data.batch import Batch
+from imgcls.errors import UserError
 from imgcls.report.figures import reliability
 from imgcls.tasks.classification import ImageClassifier
-from imgcls.tasks.metrics import Evaluation, MeanLoss, Predictions, metric_names
+from imgcls.tasks.measures import Evaluation, Gathered, MeanLoss
+from imgcls.tasks.metrics import Outputs
 
 
 def batches(classes: int, count: int = 3, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
@@ -111,7 +113,7 @@ def test_as_torchmetrics(classes: int) -> None:
             metric.update(logits.softmax(1), targets)
     expected = {name: float(metric.compute()) for name, metric in theirs.items()}
     assert measured(given, classes) == pytest.approx(expected, abs=1e-6)
-    assert set(expected) == set(metric_names(classes))
+    assert set(expected) == set(Evaluation(classes).better)
 
 
 def test_not_a_number_is_wrong() -> None:
@@ -143,11 +145,12 @@ def test_mean_loss_counts_samples() -> None:
 
 
 def test_predictions_are_in_the_order_of_the_set() -> None:
-    predictions = Predictions()
+    predictions, classifier = Gathered(), small_classifier()
     logits = torch.randn(7, 4)
     targets, order = torch.arange(7) % 4, torch.tensor([5, 2, 0, 6, 3, 1, 4])
     for part in order.split(3):
-        predictions.update(logits[part], targets[part], part)
+        outputs = Outputs(torch.tensor(0.0), logits[part], targets[part])
+        predictions.update(part, classifier.predictions(outputs))
     found = predictions.compute()
     confidences, predicted = logits.softmax(1).max(1)
     assert found["indices"].tolist() == list(range(7))
@@ -159,8 +162,16 @@ def test_predictions_are_in_the_order_of_the_set() -> None:
         "confidences": torch.float32,
     }  # fmt: skip
     predictions.reset()
-    predictions.update(logits[:2], targets[:2], torch.tensor([1, 0]))
+    predictions.update(torch.tensor([1, 0]), {"targets": targets[:2]})
     assert predictions.compute()["indices"].tolist() == [0, 1]
+
+
+def small_classifier(**given: Any) -> ImageClassifier:
+    spec = {"class_names": [str(i) for i in range(6)], "channels": 1, "image_size": 8, "mean": [0.5]}
+    backbone = {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4}
+    return ImageClassifier(
+        {**spec, "std": [0.5]}, backbone, {"_target_": "torch.nn.CrossEntropyLoss"}, **given
+    )
 
 
 def operators(classifier: ImageClassifier, batch: Batch) -> set[str]:
@@ -173,28 +184,67 @@ def operators(classifier: ImageClassifier, batch: Batch) -> set[str]:
 def test_a_training_step_reads_nothing_back(mixed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     # torch's own looks at its values on a CPU, and on no other device
     monkeypatch.setattr(nn.functional, "one_hot", lambda targets, classes: torch.eye(classes).long()[targets])
-    names = [str(i) for i in range(6)]
-    spec = {"class_names": names, "channels": 1, "image_size": 8, "mean": [0.5], "std": [0.5]}
     augment = {"crop": "padded", "flip": 0.5, "erase": 0.3}
     augment |= {"mixup": {"probability": 0.4}, "cutmix": {"probability": 0.4}} if mixed else {}
-    classifier = ImageClassifier(
-        spec, {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4},
-        {"_target_": "torch.nn.CrossEntropyLoss"}, augment=augment,
-    )  # fmt: skip
+    classifier = small_classifier(augment=augment)
     batch = Batch(
-        torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8), torch.arange(8) % 6, torch.arange(8)
+        torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8),
+        torch.arange(8) % 6,
+        torch.arange(8),
+        torch.ones(8).bool(),
     )
     classifier.training_step(batch, 0)
     seen = operators(classifier, batch)
     assert "aten::convolution" in seen
     assert "aten::_local_scalar_dense" not in seen
-    monkeypatch.setattr(classifier.train_loss, "update", lambda loss, samples: loss.item())
+    monkeypatch.setattr(classifier.train_metrics.loss, "update", lambda loss, samples: loss.item())
     assert "aten::_local_scalar_dense" in operators(classifier, batch)
 
 
 def test_a_temperature_is_fitted_on_unscaled_logits() -> None:
     """Also where the checkpoint has one already, as after a resume."""
-    predictions, raw = Predictions(), torch.randn(8, 3)
-    predictions.keep_logits = True
-    predictions.update(raw / 0.5, torch.zeros(8, dtype=torch.long), torch.arange(8), raw)
-    assert torch.equal(predictions.compute()["logits"], raw)
+    classifier, raw = small_classifier(), torch.randn(8, 3)
+    classifier.keep_logits, classifier.temperature = True, 0.5
+    kept = classifier.predictions(Outputs(torch.tensor(0.0), raw / 0.5, torch.zeros(8, dtype=torch.long)))
+    assert torch.equal(kept["logits"], raw)
+
+
+THREE = {name: {"_target_": f"torchmetrics.classification.Multiclass{name}"} for name in ("AUROC", "F1Score")}
+THREE["mcc"] = {"_target_": "torchmetrics.classification.MulticlassMatthewsCorrCoef"}
+
+
+def test_added_metrics_read_nothing_before_the_end() -> None:
+    """They are updated at the end of validation; their values are those of torchmetrics, over all batches."""
+    classifier = small_classifier(metrics=THREE)
+    given = batches(6)
+    outputs = [Outputs(torch.tensor(1.0), logits, targets) for logits, targets in given]
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        for one in outputs:
+            classifier.val_metrics.update(one, classifier.measured)
+    seen = {event.key for event in profiled.key_averages()}
+    assert "aten::softmax" in seen and not seen & {"aten::_local_scalar_dense", "aten::bincount"}
+    found = classifier.val_metrics.compute_and_reset()
+    logits, targets = (torch.cat(parts) for parts in zip(*given, strict=True))
+    for name, node in THREE.items():
+        metric = getattr(torchmetrics, node["_target_"].rpartition(".")[2])(num_classes=6)
+        assert found[name] == pytest.approx(float(metric(logits.softmax(1), targets)), abs=1e-6)
+    assert not classifier.val_metrics.waiting
+
+
+@pytest.mark.parametrize(
+    ("node", "words"),
+    [
+        ({"_target_": "torchmetrics.classification.MulticlassF1Score", "average": "none"}, "gives 6 numbers"),
+        ({"_target_": "torchmetrics.classification.BinaryAccuracy"}, "metrics.mine does not fit this task"),
+        ({"_target_": "torch.nn.Linear", "in_features": 1, "out_features": 1}, "expected a metric"),
+        ({"_target_": "torchmetrics.classification.MulticlassF1Scor"}, "no 'MulticlassF1Scor' there"),
+    ],
+)
+def test_a_metric_that_does_not_fit_is_said_at_the_start(node: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        small_classifier(metrics={"mine": node})
+
+
+def test_a_name_that_is_taken() -> None:
+    with pytest.raises(UserError, match=r"metrics\.top1: this task measures top1 already"):
+        small_classifier(metrics={"top1": THREE["mcc"]})

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from support.command import imgcls
 from support.packs import packed
 from support.pictures import write_picture
@@ -43,7 +44,7 @@ def test_the_same_and_not_the_same(
         "data.batch_size=4",
         "data.num_workers=0",
     )
-    here("train", *SHORT, *data, "callbacks=[default,ema]", "logger=[csv,wandb]", "hydra.run.dir=one")
+    here("train", *SHORT, *data, "callbacks=ema", "logger=[csv,wandb]", "hydra.run.dir=one")
     elsewhere = folder.parent / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
@@ -86,6 +87,11 @@ def test_the_same_and_not_the_same(
 def test_refused(said: Callable[..., str]) -> None:
     write_run(Path("killed"), status="running")
     Path("empty").mkdir()
+    old = write_run(Path("old")) / "config.yaml"
+    config = yaml.safe_load(old.read_text())
+    del config["recovery"]
+    old.write_text(yaml.safe_dump(config))
+    assert "run=old was made by another version of imgcls" in said("reproduce", "run=old")
     assert said("reproduce", "run=killed").startswith(
         "imgcls reproduce: run=killed is unfinished (it runs still, or was killed); "
     )

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,15 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from imgcls.backbones.layers import head_names, reset_head
+from imgcls.backbones.layers import head_names, last_layer, reset_head
 from imgcls.config import check as configs
 from imgcls.config.allowed import allowed
+from imgcls.config.build import build
+from imgcls.config.training import FIRST_WEIGHTS, network_call
 from imgcls.errors import UserError
 from imgcls.runs.checkpoints import load_tensors, unloadable
-from imgcls.spec import DataSpec
 
 log = logging.getLogger(__name__)
-FIRST_WEIGHTS = ("pretrained", "weights")  # keys of a backbone that say where they come from
 # Of a state in a file.
 KEYS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "net")
 WRAPPERS = ("module.", "network.", "_orig_mod.")  # prefixes of names in a state
@@ -35,29 +35,56 @@ def build_network(
     """Builds a backbone from the user's config, loads its first weights (with `class_names` without a head
     for others), and tries the shape of the data. UserError: keys, weights or images that do not fit."""
     shape = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
-    options = dict(config)
-    weights = options.pop("weights", None)
-    network = configs.build({**options, **shape}, "backbone")
+    options, weights = network_call(dict(config)), config.get("weights")
+    target = configs.locate(options["_target_"], "backbone._target_")
+    network = build({**options, **taken(target, shape)}, "backbone")
     if not isinstance(network, nn.Module):
         returned = f"backbone._target_={options['_target_']} returns {type(network).__name__}"
         raise UserError(f"{returned}; expected a torch.nn.Module")
+    name_head(network, num_classes)
+    if configs.has_nodes(list(options.values())):
+        log.warning("backbone has a call within it: its checkpoints can be resumed, but not evaluated alone")
     if weights is not None:
         reset_head(network)
         load_weights(network, Path(weights), class_names)
-    try_shapes(network, **shape)
+    rgb_alone = in_channels != 3 and "in_channels" not in taken(target, shape)
+    advice = f"{options['_target_']} takes no in_channels: set data.channels=3" if rgb_alone else None
+    try_shapes(network, **shape, advice=advice)
     return network
 
 
-def rebuild_network(config: Mapping[str, Any], spec: DataSpec, trust: Iterable[str] = ()) -> nn.Module:
+def taken(target: Callable[..., Any], shape: Mapping[str, int]) -> dict[str, int]:
+    """Returns those facts of the data that a backbone's function has a parameter for; a function that passes
+    keywords on, as torchvision's do, gets the number of classes."""
+    named, passes_on = configs.hints_of(target)
+    return {k: v for k, v in shape.items() if k in named or (passes_on and k == "num_classes")}
+
+
+def rebuild_network(
+    config: Mapping[str, Any],
+    num_classes: int,
+    in_channels: int,
+    image_size: int,
+    class_names: Sequence[str] | None = None,
+    *,
+    trust: Iterable[str] = (),
+) -> nn.Module:
     """Builds the backbone that a checkpoint names, without first weights, if its allow-list has it. Raises
     UserError: it is not allowed, and nothing of it was imported or called; or its settings do not fit."""
     target = allowed(config.get("_target_"), "backbone", trust)
     options = {key: value for key, value in config.items() if key not in FIRST_WEIGHTS}
-    shape = {"num_classes": spec.num_classes, "in_channels": spec.channels, "image_size": spec.image_size}
-    network = configs.build({**options, **shape}, "the checkpoint's backbone", target=target)
+    shape = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    network = build({**options, **taken(target, shape)}, "the checkpoint's backbone", target=target)
     if not isinstance(network, nn.Module):
         raise UserError(f"the checkpoint's backbone._target_={config['_target_']} returns no torch.nn.Module")
+    name_head(network, num_classes)
     return network
+
+
+def name_head(network: nn.Module, num_classes: int) -> None:
+    """Names the head of a network that says none, as those of other libraries."""
+    if not head_names(network):
+        network.head_names = last_layer(network, num_classes)  # type: ignore[assignment]
 
 
 def on_meta(network: nn.Module, *shape: int) -> Any:
@@ -67,7 +94,9 @@ def on_meta(network: nn.Module, *shape: int) -> Any:
     return torch.func.functional_call(network, state, torch.empty(shape, device="meta"))
 
 
-def try_shapes(network: nn.Module, num_classes: int, in_channels: int, image_size: int) -> None:
+def try_shapes(
+    network: nn.Module, num_classes: int, in_channels: int, image_size: int, advice: str | None = None
+) -> None:
     """Raises UserError where the network in training does not return logits for such images."""
     training, side = network.training, f"{in_channels}×{image_size}×{image_size}"
     try:
@@ -76,7 +105,7 @@ def try_shapes(network: nn.Module, num_classes: int, in_channels: int, image_siz
         return  # an operator without a meta kernel: training itself will tell
     except (RuntimeError, AssertionError, ValueError, ArithmeticError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        advice = "take a larger data.image_size or another backbone"
+        advice = advice or "take a larger data.image_size or another backbone"
         raise UserError(f"images of {side} do not fit this network ({reason}); {advice}") from error
     finally:
         network.train(training)

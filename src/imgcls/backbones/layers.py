@@ -41,6 +41,14 @@ def head_names(network: nn.Module) -> tuple[str, ...]:
     return tuple(getattr(network, "head_names", ()))
 
 
+def last_layer(network: nn.Module, outputs: int) -> tuple[str, ...]:
+    """Returns the name of the last layer with so many outputs, which is the head of a network that says none;
+    nothing where there is no such layer."""
+    kinds = (nn.Linear, nn.Conv2d)
+    known = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, kinds)]
+    return tuple([name for name, layer in known if len(layer.weight) == outputs][-1:])
+
+
 def reset_head(network: nn.Module) -> None:
     """Starts the heads at zero (Kolesnikov et al. 2019, BiT): the first loss is the same at any scale of the
     features, and trained weights below get no gradients of random logits. A head that is a convolution keeps

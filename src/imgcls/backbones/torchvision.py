@@ -8,7 +8,7 @@ from timm.models import adapt_input_conv
 from torch import nn
 
 from imgcls.backbones.build import fitting
-from imgcls.backbones.layers import reset_head
+from imgcls.backbones.layers import last_layer, reset_head
 from imgcls.errors import UserError, nearest
 
 # Networks with auxiliary heads: weight of the losses (torchvision's; Szegedy et al. 2014), and names.
@@ -51,10 +51,9 @@ def torchvision_network(
 
 def name_heads(network: Any, name: str, num_classes: int) -> None:
     """Sets `head_names`, by default the last layer with an output for each class, and `auxiliary_weight`."""
-    modules = network.named_modules()
-    layers = {key: layer for key, layer in modules if isinstance(layer, nn.Linear | nn.Conv2d)}
-    last = [key for key, layer in layers.items() if len(layer.weight) == num_classes][-1:]
-    network.head_names = tuple(head for head in AUXILIARY_HEADS.get(name, last) if head in layers)
+    known = dict(network.named_modules())
+    last = last_layer(network, num_classes)
+    network.head_names = tuple(head for head in AUXILIARY_HEADS.get(name, last) if head in known)
     if name in AUXILIARY_WEIGHT:
         network.auxiliary_weight = AUXILIARY_WEIGHT[name]
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from imgcls.errors import UserError
 from imgcls.spec import Share
 from imgcls.tasks.classification import ImageClassifier
+from imgcls.tasks.task import Outputs, Task
 
 
 class Distillation(Callback):
@@ -33,23 +34,29 @@ class Distillation(Callback):
         self.temperature, self.weight, self.name = temperature, weight, Path(teacher)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, ImageClassifier)
+        if not isinstance(pl_module, ImageClassifier):
+            given = f"callbacks.distillation: the task is {type(pl_module).__name__}"
+            raise UserError(f"{given}; expected task=classification")
         theirs, own = self.teacher.spec, pl_module.spec
         if theirs.class_names != own.class_names or theirs.channels != own.channels:
             known = f"{theirs.num_classes} classes ({theirs.class_names[0]}, …) in {theirs.channels} channels"
             there = f"{own.num_classes} ({own.class_names[0]}, …) in {own.channels}"
             raise UserError(f"teacher={self.name} knows {known}, the data has {there}; expected the same")
         self.teacher.to(pl_module.device)
-        pl_module.distil = self.loss
+        pl_module.loss_terms.append(self.loss)
 
-    def loss(self, student: ImageClassifier, images: Tensor, logits: Tensor, loss: Tensor) -> Tensor:
-        """Returns the loss with the teacher's part; `images (N, C, H, W)` are as the student gets them."""
-        pixels = (images - student.shift) / student.scale
+    def loss(self, student: Task, outputs: Outputs) -> Tensor:
+        """Returns the loss with the teacher's part, who sees the images as the student gets them."""
+        assert outputs.images is not None
+        pixels = (outputs.images - student.shift) / student.scale
         side = self.teacher.spec.image_size
         if pixels.shape[-2:] != (side, side):
             pixels = F.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
         with torch.no_grad():
             target = self.teacher.network(pixels * self.teacher.scale + self.teacher.shift).float()
-        soft = F.log_softmax(logits / self.temperature, 1), F.log_softmax(target / self.temperature, 1)
+        soft = (
+            F.log_softmax(outputs.logits / self.temperature, 1),
+            F.log_softmax(target / self.temperature, 1),
+        )
         divergence = F.kl_div(*soft, reduction="batchmean", log_target=True)
-        return (1 - self.weight) * loss + self.weight * self.temperature**2 * divergence
+        return (1 - self.weight) * outputs.loss + self.weight * self.temperature**2 * divergence

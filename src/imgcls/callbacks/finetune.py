@@ -24,8 +24,8 @@ from imgcls.data.batch import ImageDataset
 from imgcls.data.module import ImageDataModule
 from imgcls.optim import give_momentum
 from imgcls.spec import Part
-from imgcls.tasks.classification import ImageClassifier
-from imgcls.tasks.task import data_of
+from imgcls.tasks.network import data_of
+from imgcls.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Finetune(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Sets the learning rate of each layer, and freezes before a strategy looks at what learns."""
-        assert isinstance(pl_module, ImageClassifier)
+        assert isinstance(pl_module, Task)
         if stage != "fit":
             return
         self.layers = layers(pl_module.network)
@@ -75,7 +75,7 @@ class Finetune(Callback):
             parameter.requires_grad_(self.layers[name] >= self.lowest_layer(0))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, ImageClassifier)
+        assert isinstance(pl_module, Task)
         if self.head_epochs is not None:
             return
         self.reuse(trainer, pl_module)
@@ -87,7 +87,7 @@ class Finetune(Callback):
             step_in_units(optimizer, weights, self.scale)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, ImageClassifier)
+        assert isinstance(pl_module, Task)
         epoch, first = trainer.current_epoch, trainer.current_epoch == 0 or self.lowest is None
         changed = self.freeze(pl_module.network, epoch)
         for optimizer in trainer.optimizers:
@@ -134,15 +134,15 @@ class Finetune(Callback):
                 module.train()
         return before != self.lowest
 
-    def reuse(self, trainer: Trainer, classifier: ImageClassifier) -> None:
+    def reuse(self, trainer: Trainer, task: Task) -> None:
         """Puts features in the place of images where that changes nothing but the time."""
         data = data_of(trainer)
         alone = trainer.world_size == 1 and data.on_error == "raise"
-        alike = classifier.distil is None and not changes_images(classifier.augment)
+        alike = not task.loss_terms and not changes_images(task.augment)
         if not (self.reuse_features and alone and alike):
             return
-        classifier.features_into = learning_part(classifier.network)
-        train, val = (features(classifier, data, split) for split in ("train", "val"))
+        task.features_into = learning_part(task.network)
+        train, val = (features(task, data, split) for split in ("train", "val"))
         if train is None or val is None:
             log.info("the features of this network can't be reused: there is more after its head")
             return
@@ -181,18 +181,19 @@ def inputs_of(network: nn.Module, part: str) -> Iterator[list[Tensor]]:
 
 
 @torch.no_grad()
-def features(classifier: ImageClassifier, data: ImageDataModule, split: str) -> Tensor | None:
-    """Returns the input `(N, D)` of the part that learns, for all images of a split; None where more than it
-    makes the logits. The check takes drawn weights: those of a new head are 0 and would show nothing."""
-    network, part = classifier.network, classifier.features_into
+def features(task: Task, data: ImageDataModule, split: str) -> Tensor | None:
+    """Returns the input `(N, D)` of the part that learns, for all images of a split; None where the logits
+    are not what that part makes of its input: another head counts too, or something follows. The check takes
+    drawn weights, as those of a new head are 0 and would show nothing."""
+    network, part = task.network, task.features_into
     head, found = network.get_submodule(part), list[Tensor]()
     generator = torch.Generator().manual_seed(0)  # of its own: the training draws what it draws without this
     drawn = {n: torch.randn(p.shape, generator=generator).to(p) for n, p in head.named_parameters()}
     within = {f"{part}.{name}": value for name, value in drawn.items()}
     with inputs_of(network, part) as inputs:
         for batch in data.evaluation_loader(split):
-            with classifier.trainer.precision_plugin.forward_context():
-                images = classifier.normalise(batch.images.to(classifier.device))
+            with task.trainer.precision_plugin.forward_context():
+                images = task.normalise(batch.images.to(task.device))
                 logits = functional_call(network, within, images)
                 values = inputs[0]
                 if values.ndim != 2:
@@ -214,13 +215,13 @@ def learning_part(network: nn.Module) -> str:
 
 
 @torch.no_grad()
-def scale_of_features(classifier: ImageClassifier, images: ImageDataset) -> float:
+def scale_of_features(task: Task, images: ImageDataset) -> float:
     """Returns the power of 2 next to the root mean square of the head's inputs, for 64 training images."""
     count = min(len(images), 64)
     batch = images.__getitems__([i * len(images) // count for i in range(count)])
-    context = classifier.trainer.precision_plugin.forward_context()
-    with inputs_of(classifier.network, classifier.head_name) as inputs, context:
-        classifier.raw_logits(batch.images.to(classifier.device))
+    context = task.trainer.precision_plugin.forward_context()
+    with inputs_of(task.network, task.head_name) as inputs, context:
+        task.raw_logits(batch.images.to(task.device))
     root = float(inputs[0].float().square().mean().sqrt())
     return 2.0 ** round(math.log2(root)) if root > 0 and math.isfinite(root) else 1.0
 

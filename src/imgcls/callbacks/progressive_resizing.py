@@ -4,7 +4,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from imgcls.backbones.build import try_shapes
 from imgcls.errors import UserError
-from imgcls.tasks.classification import ImageClassifier
+from imgcls.tasks.task import Task
 
 
 class ProgressiveResizing(Callback):
@@ -31,14 +31,14 @@ class ProgressiveResizing(Callback):
         return min(max(round(share * whole / self.multiple), 1) * self.multiple, whole)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, ImageClassifier)
+        assert isinstance(pl_module, Task)
         if trainer.max_epochs is None or trainer.max_epochs < 1:
             raise UserError("ProgressiveResizing needs an end: set trainer.max_epochs")
         spec = pl_module.spec
         smallest = self.size(0, trainer.max_epochs, spec.image_size)
-        try_shapes(pl_module.network, spec.num_classes, spec.channels, smallest)
+        try_shapes(pl_module.network, pl_module.outputs(), spec.channels, smallest)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, ImageClassifier)
+        assert isinstance(pl_module, Task)
         epochs, whole = trainer.max_epochs or 1, pl_module.spec.image_size
-        pl_module.train_size = self.size(trainer.current_epoch, epochs, whole)
+        pl_module.input_size = self.size(trainer.current_epoch, epochs, whole)

@@ -1,82 +1,151 @@
 """Builds what a training is made of from its typed config."""
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from imgcls.callbacks.step_curves import LossCurve, Throughput
 from imgcls.config import check as configs
-from imgcls.config.metrics import Metrics, direction
-from imgcls.config.training import Node, Nodes, TrainConfig, TrainerConfig
+from imgcls.config.build import build
+from imgcls.config.training import Nodes, TrainConfig, TrainerConfig
 from imgcls.data.module import ImageDataModule
 from imgcls.engine.build import build_data, build_trainer, check_schedule, prepare
 from imgcls.engine.checkpoint import SaveConfig
+from imgcls.engine.last_checkpoint import LastCheckpoint
 from imgcls.engine.recovery import Training
 from imgcls.errors import UserError, nearest
-from imgcls.tasks.classification import ImageClassifier
-from imgcls.tasks.metrics import logged_names
+from imgcls.loggers.progress import EpochProgress
+from imgcls.tasks.metrics import Better, logs_of
+from imgcls.tasks.task import Task
+
+OURS = ("imgcls.", "lightning.")  # packages of callbacks and tasks that log what they say
 
 
-def assemble(config: TrainConfig, run_dir: Path, resumed_from: Path | None = None) -> Training:
-    """Builds data, classifier, callbacks and trainer; the loggers come later."""
-    data, classifier, callbacks = build_parts(config)
-    names = logged_names(classifier.spec.num_classes)
-    check_monitored(config.optimized_metric, callbacks, config.scheduler, config.trainer, names)
+def assemble(
+    config: TrainConfig, run_dir: Path, resumed_from: Path | None = None
+) -> tuple[Training, dict[str, Better]]:
+    """Builds data, task, callbacks and trainer; the loggers come later. Returns also the direction in which
+    each metric that is logged, or optimised, is better."""
+    data, task, callbacks, better = build_parts(config)
+    check_monitored(config, callbacks, better, open_ended=not all(ours(one) for one in (task, *callbacks)))
     callbacks.append(SaveConfig(config.record, resumed_from))
     trainer = build_trainer(config.trainer, callbacks, [], run_dir)
-    check_schedule(config.scheduler, classifier, trainer, data)
-    return Training(trainer, classifier, data)
+    check_schedule(config.scheduler, task, trainer, data)
+    optimised = {name: config.mode_of(name, better) for name in config.all_metrics}
+    return Training(trainer, task, data), better | optimised
 
 
-def build_parts(config: TrainConfig) -> tuple[ImageDataModule, ImageClassifier, list[Any]]:
-    """Seeds everything, and builds data, classifier and callbacks."""
+def build_parts(config: TrainConfig) -> tuple[ImageDataModule, Task, list[Callback], dict[str, Better]]:
+    """Seeds everything, and builds data, task and callbacks; returns also the names of what these log, each
+    with the direction in which it is better."""
     prepare(config.seed)
     data = build_data(config.data, config.augment, config.seed)
-    return data, build_classifier(config, data), build_all(config.callbacks, "callbacks")
+    task = build_task(config, data)
+    better = task.measures(data.spec).logged(config.metrics) | logs_of(config.callbacks)
+    return data, task, build_callbacks(config, better), better
+
+
+def build_callbacks(config: TrainConfig, better: Mapping[str, Better]) -> list[Callback]:
+    """Builds the callbacks that every training has, and after them those that `callbacks` adds."""
+    settings, folder = config.recovery, f"{config.run_dir}/checkpoints"
+    monitor = settings.monitor or config.first_metric
+    best = ModelCheckpoint(
+        dirpath=folder, filename=settings.filename, monitor=monitor, save_top_k=settings.save_top_k,
+        mode=settings.mode or config.mode_of(monitor, better) or "max",  # `check_monitored` refuses none
+        auto_insert_metric_name=False, enable_version_counter=False, save_on_train_epoch_end=True,
+    )  # fmt: skip
+    return [
+        best,
+        LastCheckpoint(folder, settings.every_minutes),
+        Throughput(),
+        LossCurve(config.trainer.log_every_n_steps),
+        EpochProgress(settings.refresh_seconds),
+        *added_callbacks(config, better),
+    ]
 
 
 def build_all(nodes: Nodes, group: str) -> list[Any]:
     """Builds the callbacks or loggers that are not switched off."""
-    return [configs.build(node, f"{group}.{name}") for name, node in nodes.items() if node]
+    return [build(node, f"{group}.{name}") for name, node in nodes.items() if node]
 
 
-def build_classifier(config: TrainConfig, data: ImageDataModule) -> ImageClassifier:
-    """Builds the classifier for the data."""
-    weights = config.class_weights
-    if weights == "balanced":  # as scikit-learn's: classes count alike, and the mean weight of a sample is 1
-        counts = data.class_counts()
-        weights = [sum(counts) / (len(counts) * count) for count in counts]
-    return ImageClassifier(
-        spec=asdict(data.spec), backbone=config.backbone, loss=config.loss, optimizer=config.optimizer,
-        scheduler=config.scheduler, augment=config.augment, class_weights=weights, seed=config.seed,
+def build_task(config: TrainConfig, data: ImageDataModule) -> Task:
+    """Builds the task for the data."""
+    task: Task = build(
+        config.task, "task", Task, spec=asdict(data.spec), backbone=config.backbone, loss=config.loss,
+        optimizer=config.optimizer, scheduler=config.scheduler, augment=config.augment,
+        metrics={name: node for name, node in config.metrics.items() if node},
+        class_counts=data.class_counts(), train_images=len(data.sets["train"]), seed=config.seed,
         channels_last=config.channels_last, compile=config.compile,
     )  # fmt: skip
+    task.check_targets(data.sets["train"].targets)
+    return task
+
+
+def added_callbacks(config: TrainConfig, better: Mapping[str, Better]) -> list[Callback]:
+    """Builds the callbacks. One that must watch a metric watches the first of optimized_metric if its config
+    names none, and one that watches gets the direction in which the metric is better, if its config says
+    none."""
+    nodes: Nodes = {}
+    for name, node in config.callbacks.items():
+        if not node:
+            continue
+        parameters = inspect.signature(configs.locate(node["_target_"], f"callbacks.{name}")).parameters
+        watched = node.get("monitor")
+        if "monitor" in parameters and parameters["monitor"].default is inspect.Parameter.empty:
+            watched = watched or config.first_metric
+            node = {"monitor": watched, **node}
+        mode = config.mode_of(watched, better) if watched and not node.get("mode") else None
+        if mode is not None and "mode" in parameters:
+            node = {**node, "mode": mode}
+        nodes[name] = node
+    return build_all(nodes, "callbacks")
+
+
+def ours(built: object) -> bool:
+    """Says whether what a thing logs is known: a task or callback from elsewhere may log more."""
+    return type(built).__module__.startswith(OURS)
 
 
 def check_monitored(
-    optimized: Metrics, callbacks: list[Any], scheduler: Node, trainer: TrainerConfig, names: set[str]
+    config: TrainConfig, callbacks: list[Callback], better: Mapping[str, Better], open_ended: bool
 ) -> None:
-    """Raises UserError where a metric is watched that is not among the `names` of those that are logged, or
-    in the wrong direction; `optimized` is `optimized_metric`, which the others follow by default."""
-    watchers = [callback for callback in callbacks if getattr(callback, "monitor", None)]
-    watched = [(f"callbacks: {type(one).__name__}.", one.monitor, one.mode) for one in watchers]
-    if schedule := scheduler.get("monitor"):
-        watched.append(("scheduler.", schedule, scheduler.get("mode")))
-    keys = [("optimized_metric", name) for name in ([optimized] if isinstance(optimized, str) else optimized)]
-    keys += [(f"{where}monitor", name) for where, name, _ in watched]
-    for key, name in keys:
-        if name not in names:
-            raise UserError(f"{key}={name}: no such metric is logged; {nearest(name, names)}")
-        if name.startswith("val/") and (why := never_validated(trainer)):
+    """Raises UserError where a metric is watched that is not logged, or in the wrong direction. `open_ended`:
+    a task or callback that is not ours may log metrics beside those in `better`; then a name must come with
+    its direction."""
+    watchers: list[Any] = [callback for callback in callbacks if getattr(callback, "monitor", None)]
+    others = [f"callbacks: {type(one).__name__}." for one in watchers[1:]]
+    places = ["recovery.", *others]  # the first keeps best.ckpt
+    watched = [(place, one.monitor, one.mode) for place, one in zip(places, watchers, strict=True)]
+    schedule, mode = config.watched_by_schedule
+    watched += [("scheduler.", schedule, mode)] if schedule else []
+    keys = [("optimized_metric", name, config.mode_of(name, better)) for name in config.all_metrics]
+    keys += [(f"{where}monitor", name, mode) for where, name, mode in watched]
+    for key, name, mode in keys:
+        if name not in better and not (open_ended and mode):
+            more = "; a metric of your own callback or task needs its direction, too" if open_ended else ""
+            raise UserError(f"{key}={name}: no such metric is logged; {nearest(name, better)}{more}")
+        if mode is None:
+            expected = "set optimized_mode=min or optimized_mode=max"
+            raise UserError(f"{key}={name}: this metric does not say which way it is better; {expected}")
+        if name.startswith("val/") and (why := never_validated(config.trainer)):
             text = f"{key}={name}: with {why} nothing is validated"
             raise UserError(f"{text}; watch train/loss, or let it validate")
-    for keeper in callbacks:  # several files are kept
-        if getattr(keeper, "save_top_k", 1) not in (0, 1) and "{" not in (keeper.filename or "{"):
-            given = f"ModelCheckpoint.save_top_k={keeper.save_top_k} with filename={keeper.filename}"
-            advice = "each file needs a name of its own, such as callbacks.checkpoint.filename='{epoch:03d}'"
-            raise UserError(f"callbacks: {given}: {advice}")
+    for keeper in (one for one in watchers if getattr(one, "save_top_k", 1) not in (0, 1)):
+        if "{" not in (keeper.filename or "{"):  # several files are kept
+            given = f"save_top_k={keeper.save_top_k} with filename={keeper.filename}"
+            advice = "each file needs a name of its own, such as filename='{epoch:03d}'"
+            place = "recovery" if keeper is watchers[0] else "callbacks: ModelCheckpoint"
+            raise UserError(f"{place}: {given}: {advice}")
     for where, name, mode in watched:
-        if mode is not None and mode != direction(name):
-            raise UserError(f"{where}mode={mode}: {name} is better the other way; set mode={direction(name)}")
+        right = config.mode_of(name, better)
+        if mode is not None and right is not None and mode != right:
+            raise UserError(f"{where}mode={mode}: {name} is better the other way; set mode={right}")
 
 
 def never_validated(trainer: TrainerConfig) -> str | None:

@@ -4,26 +4,26 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Literal
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from pydantic import ConfigDict, Field, with_config
-from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
 
 from imgcls.config import check as configs
 from imgcls.config.allowed import allowed
+from imgcls.config.build import refuse_nested
 from imgcls.config.paths import shown
 from imgcls.config.training import Node, TrainerConfig
+from imgcls.data.loading.splits import name_absent
 from imgcls.data.module import ImageDataModule
 from imgcls.engine.build import build_data, build_trainer, prepare
 from imgcls.engine.evaluation import run_test
 from imgcls.engine.recovery import Training
 from imgcls.errors import UserError, nearest
-from imgcls.report.test_report import print_summary
-from imgcls.runs.checkpoints import find_checkpoint, load_content
+from imgcls.report.report import print_summary
+from imgcls.runs.checkpoints import find_checkpoint
 from imgcls.spec import DataSpec
-from imgcls.tasks.classification import ImageClassifier
+from imgcls.tasks.task import Task, load_checkpoint
 
 CARRIED = ("accelerator", "precision", "benchmark", "deterministic", "limit_test_batches")
 EVALUATION = {
@@ -44,20 +44,21 @@ class EvalConfig:
 
 
 def main(config: EvalConfig, run_dir: Path) -> float:
-    """Tests a checkpoint and writes a report; returns its top1."""
+    """Tests a checkpoint and writes a report; returns the first of its metrics."""
     path = find_checkpoint(config.checkpoint)
-    classifier, trained = load_checkpoint(path, config.trust)
+    task, trained = load_checkpoint(path, config.trust)
     prepare(trained["seed"])
     overrides = HydraConfig.get().overrides.task
-    node = data_config(trained, config.data, classifier.spec, config.trust, overrides)
+    node = data_config(trained, config.data, task.spec, config.trust, overrides)
     data = build_data(node, None, trained["seed"], config.split)
-    to_classes_of(classifier, data)
+    task.check_targets(data.sets["test"].targets)
+    to_classes_of(task, data)
     trainer = build_trainer(evaluation_trainer(trained, config.trainer, CARRIED), [], [], run_dir)
-    report = run_test(Training(trainer, classifier, data), run_dir)
+    report = run_test(Training(trainer, task, data), run_dir)
     if report is None:  # not the first process
         return 0.0
     print_summary(f"Test of {shown(path)}", report, {"test report": shown(run_dir)})
-    return report.metrics["test/top1"]
+    return next(iter(report.metrics.values()))
 
 
 def evaluation_trainer(trained: Node, wanted: Node, carried: tuple[str, ...]) -> TrainerConfig:
@@ -86,6 +87,7 @@ def data_config(
         if "root" not in own and ("://" in root or root.startswith("local:")):
             what = f"the checkpoint's data lies at {root}"
             raise UserError(f"{what}; to read from there give data.root={root}")
+        refuse_nested(trained["data"], "the checkpoint's data")
         unused = ("cache", "storage_options")  # they would write files or use the network
         config = {key: value for key, value in trained["data"].items() if key not in unused}
         config |= ({"download": False} if "download" in inspect.signature(kind).parameters else {}) | own
@@ -100,11 +102,24 @@ def data_config(
     return config | {key: getattr(spec, key) for key in prepared if key in config or key in wanted}
 
 
-def to_classes_of(classifier: ImageClassifier, data: ImageDataModule) -> None:
-    """Relabels the data in the checkpoint's order. Raises UserError: an unknown class, or other channels."""
-    known, found = classifier.spec.class_names, data.spec.class_names
-    if data.spec.channels != classifier.spec.channels:
-        channels = classifier.spec.channels
+def of_checkpoint(config: Node, elsewhere: bool, trust: Sequence[str]) -> Node:
+    """Returns the data config of a checkpoint, without its keys that would use the network or write files.
+    `elsewhere`: the user says where the data lies. Raises UserError: its class is not on the allow-list, or
+    the data lies at an address."""
+    kind = allowed(config.get("_target_"), "data", trust)
+    root = str(config.get("root"))
+    if not elsewhere and ("://" in root or root.startswith("local:")):
+        raise UserError(f"the checkpoint's data lies at {root}; to read from there give data.root={root}")
+    config = {key: value for key, value in config.items() if key not in ("cache", "storage_options")}
+    return config | ({"download": False} if "download" in inspect.signature(kind).parameters else {})
+
+
+def to_classes_of(task: Task, data: ImageDataModule) -> None:
+    """Relabels the data by class name to the checkpoint's order. Raises UserError: the data has a class that
+    the checkpoint does not know, or other channels."""
+    known, found = task.spec.class_names, data.spec.class_names
+    if data.spec.channels != task.spec.channels:
+        channels = task.spec.channels
         what = f"the data has {data.spec.channels} channels, the checkpoint {channels}"
         raise UserError(f"{what}; set data.channels={channels}")
     if known == found:
@@ -114,35 +129,10 @@ def to_classes_of(classifier: ImageClassifier, data: ImageDataModule) -> None:
         raise UserError(f"the data has the class {unknown[0]!r}, {advice}")
     order = torch.tensor([known.index(name) for name in found])
     for dataset in data.sets.values():
-        dataset.targets = order[dataset.targets]
-    data.spec = classifier.spec
-
-
-@with_config(ConfigDict(extra="allow"))
-class DataConfig(TypedDict, total=False):
-    """The part of a checkpoint's data config that evaluation reads, beside arguments of the data's class."""
-
-    root: str | None
-    exclude: str | None
-    batch_size: Annotated[int, Field(ge=1)]
-
-
-@with_config(ConfigDict(extra="allow"))
-class RunConfig(TypedDict):
-    """The part of a checkpoint's config that evaluation reads."""
-
-    seed: Annotated[int, Field(ge=0, lt=2**32)]
-    cwd: str
-    data: DataConfig
-    trainer: dict[str, Any]
-
-
-def load_checkpoint(path: Path, trust: Sequence[str] = ()) -> tuple[ImageClassifier, dict[str, Any]]:
-    """Returns the classifier of a checkpoint and the config of its run. Raises UserError: as
-    `Task.load_from_checkpoint`; or the config is missing, or of wrong types."""
-    content = load_content(path)
-    if not isinstance(content.get("config"), dict):
-        raise UserError(f"checkpoint={path}: it was not written by imgcls train, and has no config of a run")
-    missing: dict[str, Any] = {"seed": 0, "cwd": ".", "data": {}, "trainer": {}}
-    config: dict[str, Any] = configs.typed(missing | content["config"], RunConfig, "the checkpoint's config")
-    return ImageClassifier.restored(content, path, trust), config
+        targets = dataset.targets
+        if targets.ndim == 1:
+            dataset.targets = order[targets]
+        else:  # a column for each label
+            dataset.targets = targets.new_zeros(len(targets), len(known)).index_copy(1, order, targets)
+    name_absent(data.sets["test"].targets, known, "test")
+    data.spec = task.spec

@@ -16,7 +16,7 @@ from pydantic import Field
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
-from imgcls.commands.eval import data_config, load_checkpoint
+from imgcls.commands.eval import data_config
 from imgcls.commands.predict import appearing, check_out
 from imgcls.config.paths import shown
 from imgcls.data.files import Failure, Files, images_of
@@ -24,7 +24,7 @@ from imgcls.engine.build import build_data, prepare
 from imgcls.errors import UserError
 from imgcls.runs.checkpoints import find_checkpoint
 from imgcls.spec import DataSpec
-from imgcls.tasks.classification import ImageClassifier
+from imgcls.tasks.task import Task, load_checkpoint
 
 log = logging.getLogger(__name__)
 BATCHES = (1, 7)  # sizes at which the file is compared with the checkpoint
@@ -54,27 +54,27 @@ def main(config: ExportConfig, run_dir: Path) -> float:
     if missing := [name for name in NEEDED[config.format] if importlib.util.find_spec(name) is None]:
         advice = "in the clone: pip install -e '.[export]'"
         raise UserError(f"format=onnx needs {' and '.join(missing)}; {advice}")
-    classifier, trained = load_checkpoint(find_checkpoint(config.checkpoint), config.trust)
+    task, trained = load_checkpoint(find_checkpoint(config.checkpoint), config.trust)
     prepare(trained["seed"])
     torch.set_float32_matmul_precision("highest")  # both sides of the comparison in full float32
-    images, origin = real_images(config.images, trained, classifier.spec, config.trust)
-    network = classifier.network.to(memory_format=torch.contiguous_format)
+    images, origin = real_images(config.images, trained, task.spec, config.trust)
+    network = task.network.to(memory_format=torch.contiguous_format)
     with appearing(out) as folder:
-        difference, facts = write_checked(config, classifier, images, origin, folder / out.name)
-        save_model(network, str(folder / weights.name), metadata=metadata(classifier.spec))
+        difference, facts = write_checked(config, task, images, origin, folder / out.name)
+        save_model(network, str(folder / weights.name), metadata=metadata(task))
     log.info("largest difference from the checkpoint: %s", facts)
     log.info("exported: %s (%.1f MB), weights: %s", shown(out), out.stat().st_size / 1e6, shown(weights))
     return difference
 
 
 def write_checked(
-    config: ExportConfig, classifier: ImageClassifier, images: Tensor, origin: str, path: Path
+    config: ExportConfig, task: Task, images: Tensor, origin: str, path: Path
 ) -> tuple[float, str]:
     """Writes and runs the file; returns the largest difference of a logit, and words for it. Raises UserError
     where it is above `tolerance`, and above that share of the largest logit: rounding grows with it."""
     write = write_onnx if config.format == "onnx" else write_torch_export
-    written = write(Whole(classifier), images[:2], path, metadata(classifier.spec))
-    difference, largest = compare(classifier, written, [images[:size] for size in BATCHES])
+    written = write(Whole(task), images[:2], path, metadata(task))
+    difference, largest = compare(task, written, [images[:size] for size in BATCHES])
     allowed = config.tolerance * max(1.0, largest)
     facts = f"{difference:.2g} on logits of up to {largest:.2g} (batches of 1 and 7, {origin})"
     if not difference <= allowed < math.inf:  # also where it is no number
@@ -107,10 +107,12 @@ def real_images(
         return torch.randint(0, 256, size, dtype=torch.uint8), "random pixels"
 
 
-def metadata(spec: DataSpec) -> dict[str, str]:
-    """Returns what a user of the file must know of classes and images; each value is JSON. An image's short
-    side is to be resized to `resize` pixels, with antialiasing, and the centre square of `image_size` cut."""
-    facts = asdict(spec) | {"resize": spec.resize}
+def metadata(task: Task) -> dict[str, str]:
+    """Returns what a user of the file must know of classes, images and outputs; each value is JSON. The short
+    side of an image is to be resized to `resize` pixels, with antialiasing, and the centre square of
+    `image_size` cut. Probabilities are the `activation` of the logits; of several labels, those above their
+    `thresholds` are given."""
+    facts = asdict(task.spec) | {"resize": task.spec.resize} | task.export_facts()
     return {name: json.dumps(value, ensure_ascii=False) for name, value in facts.items()}
 
 
@@ -120,11 +122,11 @@ class Whole(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, classifier: ImageClassifier) -> None:
+    def __init__(self, task: Task) -> None:
         super().__init__()
-        self.network, self.temperature = classifier.network, classifier.temperature
-        self.register_buffer("scale", classifier.get_buffer("scale"))
-        self.register_buffer("shift", classifier.get_buffer("shift"))
+        self.network, self.temperature = task.network, task.temperature
+        self.register_buffer("scale", task.get_buffer("scale"))
+        self.register_buffer("shift", task.get_buffer("shift"))
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -157,9 +159,9 @@ def write_torch_export(network: nn.Module, images: Tensor, path: Path, facts: di
     return torch.export.load(path).module()
 
 
-def compare(classifier: ImageClassifier, written: Run, batches: Sequence[Tensor]) -> tuple[float, float]:
+def compare(task: Task, written: Run, batches: Sequence[Tensor]) -> tuple[float, float]:
     """Returns the largest difference of a logit from the checkpoint's and the largest logit (absolute)."""
     with torch.inference_mode():
-        expected = torch.cat([classifier(images) for images in batches])
+        expected = torch.cat([task(images) for images in batches])
         found = torch.cat([written(images) for images in batches])
     return float((found - expected).abs().max()), float(expected.abs().max())

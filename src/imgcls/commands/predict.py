@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from imgcls.commands.eval import CARRIED, evaluation_trainer, load_checkpoint
+from imgcls.commands.eval import CARRIED, evaluation_trainer
 from imgcls.commands.prediction_files import Rows, Write, writer
 from imgcls.config.paths import shown
 from imgcls.config.training import Node
@@ -28,7 +28,7 @@ from imgcls.data.files import Failure, FileBatch, file_loader, images_of
 from imgcls.engine.build import build_trainer, prepare
 from imgcls.errors import UserError
 from imgcls.runs.checkpoints import find_checkpoint
-from imgcls.tasks.classification import ImageClassifier
+from imgcls.tasks.task import Task, load_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class PredictConfig:
     trainer: Node
     out: str | None
     overwrite: bool
-    top_k: Annotated[int, Field(ge=1)]
+    top_k: Annotated[int, Field(ge=1)] | None
     embedding: bool
     tta: Literal["flip"] | None
     batch_size: Annotated[int, Field(ge=1)] | None
@@ -61,13 +61,13 @@ def main(config: PredictConfig, run_dir: Path) -> None:
         raise UserError(f"out={out} needs the package pyarrow, which is not installed; {advice}")
     failures: list[Failure] = []
     paths = images_of("source", config.source, failures)
-    classifier, trained = load_checkpoint(find_checkpoint(config.checkpoint), config.trust)
+    task, trained = load_checkpoint(find_checkpoint(config.checkpoint), config.trust)
     prepare(trained["seed"])
     trainer = build_trainer(evaluation_trainer(trained, config.trainer, CARRIED[:4]), [], [], run_dir)
     batch_size = config.batch_size or trained["data"].get("batch_size", 64)
-    loader = file_loader(paths, classifier.spec, batch_size, config.num_workers, config.max_pixels)
-    predict = Predictor(classifier, trainer, config)
-    with appearing(out) as folder, writer(folder / out.name, config.embedding) as write:
+    loader = file_loader(paths, task.spec, batch_size, config.num_workers, config.max_pixels)
+    predict = Predictor(task, trainer, config)
+    with appearing(out) as folder, writer(folder / out.name) as write:
         done, failed = run(loader, predict, write, failures, folder / unreadable.name)
     log.info("predictions: %s", shown(out))
     if failed:
@@ -112,30 +112,21 @@ def appearing(out: Path) -> Iterator[Path]:
 class Predictor:
     """The network on the trainer's device and in its precision, as in a test."""
 
-    def __init__(self, classifier: ImageClassifier, trainer: Trainer, config: PredictConfig) -> None:
+    def __init__(self, task: Task, trainer: Trainer, config: PredictConfig) -> None:
         self.device, self.precision = trainer.strategy.root_device, trainer.precision_plugin
-        self.classifier = self.precision.convert_module(classifier).to(self.device)
-        self.names, self.head_inputs, self.config = classifier.spec.class_names, list[Tensor](), config
-        if config.embedding:
-            head = classifier.network.get_submodule(classifier.head_name)
-            head.register_forward_pre_hook(lambda module, inputs: self.head_inputs.append(inputs[0]))
+        self.precision.convert_module(task).to(self.device)
+        self.task = task
+        self.config = config
 
     def __call__(self, paths: list[str], images: Tensor) -> Rows:
         """Returns the rows of `images (N, C, H, W) uint8`; embeddings are of images as they are."""
         with torch.inference_mode(), self.precision.forward_context():
             images = images.to(self.device, non_blocking=True)
-            probabilities = self.classifier(images).float().softmax(1)
-            if self.config.tta == "flip":
-                probabilities = (probabilities + self.classifier(images.flip(-1)).float().softmax(1)) / 2
-            best = probabilities.topk(min(self.config.top_k, len(self.names)))
-            labels = [[self.names[i] for i in row] for row in best.indices.tolist()]
-            embeddings = None
-            if self.head_inputs:
-                features = self.head_inputs[0].float()
-                # The head of some networks is a convolution: the mean over places.
-                embeddings = (features.mean((2, 3)) if features.ndim == 4 else features).cpu().numpy()
-                self.head_inputs.clear()
-            return Rows(paths, labels, best.values.cpu().numpy(), embeddings)
+            with self.task.features_kept() if self.config.embedding else contextlib.nullcontext() as kept:
+                answers = self.task.answers(images, self.config.top_k, self.config.tta == "flip")
+            embeddings = None if kept is None else kept.pooled().cpu().numpy()
+            numbers = [row.cpu().numpy() for row in answers.numbers]
+            return Rows(paths, answers.labels, numbers, embeddings, answers.several)
 
 
 def run(

@@ -28,9 +28,10 @@ from imgcls.loggers.unharmed import has_failed, told, unharmed
 from imgcls.loggers.wandb import close_wandb, log_checkpoint
 from imgcls.runs.record import keeping_status, write_record
 from imgcls.runs.run_files import best_epoch, optimised
+from imgcls.tasks.metrics import Better
 
 if TYPE_CHECKING:
-    from imgcls.report.test_report import Report
+    from imgcls.report.report import Report
 
 # What the end of a run needs (SciPy, pandas, scikit-learn) is imported there: the first step comes sooner.
 log = logging.getLogger(__name__)
@@ -64,7 +65,7 @@ def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None) -> Score:
     """Builds the training, fits it (on from a checkpoint), tests its best checkpoint, and reports."""
     if config.tune is not None:
         return tune(config, run_dir)
-    training = assemble(config, run_dir, checkpoint)
+    training, better = assemble(config, run_dir, checkpoint)
     record = config.record
     if training.trainer.is_global_zero:
         describe(config, training, run_dir)
@@ -74,13 +75,13 @@ def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None) -> Score:
             check_data(run_dir, training.data.fingerprint())
             check_progress(checkpoint, training.trainer)
 
-    def rebuild(batch_size: int, accumulated: int) -> Training:
-        return assemble(config.with_batches(batch_size, accumulated), run_dir)
+    def rebuild() -> Training:
+        return assemble(config, run_dir)[0]
 
     try:
-        with outcome_recorded(run_dir, training):
+        with outcome_recorded(run_dir, training, better):
             training.trainer.loggers = told(build_all(config.logger, "logger"), run_dir, record)
-            training = fit(training, rebuild, config.trainer, run_dir, checkpoint)
+            training = fit(training, rebuild, config.recovery, run_dir, checkpoint)
             summarise(training.trainer, run_dir)
             callbacks: list[Callback] = training.trainer.callbacks  # type: ignore[attr-defined]
             if any(getattr(callback, "pruned", False) for callback in callbacks):  # by a search
@@ -99,39 +100,41 @@ def tune(config: TrainConfig, run_dir: Path) -> float:
     from imgcls.commands import tune as finders
 
     assert config.tune is not None
-    data, classifier, callbacks = build_parts(config)
+    data, task, callbacks, _ = build_parts(config)
     kept = [callback for callback in callbacks if isinstance(callback, finders.KEPT)]
     trainer = build_trainer(config.trainer.model_copy(update={"limit_val_batches": 0}), [*kept], [], run_dir)
-    return finders.tune(config.tune, trainer, classifier, data, run_dir)
+    return finders.tune(config.tune, trainer, task, data, run_dir)
 
 
 def describe(config: TrainConfig, training: Training, run_dir: Path) -> None:
     """Says in four lines what is going to be trained, on what data, and where."""
-    trainer, classifier, data = training
-    parameters = sum(p.numel() for p in classifier.network.parameters())
+    trainer, task, data = training
+    parameters = sum(p.numel() for p in task.network.parameters())
     backbone = config.backbone.get("name") or config.names["backbone"]
     sizes = ", ".join(f"{len(data.sets[s]):,} {s}" for s in ("train", "val", "test"))
     side, channels, classes = data.spec.image_size, data.spec.channels, data.spec.num_classes
-    log.info("data: %s images of %d×%d×%d, %d classes", sizes, channels, side, side, classes)
+    named = f", {classes} classes" if classes else ""
+    log.info("data: %s images of %d×%d×%d%s", sizes, channels, side, side, named)
     log.info("backbone: %s, %s parameters", backbone, f"{parameters:,}")
     world = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
     log.info("device: %s, precision %s%s", trainer.strategy.root_device.type, trainer.precision, world)
-    if trainer.max_steps > 0 and trainer.max_steps % classifier.steps(trainer, data).per_epoch:
+    if trainer.max_steps > 0 and trainer.max_steps % task.steps(trainer, data).per_epoch:
         rest = "the steps after the last whole one are not validated"
         log.warning("trainer.max_steps=%d ends within an epoch: %s", trainer.max_steps, rest)
     log.info("run directory: %s", shown(run_dir))
 
 
 @contextmanager
-def outcome_recorded(run_dir: Path, training: Training) -> Iterator[None]:
-    """Around a training: status.json and W&B get to know how it ended."""
-    parameters = sum(p.numel() for p in training.classifier.network.parameters())
+def outcome_recorded(run_dir: Path, training: Training, better: dict[str, Better]) -> Iterator[None]:
+    """Around a training: status.json and W&B get to know how it ended; status.json also has the direction in
+    which each metric is `better`."""
+    facts = {"parameters": sum(p.numel() for p in training.task.network.parameters()), "better": better}
     callbacks = training.trainer.callbacks  # type: ignore[attr-defined]
     saver = next(callback for callback in callbacks if isinstance(callback, SaveConfig))
     first = training.trainer.is_global_zero
     status, word = 1, "failed"
     try:
-        with keeping_status(run_dir, parameters, lambda: saver.trained) if first else nullcontext():
+        with keeping_status(run_dir, facts, lambda: saver.trained) if first else nullcontext():
             yield
         status, word = 0, "finished"
     except Stopped as stopped:
@@ -151,13 +154,13 @@ def best_checkpoint(trainer: Trainer) -> str | None:
 
 
 def calibrate_and_test(config: TrainConfig, training: Training, run_dir: Path) -> None:
-    """Fits the temperature and tests the best checkpoint, where the config asks for it."""
-    from imgcls.engine.evaluation import calibrate, run_test
+    """Fits what the task fits on validation, and tests the best checkpoint, where the config asks for it."""
+    from imgcls.engine.evaluation import fit_on_validation, run_test
 
     best = best_checkpoint(training.trainer)
     training.data.on_error, training.data.max_errors = "skip", 0.5  # a bad file shall not lose the training
-    if config.temperature:
-        calibrate(training, best)
+    if training.task.fits_on_validation:
+        fit_on_validation(training, best)
     if config.test:
         report = run_test(training, run_dir / "test", best)
         if report is not None:
@@ -166,10 +169,10 @@ def calibrate_and_test(config: TrainConfig, training: Training, run_dir: Path) -
 
 def publish(report: "Report", training: Training, best: str | None, run_dir: Path) -> None:
     """Logs the test to W&B, and prints it with the places of its files."""
-    from imgcls.report.test_report import log_to_wandb, print_summary
+    from imgcls.report.report import print_summary
 
     for logger in wandb_loggers(training.trainer):
-        log_to_wandb(logger.experiment, report, run_dir / "test", training.data.spec)
+        report.log_to_wandb(logger.experiment, run_dir / "test")
     lines = {"run directory": shown(run_dir), "test report": shown(run_dir / "test")}
     if rows := listed(run_dir / "unreadable.csv"):
         lines["left out"] = f"{len(rows)} unreadable images, see {shown(run_dir / 'unreadable.csv')}"

@@ -28,10 +28,12 @@ from imgcls.processes import rank
 log = logging.getLogger(__name__)
 
 
-def run_verb(name: str, module: str) -> None:
+def run_verb(name: str, module: str) -> list[tuple[Any, Path]]:
     """Lets Hydra compose the config of a verb, from its root in conf/, and calls `main(config, run_dir)` of
     the module (dotted). The annotation of its first parameter says the types of the root's keys. The module,
-    and torch with it, is imported when the config is composed: `--help` needs neither."""
+    and torch with it, is imported when the config is composed: `--help` needs neither. Returns what `main`
+    did, with the run directory; nothing of the jobs of a sweep that other processes ran."""
+    outcomes: list[tuple[Any, Path]] = []
 
     def task(cfg: DictConfig) -> Any:
         hydra_config = HydraConfig.get()
@@ -44,7 +46,10 @@ def run_verb(name: str, module: str) -> None:
             os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler's notes; for the import of torch
             main = importlib.import_module(module).main
             kind = next(iter(inspect.signature(main, eval_str=True).parameters.values())).annotation
-            return main(config.typed(plain, kind, ""), Path(hydra_config.runtime.output_dir))
+            run_dir = Path(hydra_config.runtime.output_dir)
+            result = main(config.typed(plain, kind, ""), run_dir)
+            outcomes.append((result, run_dir))
+            return result
         except UserError as error:
             if hydra_config.mode == RunMode.MULTIRUN:
                 raise  # the sweeper decides what it means; Hydra puts the traceback into run.log
@@ -56,6 +61,7 @@ def run_verb(name: str, module: str) -> None:
 
     # What Hydra itself builds (launchers, sweepers, hooks) is named by files that the user trusts.
     hydra.main(str(CONF), name, execution_whitelist=UNSAFE_DISABLE_EXECUTION_CHECKS)(task)()
+    return outcomes
 
 
 class BeforeRun(Callback):

@@ -12,19 +12,20 @@ from typing import Any
 from imgcls.errors import UserError
 
 # Our own networks and data sets are defined here; the builders build them from a config, or are their bases.
-ROOMS = {"backbone": "imgcls.backbones.", "data": "imgcls.data."}
-BUILDERS = ("imgcls.backbones.build", "imgcls.data.module", "imgcls.data.memory")
+ROOMS = {"backbone": "imgcls.backbones.", "data": "imgcls.data.", "task": "imgcls.tasks."}
+BUILDERS = ("imgcls.backbones.build", "imgcls.data.module", "imgcls.data.memory", "imgcls.tasks.task")
+METRICS = ("torchmetrics", "torchmetrics.classification", "torchmetrics.regression")  # of numbers alone
 
 
 def allowed(target: object, kind: str, trust: Iterable[str] = ()) -> Callable[..., Any]:
-    """Returns the function or class that a checkpoint names for its `backbone` or its `data`. It must be
+    """Returns the function or class that a checkpoint names for its `backbone`, `data` or `task`. It must be
     defined in our own modules of that kind, or in a package that the user trusts: one of `trust`, or the
     package of the user's own project (`own_package`). The name is split once, into module and object, so that
     it can't reach what a module imports. Raises UserError: it is of a package that is not trusted, and was
     not imported; or there is no such object."""
     where = f"the checkpoint's {kind}._target_={target}"
     module_name, _, name = str(target).rpartition(".")
-    package, ours = module_name.partition(".")[0], module_name.startswith(ROOMS[kind])
+    package, ours = module_name.partition(".")[0], module_name.startswith(ROOMS.get(kind, " "))
     trusted = {*trust, own_package()} - {None, "imgcls"}
     if not ours and package not in trusted:
         trusting = f"add trust=[{package}] if you trust all of its code"
@@ -40,6 +41,18 @@ def allowed(target: object, kind: str, trust: Iterable[str] = ()) -> Callable[..
     if not (inspect.isfunction(found) or inspect.isclass(found)) or not defined or home in BUILDERS:
         expected = f"expected a function or class that is defined in {module_name}"
         raise UserError(f"{where}: {expected}; it was not called")
+    return found
+
+
+def allowed_metric(target: str, trust: Iterable[str] = ()) -> Callable[..., Any]:
+    """Returns the metric that a checkpoint names: one of torchmetrics' for numbers, or one of a package that
+    the user trusts. Raises UserError as `allowed`."""
+    module_name, _, name = target.rpartition(".")
+    if module_name not in METRICS or not name.isidentifier():
+        return allowed(target, "metric", trust)
+    found = getattr(importlib.import_module(module_name), name, None)
+    if not inspect.isclass(found) or not found.__module__.startswith("torchmetrics."):
+        raise UserError(f"the checkpoint's metric _target_={target}: there is no such metric")
     return found
 
 

@@ -1,7 +1,7 @@
 """Config checks: compare names and types of a config with what it calls, before anything is built. A node
 with a `_target_` is a call: the other keys are the keyword arguments of the class or function that `_target_`
 names. `check` compares all of them with its signature, so that `trainer.max_epochs=abc` or a key that no
-parameter takes stops the run with one line; `build` makes the call."""
+parameter takes stops the run with one line; imgcls.config.build makes the call."""
 
 import dataclasses
 import functools
@@ -18,14 +18,14 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
-from imgcls.config import metrics  # noqa: F401 (it registers the resolvers that conf/ uses)
 from imgcls.config.paths import expand
 from imgcls.errors import UserError, nearest
 
 Target = Callable[..., Any]  # a class or function that a `_target_` names
+HYDRAS = {"_target_", "_args_", "_partial_", "_convert_", "_recursive_"}  # keys that are no arguments
 
 
-def locate(target: str, where: str = "_target_") -> Target:
+def locate(target: str | None, where: str = "_target_") -> Target:
     """Returns the class or function of a dotted name. Raises UserError: it is not there, or is neither."""
     if not isinstance(target, str) or "." not in target.strip(".") or target.startswith("."):
         raise UserError(f"{where}={target}: expected a dotted name such as torch.optim.SGD")
@@ -52,7 +52,7 @@ def locate(target: str, where: str = "_target_") -> Target:
 
 
 @functools.lru_cache(maxsize=256)
-def _parameters(target: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
+def hints_of(target: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
     """Returns the type hint of each parameter of `target` (Any if none can be read), and whether it takes
     other keywords. A class that passes keywords on to its bases has their parameters too."""
     functions = [target]
@@ -60,7 +60,10 @@ def _parameters(target: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
         functions = [vars(base)["__init__"] for base in target.__mro__[:-1] if "__init__" in vars(base)]
     named: dict[str, Any] = {}
     for function in functions:
-        parameters = inspect.signature(function).parameters.values()
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except ValueError:  # of a builtin
+            return named, True
         try:  # with the bounds of Annotated[…, Field(ge=0)]
             hints = typing.get_type_hints(function, include_extras=True)
         except (NameError, TypeError):  # names that the library imports for type checkers alone
@@ -113,27 +116,56 @@ def _name(hint: Any) -> str:
 
 
 def arguments(node: Mapping[str, Any], where: str, target: Target | None = None) -> dict[str, Any]:
-    """Returns the keyword arguments of a node, checked against the signature of its `_target_`. `target`:
-    what `_target_` names, if the caller has found it. Raises UserError: a key that is no parameter of the
-    target, or a value of a wrong type."""
-    named, open_ended = _parameters(target or locate(node["_target_"], f"{where}._target_"))
-    checked = {}
-    for key, value in node.items():
-        if key == "_target_":
-            continue
+    """Returns the keyword arguments of a node, and its `_args_` if it has any, checked against the signature
+    of its `_target_`; nodes within are left alone. `target`: what `_target_` names, if the caller has found
+    it. Raises UserError: a key that is no parameter of the target, or a value of a wrong type."""
+    target = target or locate(node["_target_"], f"{where}._target_")
+    named, open_ended = hints_of(target)
+    positional = node.get("_args_", [])
+    if not isinstance(positional, list | tuple):
+        raise UserError(f"{where}._args_={positional}: expected a list")
+    given = {key: value for key, value in node.items() if key not in HYDRAS}
+    for key in given:
         if key not in named and not open_ended:
             raise UserError(f"{where}.{key}: {node['_target_']} takes no {key!r}; {nearest(key, named)}")
-        nested = isinstance(value, Mapping) and any("_target_" in n for _, n in nodes(value, ""))
-        checked[key] = value if nested else typed(value, named.get(key, Any), f"{where}.{key}")
+
+    def fitting(value: Any, name: str | None, place: str) -> Any:
+        return value if has_nodes(value) else typed(value, named.get(name, Any), f"{where}.{place}")  # type: ignore[arg-type]
+
+    checked = {key: fitting(value, key, key) for key, value in given.items()}
+    if positional:
+        names = dict(enumerate(_positional(target)))
+        checked["_args_"] = [fitting(v, names.get(i), f"_args_.{i}") for i, v in enumerate(positional)]
     return checked
 
 
-def nodes(config: Mapping[str, Any], where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yields a node and all nodes below it, each with its dotted place."""
-    yield where, config
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from nodes(value, f"{where}.{key}".lstrip("."))
+def parameters(target: Target) -> Mapping[str, inspect.Parameter]:
+    """Returns the parameters of a target by name; none of a builtin that does not say them."""
+    try:
+        return inspect.signature(target).parameters
+    except ValueError:
+        return {}
+
+
+def _positional(target: Target) -> list[str]:
+    """Returns the names of the parameters that positional arguments go to, without those of `*args`."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [name for name, parameter in parameters(target).items() if parameter.kind in kinds]
+
+
+def nodes(value: Any, where: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yields a node and all nodes in it, also those in lists, each with its dotted place."""
+    if isinstance(value, Mapping):
+        yield where, value
+    elif not isinstance(value, list | tuple):
+        return
+    for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+        yield from nodes(inner, f"{where}.{key}".lstrip("."))
+
+
+def has_nodes(value: Any) -> bool:
+    """Says whether a value is a call, or has one in it."""
+    return any("_target_" in node for _, node in nodes(value, ""))
 
 
 def check(config: Mapping[str, Any], where: str = "") -> None:
@@ -141,34 +173,6 @@ def check(config: Mapping[str, Any], where: str = "") -> None:
     for place, node in nodes(config, where):
         if "_target_" in node:
             arguments(node, place)
-
-
-def build(
-    node: Mapping[str, Any], where: str, kind: type | None = None, target: Target | None = None, **given: Any
-) -> Any:
-    """Calls what a node's `_target_` names with the node's other keys and `given`. A node of a checkpoint
-    could name anything: for it the caller finds `target` in the allow-list (imgcls.config.allowed) and gives
-    it here. With a `kind`, the target must be a class of that kind. Raises UserError: a key or a value does
-    not fit, or the target raised any exception, which is the cause."""
-    target = target or locate(node["_target_"], f"{where}._target_")
-    if kind is not None and not (inspect.isclass(target) and issubclass(target, kind)):
-        expected = f"expected a class of the kind {kind.__name__}"
-        raise UserError(f"{where}._target_={node['_target_']}: {expected}; it was not called")
-    keywords = arguments(node, where, target)
-    try:
-        inspect.signature(target).bind(**keywords, **given)
-    except TypeError as error:
-        raise UserError(f"{where}: {node['_target_']} can't be called so: {error}") from error
-    try:
-        return target(**keywords, **given)
-    except UserError:
-        raise
-    except Exception as error:
-        said = " ".join(str(error).split())
-        if isinstance(error, ValueError) or type(error).__module__ != "builtins":  # the target's own words
-            raise UserError(f"{where}: {said}") from error
-        place = f"{where}._target_={node['_target_']}"  # which may be code that is being written
-        raise UserError(f"{place}: {type(error).__name__}: {said}; the traceback is in run.log") from error
 
 
 def plain(config: Any) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from imgcls.errors import UserError, nearest
 NONE = {"callbacks": "[]", "logger": "[]", "scheduler": "constant", "augment": "none", "finetune": "none"}
 PARTS = ("callbacks", "logger")  # groups of which several files are chosen, each for the parts that it names
 SHOWING = {"-c", "--cfg", "-i", "--info", "-h", "--help", "hydra.mode"}  # with these nothing is trained
+# Where keys were that conf/recovery has now; trainer.on_oom is gone
+MOVED = re.compile(r"(callbacks\.(checkpoint|safeguard|progress)|trainer\.on_(nonfinite|oom))(?![^.])")
 # Keys within a group. Hydra may compose another choice than the run's own, and would not know them
 OF_A_CHOICE = re.compile(r"(?!hydra\.)\w+\.[\w.]+=")
 
@@ -108,9 +110,10 @@ def take_unchosen(config: Mapping[str, Any], overrides: Iterable[str]) -> list[s
         parts = config.get(group) or {}
         bare = [name for name, node in parts.items() if isinstance(node, dict) and "_target_" not in node]
         for name in bare:
-            del parts[name]
+            place, keys = f"{group}.{name}", list(parts.pop(name))
             present = [part for part in parts if parts[part]]
-            place, advice = f"{group}.{name}", choosing(group, name, present) or nearest(name, present)
+            moved = renamed(".".join([place, *keys[:1]]))
+            advice = moved or choosing(group, name, present) or nearest(name, present)
             if any(override.lstrip("+").startswith((f"{place}.", f"{place}=")) for override in overrides):
                 raise UserError(f"{place}: it is not chosen; {advice}")
             lines.append(f"{place}: its settings are not used, because it is not chosen; {advice}")
@@ -127,8 +130,17 @@ def choosing(group: str, name: str, present: Iterable[str]) -> str:
     if not of_it:
         return ""
     chosen = [stem for stem, keys in files.items() if {*keys} & {*present}]
-    chosen.sort(key=lambda stem: stem != "default")
     return f"write {group}=[{','.join([*chosen, of_it[0]])}]"
+
+
+def renamed(key: str) -> str:
+    """Returns what to write in place of a key that was moved; "" for any other."""
+    if not MOVED.match(key):
+        return ""
+    name, known = key.rpartition(".")[2], root_keys("recovery/default", [CONF])
+    if name == "on_oom":
+        return "find a size that fits with tune=batch_size"
+    return f"write recovery.{name}=…" if name in known else f"write recovery.…; {nearest(name, known)}"
 
 
 def explain(error: Exception) -> str:
@@ -137,15 +149,21 @@ def explain(error: Exception) -> str:
         return f"{error.override}: {' '.join(error.message.split())}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
+        if (group, choice) == ("callbacks", "default"):
+            instead = "what it had is always there, with its settings in recovery; leave it out, as in"
+            return f"callbacks=default: {instead} callbacks=ema or callbacks=[ema,early_stopping]"
         options = error.options or choices(group)
         return f"{group}={choice}: there is no such choice; {nearest(choice, options, most=40)}"
     cause = error.__cause__
     if isinstance(cause, ConfigKeyError | AttributeError) and isinstance(cause, OmegaConfBaseException):
+        if (asked := re.search(r"'([\w.]+)'", str(error))) and (advice := renamed(asked[1])):
+            return f"{asked[1]}: there is no such key; {advice}"
         known = [str(key) for key in cause.parent_node or ()]
         group, _, name = str(cause.full_key).partition(".")
         if group in PARTS and (advice := choosing(group, name, known)):
             return f"{cause.full_key}: it is not chosen; {advice}"
-        return f"{cause.full_key}: there is no such key; {nearest(str(cause.key), known)}"
+        advice = nearest(str(cause.key), known) if known else "a + in front of it adds it"
+        return f"{cause.full_key}: there is no such key; {advice}"
     if isinstance(cause, OmegaConfBaseException):
         return f"{cause.full_key}: {str(cause).splitlines()[0]}"
     return " ".join(str(error).split())

@@ -1,19 +1,32 @@
 """Typed config of a training: what `imgcls train` composes, with the bounds of each value."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from imgcls.config import check as configs
-from imgcls.config.metrics import Metrics
+from imgcls.config.command_line import renamed
 from imgcls.errors import UserError
 
 Node = dict[str, Any]  # a call: `_target_` and its keyword arguments
 Part = Annotated[Node | None, BeforeValidator(lambda node: node or None)]  # null or false switches it off
 Nodes = Annotated[dict[str, Part], BeforeValidator(lambda nodes: nodes or {})]  # parts by name
+Metrics = Annotated[str | list[str], Field(min_length=1)]  # the first of several says which epoch is best
+Mode = Literal["min", "max"]  # the direction in which a metric is better
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-PARTS = ("data", "augment", "backbone", "loss", "optimizer", "scheduler", "trainer")
-OURS = {"on_nonfinite", "on_oom"}  # keys of conf/trainer that Lightning's Trainer doesn't have
+PARTS = ("task", "data", "augment", "backbone", "loss", "optimizer", "scheduler", "trainer", "recovery")
+
+
+class ScheduleEntry(BaseModel):
+    """A schedule of torch, with what Lightning's dict around it says of when it goes on."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    scheduler: Node
+    interval: Literal["epoch", "step"] = "epoch"
+    frequency: Annotated[int | None, Field(ge=1)] = None
+    monitor: str = "val/loss"  # what ReduceLROnPlateau watches
 
 
 class TrainerConfig(BaseModel):
@@ -34,12 +47,38 @@ class TrainerConfig(BaseModel):
     num_sanity_val_steps: Annotated[int, Field(ge=-1)] = 0
     log_every_n_steps: Annotated[int, Field(ge=0)] = 50
     num_nodes: Annotated[int, Field(ge=1)] = 1
-    on_nonfinite: Literal["stop", "skip"] = "stop"
-    on_oom: Literal["stop", "halve"] = "stop"
 
     def arguments(self) -> Node:
-        """Returns the call that builds Lightning's Trainer: the keys that were given, without ours."""
-        return self.model_dump(exclude=OURS, exclude_unset=True)
+        """Returns the call that builds Lightning's Trainer: the keys that were given."""
+        return self.model_dump(exclude_unset=True)
+
+
+class RecoveryConfig(BaseModel):
+    """Keys of conf/recovery: what every training keeps, shows and gets over, whatever `callbacks` adds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    monitor: str | None = None  # None: the first optimized_metric
+    mode: Literal["min", "max"] | None = None  # None: as the metric is better
+    filename: Annotated[str, Field(min_length=1)] = "best"
+    save_top_k: Annotated[int, Field(ge=-1)] = 1
+    every_minutes: Annotated[float, Field(gt=0)] = 10.0
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    refresh_seconds: Annotated[float, Field(ge=0)] = 0.25
+
+
+FIRST_WEIGHTS = {"pretrained", "weights"}  # keys of a backbone that say where they come from
+
+
+def network_call(backbone: Node) -> Node:
+    """Returns the call of a backbone's config, without the keys of first weights that its function does not
+    have. Raises UserError: it should be pretrained, and has no such weights."""
+    call = {key: value for key, value in backbone.items() if key != "weights"}
+    named, _ = configs.hints_of(configs.locate(call.get("_target_"), "backbone._target_"))
+    if "pretrained" not in named and call.pop("pretrained", False):
+        advice = "give a file of weights as backbone.weights=FILE"
+        raise UserError(f"backbone.pretrained=true: {call['_target_']} has no such weights; {advice}")
+    return call
 
 
 class TrainConfig(BaseModel):
@@ -47,6 +86,7 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
+    task: Node
     data: Node
     augment: Node
     backbone: Node
@@ -54,6 +94,7 @@ class TrainConfig(BaseModel):
     optimizer: Node
     scheduler: Node
     trainer: TrainerConfig
+    recovery: RecoveryConfig
     callbacks: Nodes = Field(default_factory=dict)
     logger: Nodes = Field(default_factory=dict)
     names: dict[str, Any]
@@ -61,11 +102,11 @@ class TrainConfig(BaseModel):
     run_dir: str
     test: bool
     tune: Literal["lr", "batch_size"] | None
-    temperature: bool
-    class_weights: Literal["balanced"] | list[Annotated[float, Field(ge=0)]] | None
     channels_last: bool
     compile: bool
+    metrics: Nodes = Field(default_factory=dict)
     optimized_metric: Metrics
+    optimized_mode: Mode | list[Mode] | None = None
     resume: str | None
     overwrite: bool
     record: Node  # all of the config, plain: config.yaml, the checkpoints and W&B get it
@@ -74,17 +115,38 @@ class TrainConfig(BaseModel):
     def read(cls, plain: Node) -> Self:
         """Returns the typed form of a plain config. Raises UserError for what is missing or does not fit."""
         for part in PARTS:
-            if not plain.get(part):
+            if not (plain.get(part) or {}).keys() - FIRST_WEIGHTS:
                 raise UserError(f"{part}: nothing is chosen; write {part}=…")
-        backbone = {**plain["backbone"]}
-        backbone.pop("weights", None)  # the file is not the network's
-        ours = OURS | ({"precision"} if plain["trainer"].get("precision") == "auto" else set())
-        trainer = {k: v for k, v in plain["trainer"].items() if k not in ours}
+        backbone = network_call(plain["backbone"])
+        if "scheduler" in plain["scheduler"]:
+            configs.typed(plain["scheduler"], ScheduleEntry, "scheduler")
+        trainer = {k: v for k, v in plain["trainer"].items() if (k, v) != ("precision", "auto")}
+        for key in trainer:
+            if advice := renamed(f"trainer.{key}"):
+                raise UserError(f"trainer.{key}: there is no such key; {advice}")
         configs.check({**plain, "backbone": backbone, "trainer": trainer})
         return configs.typed({**plain, "record": plain}, cls, "")
 
-    def with_batches(self, size: int, accumulated: int) -> Self:
-        """Returns the config with another batch size and number of accumulated batches."""
-        data = {**self.record["data"], "batch_size": size}
-        trainer = {**self.record["trainer"], "accumulate_grad_batches": accumulated}
-        return self.read({**self.record, "data": data, "trainer": trainer})
+    @property
+    def watched_by_schedule(self) -> tuple[str | None, str | None]:
+        """The metric that the schedule watches, and the direction in which it takes it to be better."""
+        node = self.scheduler.get("scheduler", self.scheduler)
+        watches = "monitor" in self.scheduler or node.get("_target_", "").endswith(".ReduceLROnPlateau")
+        mode = node.get("mode", "min")  # as torch and ours have it
+        return (self.scheduler.get("monitor", "val/loss"), mode) if watches else (None, None)
+
+    @property
+    def all_metrics(self) -> list[str]:
+        """The metrics that are optimised; the first says which epoch is best."""
+        return [self.optimized_metric] if isinstance(self.optimized_metric, str) else self.optimized_metric
+
+    @property
+    def first_metric(self) -> str:
+        return self.all_metrics[0]
+
+    def mode_of(self, metric: str, better: Mapping[str, Mode | None]) -> Mode | None:
+        """Returns "min" or "max", the direction in which a metric is better: what the config says of an
+        optimised one, else what `better` has for it."""
+        given = self.optimized_mode
+        modes = given if isinstance(given, list) else [given] * len(self.all_metrics)
+        return dict(zip(self.all_metrics, modes, strict=False)).get(metric) or better.get(metric)

@@ -16,12 +16,16 @@ T = TypeVar("T")
 
 
 class Batch(NamedTuple):
-    """`images (N, C, H, W) uint8`, `targets (N,) int64`, `indices (N,) int64` into the split's dataset. A
-    target of -1 is padding: it keeps the ranks of a distributed evaluation in step and counts nowhere."""
+    """Samples as the host, or the workers, hand them to the device.
 
-    images: Tensor
-    targets: Tensor
-    indices: Tensor
+    `valid` is false for padding, which keeps the ranks of a distributed evaluation in step, and for images
+    that can't be read: these count nowhere. In training all samples are valid.
+    """
+
+    images: Tensor  # (N, C, H, W) uint8, or (N, V, C, H, W) where augment.image makes V views
+    targets: Tensor  # (N,) int64: classes; (N, K) int64: 1 for the labels that hold; floats: measures
+    indices: Tensor  # (N,) int64 into the split's dataset
+    valid: Tensor  # (N,) bool
 
 
 class ImageDataset(Dataset[Batch]):
@@ -32,7 +36,7 @@ class ImageDataset(Dataset[Batch]):
     Negative keys are padding.
     """
 
-    targets: Tensor  # (N,) int64
+    targets: Tensor  # as in `Batch`, of the whole split
     seed: int = 0
     transform: nn.Module | None = None  # of one image, in the workers
     device = torch.device("cpu")  # where batches are made
@@ -45,7 +49,7 @@ class ImageDataset(Dataset[Batch]):
         if self.device.type != "cpu":  # nothing is read back: the host runs ahead of the device
             key = (key.pin_memory() if self.device.type == "cuda" else key).to(self.device, non_blocking=True)
         index = key.clamp_min(0) % len(self)
-        return Batch(self.images(key.clamp_min(0)), self.targets[index].masked_fill_(key < 0, -1), index)
+        return Batch(self.images(key.clamp_min(0)), self.targets[index], index, key >= 0)
 
     def __getitem__(self, key: int) -> Batch:
         return self.__getitems__([key])

@@ -46,7 +46,7 @@ class FolderImages(ImageDataset):
             if self.on_error == "raise":
                 raise UnreadableImage(f"{error}; data.on_error=skip leaves out such images") from error
         black = torch.zeros(self.spec.channels, self.spec.image_size, self.spec.image_size, dtype=torch.uint8)
-        return with_stand_ins(super().__getitems__, keys, len(self), black)
+        return with_stand_ins(super().__getitems__, keys, len(self), black, self.targets[0])
 
     def images(self, keys: Tensor) -> Tensor:
         return self.transformed(keys, (self.read(key % len(self)) for key in keys.tolist()))

@@ -16,7 +16,7 @@ from imgcls.errors import UserError
 
 
 class MemoryImages(ImageDataset):
-    """`images (N, C, H, W) uint8` and `targets (N,) int64` in memory."""
+    """`images (N, C, H, W) uint8` and their targets in memory."""
 
     def __init__(self, images: Tensor, targets: Tensor) -> None:
         self.stored, self.targets = images, targets
@@ -76,11 +76,13 @@ class MemoryDataModule(ImageDataModule):
 
     @abstractmethod
     def arrays(self, split: str) -> tuple[np.ndarray, np.ndarray] | None:
-        """Returns images `(N, H, W) or (N, H, W, C) uint8`, targets `(N,)`; None for a split to be cut."""
+        """Returns images `(N, H, W) or (N, H, W, C) uint8` and targets: classes `(N,)`, labels `(N, K)` of
+        0 and 1, or floats; None for a split to be cut."""
 
     def load(self, split: str) -> MemoryImages | None:
         if (arrays := self.arrays(split)) is None:
             return None
         images, targets = (torch.from_numpy(np.array(array)) for array in arrays)
         images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
-        return MemoryImages(in_channels(images, self.spec.channels), targets.long())
+        targets = targets.float() if targets.is_floating_point() else targets.long()
+        return MemoryImages(in_channels(images, self.spec.channels), targets)

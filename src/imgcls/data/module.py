@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader
 
 from imgcls.augment import Augment, worker_transform
 from imgcls.data.batch import Batch, EpochSampler, ImageDataset, keep_batch
-from imgcls.data.loading.splits import SPLITS, Cut, check_targets, name_absent, stratified, stratified_fold
+from imgcls.data.loading.cuts import fold_of, share_of
+from imgcls.data.loading.splits import SPLITS, Cut, check_targets, class_counts, name_absent
 from imgcls.errors import UserError
 from imgcls.spec import DataSpec, Part
 
@@ -132,13 +133,13 @@ class ImageDataModule(LightningDataModule):
                 continue
             targets = train.targets.numpy()[rest]
             if split == "val" and self.folds is not None and self.fold is not None:
-                cut = rest[stratified_fold(targets, self.folds, self.fold)]
+                cut = rest[fold_of(targets, self.folds, self.fold)]
             else:
-                cut = rest[stratified(targets, self.val_fraction if split == "val" else self.test_fraction)]
+                cut = rest[share_of(targets, self.val_fraction if split == "val" else self.test_fraction)]
             rest = np.setdiff1d(rest, cut, assume_unique=True)
             sets[split] = train.part(torch.from_numpy(cut))
         if self.fraction < 1:
-            rest = rest[stratified(train.targets.numpy()[rest], self.fraction)]
+            rest = rest[share_of(train.targets.numpy()[rest], self.fraction)]
         sets["train"] = train.part(torch.from_numpy(rest))
         sets["train"].transform = worker_transform(self.augment, self.spec, sets["train"].transform)
         for split in SPLITS:
@@ -160,8 +161,9 @@ class ImageDataModule(LightningDataModule):
         self.sets = {**self.sets, "test": images.part(torch.arange(len(images)))}
 
     def class_counts(self) -> list[int]:
-        """Returns how many training images each class has."""
-        return torch.bincount(self.sets["train"].targets, minlength=self.spec.num_classes).tolist()
+        """Returns how many training images each class or label has; none where targets are measures."""
+        counts: list[int] = class_counts(self.sets["train"].targets, self.spec.num_classes).tolist()
+        return counts
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns a hash of each split: of its targets and images; of files the names, some sizes."""

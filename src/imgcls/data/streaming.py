@@ -96,7 +96,7 @@ class TrainingStream(StreamingDataset):
         channels, key = images.spec.channels, epoch * len(images) + place
         stored = in_channels(self.shards.read(super().__getitem__(index), place, channels), channels)
         image = images.transformed(torch.tensor([key]), [stored])[0]
-        return Batch(image, images.targets[place], torch.tensor(place))
+        return Batch(image, images.targets[place], torch.tensor(place), torch.tensor(True))
 
 
 class StreamLoader(StreamingDataLoader):

@@ -19,14 +19,16 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from imgcls.augment import Augment
 from imgcls.config import check as configs
+from imgcls.config.build import build
 from imgcls.config.paths import cache_dir
 from imgcls.config.training import Node, TrainerConfig
 from imgcls.data.module import ImageDataModule
 from imgcls.engine.checkpoint import WholeFiles
 from imgcls.engine.private import has_amx
 from imgcls.errors import UserError
+from imgcls.optim import build_schedule
 from imgcls.processes import cores
-from imgcls.tasks.classification import ImageClassifier
+from imgcls.tasks.task import Task
 
 NOTES = (  # of Lightning's, that a user can do nothing about
     ".*isinstance.treespec, LeafSpec.. is deprecated",
@@ -56,7 +58,7 @@ def prepare(seed: int) -> None:
 def build_data(node: Node, augment: Node | None, seed: int, split: str = "test") -> ImageDataModule:
     """Builds the datamodule, fetches what it needs, and checks all its splits; tests will be on `split`."""
     given = {} if augment is None else {"augment": configs.typed(augment, Augment, "augment")}
-    data: ImageDataModule = configs.build(node, "data", ImageDataModule, seed=seed, **given)
+    data: ImageDataModule = build(node, "data", ImageDataModule, seed=seed, **given)
     data.prepare_data()
     data.setup_test(split) if split != "test" else data.setup()
     return data
@@ -78,17 +80,12 @@ def build_trainer(
     node["enable_checkpointing"] = any(isinstance(c, Checkpoint) for c in callbacks)
     for key in ("strategy", "profiler"):
         if isinstance(node.get(key), Mapping):
-            node[key] = configs.build(node[key], f"trainer.{key}")
+            node[key] = build(node[key], f"trainer.{key}")
     if not isinstance(node.get("strategy"), ModelParallelStrategy):  # which writes by itself
         node["plugins"] = [WholeFiles()]
     given: dict[str, Any] = {"default_root_dir": str(run_dir), "use_distributed_sampler": False}
     given |= {"callbacks": callbacks, "logger": loggers or False}
-    trainer: Trainer = configs.build(node, "trainer", Trainer, **given)
-    if trainer.world_size > 1 and config.on_oom == "halve":
-        what = f"works in a single process, and here are {trainer.world_size}"
-        advice = "leave it out, or find the size before with tune=batch_size"
-        why = "one that runs out of memory can't tell the others"
-        raise UserError(f"trainer.on_oom=halve {what}: {why}; {advice}")
+    trainer: Trainer = build(node, "trainer", Trainer, **given)
     if isinstance(trainer.accelerator, CPUAccelerator):
         if trainer.num_devices > max(cores(), 2):  # 2: to try it anywhere
             advice = f"each is a process, and this machine has {cores()} cores"
@@ -98,11 +95,11 @@ def build_trainer(
     return trainer
 
 
-def check_schedule(node: Node, classifier: ImageClassifier, trainer: Trainer, data: ImageDataModule) -> None:
+def check_schedule(node: Node, task: Task, trainer: Trainer, data: ImageDataModule) -> None:
     """Raises UserError for a schedule that needs an end, in a training that has none."""
-    steps = classifier.steps(trainer, data)
+    steps = task.steps(trainer, data)
     if steps.total is None:
-        configs.build(node, "scheduler", optimizer=torch.optim.SGD([torch.zeros(1)], lr=1.0), steps=steps)
+        build_schedule(node, torch.optim.SGD([torch.zeros(1)], lr=1.0, momentum=0.9), steps)
 
 
 def best_precision(accelerator: str) -> str:

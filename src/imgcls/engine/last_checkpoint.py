@@ -20,8 +20,9 @@ from imgcls.errors import UserError
 from imgcls.loggers.unharmed import EpochCSV
 from imgcls.processes import Agreement, gathered, world_size
 from imgcls.runs.checkpoints import STATES, not_finite
-from imgcls.tasks.classification import ImageClassifier
-from imgcls.tasks.task import data_of
+from imgcls.tasks.metrics import on
+from imgcls.tasks.network import data_of
+from imgcls.tasks.task import Task
 
 log = logging.getLogger(__name__)
 EVERY = 8  # steps after which ranks ask each other whether to save or to stop
@@ -35,8 +36,6 @@ class LastCheckpoint(Checkpoint):
     monitor, best_model_path = None, ""  # as a ModelCheckpoint has, for a run without one
 
     def __init__(self, dirpath: str, every_minutes: float = 10.0) -> None:
-        if not every_minutes > 0:
-            raise UserError(f"LastCheckpoint: every_minutes={every_minutes}: expected a number above 0")
         self.path, self.every_minutes, self.saved = Path(dirpath) / "last.ckpt", every_minutes, 0.0
         self.saving = self.epoch_ended = False
         self.infinite: list[str] = []  # buffers that are not finite from the start, such as a mask
@@ -110,11 +109,10 @@ class LastCheckpoint(Checkpoint):
             for counts in (progress["total"], progress["current"]):
                 counts |= dict.fromkeys(counts, counts["processed"])
         else:
-            assert isinstance(pl_module, ImageClassifier)
-            metrics = {name: getattr(pl_module, name).metric_state for name in ("train_loss", "train_top1")}
-            metrics = {n: {key: value.cpu() for key, value in state.items()} for n, state in metrics.items()}
+            assert isinstance(pl_module, Task)
+            metrics = gathered(pl_module.train_metrics.state())
             size = data_of(trainer).batch_size  # what an epoch needs to go on beside Lightning's own state:
-            within = {"first_rate": pl_module.first_rate, "metrics": gathered(metrics), "batch_size": size}
+            within = {"first_rate": pl_module.first_rate, "metrics": metrics, "batch_size": size}
             checkpoint["within_epoch"] = within
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: State) -> None:
@@ -143,7 +141,7 @@ class LastCheckpoint(Checkpoint):
         if self.metrics:  # it is a resume
             follow_schedules(trainer)
         if trainer.fit_loop.restarted_mid_epoch:
-            assert isinstance(pl_module, ImageClassifier)
+            assert isinstance(pl_module, Task)
             go_on_within_epoch(trainer, pl_module, self.within)
 
 
@@ -190,13 +188,13 @@ def change_batch_size(checkpoint: State, size: int) -> None:
         counts |= dict.fromkeys(counts, samples // size) | {"completed": samples // size - 1}
 
 
-def go_on_within_epoch(trainer: Trainer, classifier: ImageClassifier, within: dict[str, Any]) -> None:
+def go_on_within_epoch(trainer: Trainer, task: Task, within: dict[str, Any]) -> None:
     """Brings the state `within` an epoch back, of all processes, and does what Lightning leaves out then."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]  # what they set here is in no checkpoint
-        callback.on_train_epoch_start(trainer, classifier)
+        callback.on_train_epoch_start(trainer, task)
     trainer.fit_loop.restarting = False  # or a plateau's schedule would miss this epoch's end
     trainer.fit_loop.epoch_loop.restarting = True
-    classifier.first_rate = within["first_rate"]
-    for name, states in within["metrics"][trainer.global_rank].items():
-        states = {key: value.to(classifier.device) for key, value in states.items()}
-        restore_metric(getattr(classifier, name), states)
+    task.first_rate = within["first_rate"]
+    states = within["metrics"][trainer.global_rank]
+    for name, metric in task.train_metrics.named():
+        restore_metric(metric, {key: on(value, task.device) for key, value in states[name].items()})

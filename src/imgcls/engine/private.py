@@ -38,8 +38,8 @@ def count_by_epochs(trainer: Trainer) -> None:
     trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
 
 
-def restore_metric(metric: Metric, states: dict[str, Tensor]) -> None:
-    """Gives a metric the states `{name: tensor}` that it had within an epoch. torchmetrics loads states, but
+def restore_metric(metric: Metric, states: dict[str, Tensor | list[Tensor]]) -> None:
+    """Gives a metric the states by name that it had within an epoch. torchmetrics loads states, but
     not that there were updates: `compute` would warn that it comes before any."""
     metric._update_count = 1
     for name, state in states.items():

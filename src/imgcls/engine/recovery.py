@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from imgcls.config.paths import shown
-from imgcls.config.training import TrainerConfig
+from imgcls.config.training import RecoveryConfig
 from imgcls.data.module import ImageDataModule
 from imgcls.engine.checkpoint import no_room
 from imgcls.engine.run_directory import newest_whole
@@ -24,7 +24,7 @@ from imgcls.engine.signals import Stopped
 from imgcls.errors import UserError
 from imgcls.processes import Agreement, gathered
 from imgcls.runs.checkpoints import newest, not_finite, unloadable
-from imgcls.tasks.classification import ImageClassifier
+from imgcls.tasks.task import Task
 
 log = logging.getLogger(__name__)
 MOST_SKIPS = 3
@@ -34,21 +34,21 @@ class Training(NamedTuple):
     """What a training is made of."""
 
     trainer: Trainer
-    classifier: ImageClassifier
+    task: Task
     data: ImageDataModule
 
 
-Rebuild = Callable[[int, int], Training]
+Rebuild = Callable[[], Training]
 
 
 def fit(
-    training: Training, rebuild: Rebuild, config: TrainerConfig, run_dir: Path, checkpoint: Path | None
+    training: Training, rebuild: Rebuild, config: RecoveryConfig, run_dir: Path, checkpoint: Path | None
 ) -> Training:
-    """Trains to the end, and returns what was trained. After a fault that `on_nonfinite` or `on_oom` allows,
-    it goes on from the last checkpoint; `rebuild` takes a batch size and a number of accumulated batches."""
+    """Trains to the end, and returns what was trained. After a loss that is not finite, `rebuild` builds the
+    training anew, where `on_nonfinite` allows it, and it goes on from the last checkpoint. Raises UserError:
+    the device has no memory for a step."""
     skipped: list[tuple[int, int]] = []
     while True:
-        batches = training.data.batch_size, training.trainer.accumulate_grad_batches
         try:
             fit_once(training, run_dir, checkpoint)
             return training
@@ -57,36 +57,30 @@ def fit(
             if config.on_nonfinite != "skip" or len(skipped) == MOST_SKIPS:
                 if not first:
                     sys.exit(0)  # rank 0 says it
-                left_out = f"; {MOST_SKIPS} batches were left out"
-                advice = left_out if skipped else ", or trainer.on_nonfinite=skip"
-                raise NonFiniteLoss(f"{error}{advice}") from error
+                more = (
+                    f"; {MOST_SKIPS} batches were left out" if skipped else ", or recovery.on_nonfinite=skip"
+                )
+                raise NonFiniteLoss(f"{error}{more}") from error
             skipped.append(error.batch)
             if first:
                 what = str(error).partition(";")[0]
                 log.warning("%s\nback to the last checkpoint, to leave that batch out", what)
         except torch.OutOfMemoryError as error:
-            batches = halved(*batches, config.on_oom == "halve", error)
+            size, accumulated = training.data.batch_size, training.trainer.accumulate_grad_batches
+            half = f"data.batch_size={size // 2} trainer.accumulate_grad_batches={2 * accumulated}"
+            advice = f"try {half}, or find the size with tune=batch_size"
+            raise UserError(f"out of memory at data.batch_size={size}; {advice}") from error
         loggers = training.trainer.loggers
-        training = rebuild(*batches)
-        training.trainer.loggers, training.classifier.skipped = loggers, [list(batch) for batch in skipped]
+        training = rebuild()
+        training.trainer.loggers, training.task.skipped = loggers, [list(batch) for batch in skipped]
         checkpoint = newest_whole(run_dir / "checkpoints")
-
-
-def halved(size: int, accumulated: int, allowed: bool, error: Exception) -> tuple[int, int]:
-    """Returns half the batch size and twice the accumulated batches; raises UserError if not allowed."""
-    half = f"data.batch_size={size // 2} trainer.accumulate_grad_batches={2 * accumulated}"
-    if not allowed or size % 2:
-        advice = f"try {half}, or in a single process trainer.on_oom=halve, which does that by itself"
-        raise UserError(f"out of memory at data.batch_size={size}; {advice}") from error
-    log.warning("out of memory at data.batch_size=%d: going on with %s", size, half)
-    return size // 2, 2 * accumulated
 
 
 def fit_once(training: Training, run_dir: Path, checkpoint: Path | None) -> None:
     """Trains. One that was stopped from outside ends the process with the status that says so."""
     path, resume = None if checkpoint is None else str(checkpoint), shlex.quote(f"resume={shown(run_dir)}")
     try:
-        training.trainer.fit(training.classifier, datamodule=training.data, ckpt_path=path, weights_only=True)
+        training.trainer.fit(training.task, datamodule=training.data, ckpt_path=path, weights_only=True)
     except pickle.UnpicklingError as error:
         assert checkpoint is not None
         raise UserError(f"{shown(checkpoint)}: {unloadable(checkpoint, error)}") from error

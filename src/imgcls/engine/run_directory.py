@@ -13,6 +13,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from imgcls.config.check import locate, nodes
+from imgcls.config.command_line import renamed
 from imgcls.config.paths import shown
 from imgcls.errors import InUse, UserError, nearest
 from imgcls.processes import rank
@@ -114,6 +115,8 @@ def resumed(config: dict[str, Any], run_dir: Path, changed: list[str]) -> dict[s
         raise UserError(f"{what}; mend it, or start a new run") from error
     own = rerooted(own, own["run_dir"], str(run_dir)) | {"resume": None, "overwrite": False}
     try:
+        if "recovery" not in own:
+            raise UserError("its config has no recovery")
         for place, node in nodes(own, ""):
             if str(node.get("_target_", "")).startswith("imgcls."):
                 locate(node["_target_"], f"{place}._target_")
@@ -140,7 +143,7 @@ def put(own: dict[str, Any], composed: dict[str, Any], override: str) -> None:
     if key in ("data", "scheduler") and own[key]["_target_"] == composed[key]["_target_"]:
         return  # named again, so that Hydra knows the keys of the run's own choice
     if name not in node and path:
-        raise UserError(f"{key}: the run has no such key; {nearest(name, node)}")
+        raise UserError(f"{key}: the run has no such key; {renamed(key) or nearest(name, node)}")
     if name not in node or isinstance(node[name], dict) or name not in composed:
         raise UserError(f"{override}: resume= takes a run as it is; only single values of it can be changed")
     check_change(own, key, override)

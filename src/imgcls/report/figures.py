@@ -1,17 +1,19 @@
-"""Figures of a test report: draws the confusion matrix, the reliability diagram and the worst mistakes."""
+"""Figures of a test report: draws matrices of classes or labels, curves, and the worst mistakes."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
-from imgcls.tasks.metrics import BINS, confidence_bins
+from imgcls.report.calibration import BINS, confidence_bins
 
 SIDE = 160  # of a picture in a report, about, in pixels
 LIGHT_BLUE, BLUE, ORANGE = "#9ecae1", "#08519c", "#d94801"
@@ -30,6 +32,16 @@ class Mistake:
     name: str
 
 
+class Curve(NamedTuple):
+    """Precision and recall of a label at all thresholds, and (recall, precision) at the one chosen."""
+
+    label: str
+    recall: np.ndarray
+    precision: np.ndarray
+    chosen: tuple[float, float]
+    average_precision: float
+
+
 def draw_confusion(confusion: np.ndarray, names: list[str]) -> Figure:
     """Draws the matrix, each row as shares of its class: with numbers up to 20 classes, with names up to 100.
     Above 200 classes a cell stands for several and has the largest of their shares: one could not be seen."""
@@ -42,9 +54,7 @@ def draw_confusion(confusion: np.ndarray, names: list[str]) -> Figure:
     shown = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))  # a few in a hundred can be seen too
     axes.set(xlabel="predicted", ylabel="true", xticks=[], yticks=[])
     if classes <= 100:
-        size, short = 9 if classes <= 20 else 8, [shortened(name, 20) for name in names]
-        axes.set_xticks(range(classes), short, rotation=90, fontsize=size, parse_math=False)
-        axes.set_yticks(range(classes), short, fontsize=size, parse_math=False)
+        name_ticks(axes, names)
     if classes <= 20:
         figure.suptitle("Images of each true class, and (colour) their share")
         for row, column in np.argwhere(confusion):
@@ -54,6 +64,56 @@ def draw_confusion(confusion: np.ndarray, names: list[str]) -> Figure:
         largest = f", the largest of {together}×{together}" if together > 1 else ""
         figure.suptitle(f"Share of each true class{largest}")
         figure.colorbar(shown, shrink=0.4, fraction=0.04, pad=0.01, ticks=TICKS, format="{x:.0%}")
+    return figure
+
+
+def name_ticks(axes: Axes, names: list[str]) -> None:
+    """Writes the names of classes at the rows and columns of a matrix."""
+    size, short = 9 if len(names) <= 20 else 8, [shortened(name, 20) for name in names]
+    axes.set_xticks(range(len(names)), short, rotation=90, fontsize=size, parse_math=False)
+    axes.set_yticks(range(len(names)), short, fontsize=size, parse_math=False)
+
+
+def draw_cooccurrence(panels: dict[str, np.ndarray], names: list[str]) -> Figure:
+    """Draws matrices of shares `(K, K)` by title: with numbers up to 12 labels, with names up to 100."""
+    labels = len(names)
+    side, wide = min(max(3.5, 0.4 * labels + 2), 15.0), labels <= 20
+    rows, columns = (1, len(panels)) if wide else (len(panels), 1)
+    figure = Figure(figsize=(side * columns + 1, side * rows), layout="constrained")
+    for axes, (title, shares) in zip(figure.subplots(rows, columns).flat, panels.items(), strict=True):
+        shown = axes.imshow(shares, cmap="Blues", norm=PowerNorm(0.5, 0, 1))
+        axes.set(ylabel="images with the label …", xticks=[], yticks=[])
+        axes.set_title(title, fontsize=10)
+        if labels <= 100:
+            name_ticks(axes, names)
+        for row, column in np.argwhere(shares > 0.005) if labels <= 12 else ():
+            share = shares[row, column]
+            text, colour = f"{100 * share:.0f}", "white" if share > 0.4 else "black"
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, color=colour)
+    figure.colorbar(shown, ax=figure.axes, shrink=0.7, fraction=0.04, pad=0.01, ticks=TICKS, format="{x:.0%}")
+    return figure
+
+
+def draw_curves(curves: list[Curve]) -> Figure:
+    """Draws precision against recall, a small diagram for each label, a dot where its threshold is."""
+    columns = min(len(curves), 6)
+    rows = -(-len(curves) // columns)
+    width, height = 1.55 * columns + 0.6, 1.6 * rows + 0.8
+    figure = Figure(figsize=(width, height))  # a constrained layout of 80 diagrams takes ten seconds
+    margins = {"left": 0.5 / width, "bottom": 0.5 / height, "right": 1 - 0.1 / width, "top": 1 - 0.3 / height}
+    grid = figure.add_gridspec(rows, columns, wspace=0.15, hspace=0.25, **margins)
+    for place, curve in enumerate(curves):
+        axes = figure.add_subplot(grid[divmod(place, columns)])
+        axes.fill_between(curve.recall, curve.precision, step="pre", color=LIGHT_BLUE, alpha=0.5)
+        axes.step(curve.recall, curve.precision, where="pre", color=BLUE, linewidth=1)
+        axes.plot(*curve.chosen, "o", color=ORANGE, markersize=4, clip_on=False, zorder=3)
+        axes.set(xlim=(0, 1), ylim=(0, 1.02), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
+        lowest = place + columns >= len(curves)
+        axes.tick_params(labelsize=7, labelleft=place % columns == 0, labelbottom=lowest)
+        title = f"{shortened(curve.label, 16)} {curve.average_precision:.2f}"
+        axes.set_title(title, fontsize=8, loc="left", parse_math=False)
+    figure.supxlabel("recall", fontsize=9, y=0.1 / height)
+    figure.supylabel("precision", fontsize=9, x=0.1 / width)
     return figure
 
 

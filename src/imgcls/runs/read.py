@@ -10,7 +10,19 @@ import pandas as pd
 
 from imgcls.config.check import typed
 from imgcls.errors import UserError
-from imgcls.runs.run_files import Damaged, Status, best_row, curves, flat, read_config, read_file, text_of
+from imgcls.runs.run_files import (
+    Damaged,
+    Status,
+    best_row,
+    curves,
+    direction,
+    directions,
+    flat,
+    read_config,
+    read_file,
+    test_metrics,
+    text_of,
+)
 
 FACTS = ("path", "name", "status", "reason", "overrides")
 COSTS = ("seconds", "images_per_second", "parameters")
@@ -31,10 +43,12 @@ def read_runs(folders: str | Path | Iterable[str | Path]) -> pd.DataFrame:
       last epoch; `test/…`
     - `seconds` from start to end; `images_per_second` of training, the median over epochs; `parameters`
 
+    Its `attrs["better"]` has the direction, "min" or "max", in which each metric is better.
+
     Raises:
         UserError: there is no such folder, or no run in it.
     """
-    rows = []
+    rows, better = [], dict[str, Any]()
     for given in [folders] if isinstance(folders, str | Path) else folders:
         folder = Path(given).expanduser()
         if not folder.is_dir():
@@ -46,10 +60,13 @@ def read_runs(folders: str | Path | Iterable[str | Path]) -> pd.DataFrame:
         for path in found:
             name = path.name if path == folder else str(path.relative_to(folder))
             rows.append({"path": str(path), "name": name, **read_run(path)})
+            better |= directions(path) or {}
     table = pd.DataFrame(rows).drop_duplicates("path", ignore_index=True)
     known = [name for name in table.columns if name not in (*FACTS, *COSTS) and not name.startswith(METRICS)]
     measured = [name for start in METRICS for name in table.columns if name.startswith(start)]
-    return table.reindex(columns=[*FACTS, *known, *measured, *COSTS])
+    table = table.reindex(columns=[*FACTS, *known, *measured, *COSTS])
+    table.attrs["better"] = better
+    return table
 
 
 def find_runs(folder: Path) -> Iterator[Path]:
@@ -66,7 +83,6 @@ def find_runs(folder: Path) -> Iterator[Path]:
 def read_run(path: Path) -> dict[str, Any]:
     """Returns the row of `read_runs` for one run directory."""
     row: dict[str, Any] = {"status": "failed", "reason": "it ended before training began"}
-    tests = path / "test" / "metrics.json"
     try:
         if not any((path / name).exists() for name in RECORDS):
             return row
@@ -76,12 +92,11 @@ def read_run(path: Path) -> dict[str, Any]:
         metric = config.get("optimized_metric")
         row["optimized_metric"] = metric[0] if isinstance(metric, list) else metric
         if (path / "metrics.csv").exists():
-            row |= _best_and_last(curves(path), row["optimized_metric"])
+            metric = row["optimized_metric"]
+            row |= _best_and_last(curves(path), metric, direction(str(metric), directions(path)))
         elif row["status"] == "finished" and "csv" in (config.get("logger") or {}):
             raise Damaged("metrics.csv is not there")
-        if tests.exists():
-            tested = read_file(tests, lambda text: typed(json.loads(text), dict[str, float], ""))
-            row |= {name: value for name, value in tested.items() if name.startswith("test/")}
+        row |= test_metrics(path)
     except (Damaged, OSError) as error:
         row |= {"status": "damaged", "reason": str(error)}
     return row
@@ -100,11 +115,12 @@ def _status(path: Path) -> dict[str, Any]:
     return {"status": found.status, "reason": found.error, **costs}
 
 
-def _best_and_last(table: pd.DataFrame, metric: str | None) -> dict[str, float]:
+def _best_and_last(table: pd.DataFrame, metric: str | None, mode: str) -> dict[str, float]:
     """Returns the metrics of the best epoch and of the last one, and the median speed."""
     out = {"images_per_second": table["images_per_second"].median()} if "images_per_second" in table else {}
     values = table.to_numpy()
-    for which, row in (("last", len(table) - 1 if len(table) else None), ("best", best_row(table, metric))):
+    last = len(table) - 1 if len(table) else None
+    for which, row in (("last", last), ("best", best_row(table, metric, mode))):
         if row is not None:
             measured = zip(table, values[row], strict=True)
             out |= {f"{which}/{name}": value for name, value in measured if name != "step" and value == value}

@@ -161,18 +161,19 @@ def write_text(path: Path, text: str) -> None:
 
 
 @contextmanager
-def keeping_status(run_dir: Path, parameters: int, trained: Callable[[], bool]) -> Iterator[None]:
+def keeping_status(run_dir: Path, facts: dict[str, Any], trained: Callable[[], bool]) -> Iterator[None]:
     """Keeps `status.json` around a training, on rank 0: running, then finished, stopped (from outside),
-    pruned or failed; seconds are of all starts. A resume that fails before it has `trained` keeps it."""
+    pruned or failed, with `facts` of the run; seconds are of all starts. A resume that fails before it has
+    `trained` keeps it."""
     path, start = run_dir / "status.json", time.monotonic()
     found = path.read_text() if path.exists() else None  # the run is resumed
     before = json.loads(found)["seconds"] if found else 0.0
 
     def say(status: str, **more: str) -> None:
         seconds = round(before + time.monotonic() - start, 3)
-        facts = {"status": status, "seconds": seconds, "parameters": parameters, **more}
+        content = {"status": status, "seconds": seconds, **facts, **more}
         with suppress(OSError):  # where the disk is full, another message says so
-            write_text(path, json.dumps(facts, indent=2) + "\n")
+            write_text(path, json.dumps(content, indent=2) + "\n")
 
     say("running")
     try:

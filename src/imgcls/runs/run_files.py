@@ -14,12 +14,12 @@ from yaml.events import AliasEvent
 from yaml.loader import SafeLoader
 
 from imgcls.config.check import typed
-from imgcls.config.metrics import direction
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Parsed = TypeVar("Parsed")
+SMALLER = ("train/loss", "val/loss", "val/calibration_error", "val/loss_unscaled")  # is better
 OF_ONE_RUN = ("run_dir", "cwd", "names", "resume", "overwrite", "sweep", "job", "launcher")
 LOADER: Any = getattr(yaml, "CSafeLoader", SafeLoader)  # in C: six times as fast
 
@@ -35,6 +35,9 @@ class Status:
     status: Literal["running", "finished", "stopped", "pruned", "failed"]
     seconds: float | None = None
     parameters: Annotated[int, Field(lt=1 << 63)] | None = None
+    better: dict[str, Literal["min", "max"] | None] | None = (
+        None  # the directions of metrics; None: of before
+    )
     error: str = ""
 
 
@@ -131,6 +134,16 @@ def text_of(path: Path) -> str:
         return ""
 
 
+def test_metrics(path: Path) -> dict[str, float]:
+    """Returns what a run's test measured, by name; nothing where there was none. Raises Damaged."""
+    if not (path / "test" / "metrics.json").exists():
+        return {}
+    tested: dict[str, float] = read_file(
+        path / "test" / "metrics.json", lambda text: typed(json.loads(text), dict[str, float], "")
+    )
+    return {name: value for name, value in tested.items() if name.startswith("test/")}
+
+
 def circumstances(path: Path) -> dict[str, dict[str, Any]]:
     """Reads the values by which a run was made: config, environment, git and data. Raises Damaged."""
 
@@ -162,6 +175,24 @@ def differences(one: Path, other: Path) -> dict[str, list[tuple[str, Any, Any]]]
     return found
 
 
+def direction(metric: str, better: dict[str, Any] | None) -> str:
+    """Returns "min" or "max", as a run's status.json has it for a metric (`better`); a test's metric has the
+    direction of validation's. Runs of an older version recorded none; all had the same metrics."""
+    name = metric.removeprefix("best/").removeprefix("last/")
+    validated = f"val/{name.removeprefix('test/')}"
+    known = better or dict.fromkeys(SMALLER, "min")
+    return known.get(name) or known.get(validated) or "max"
+
+
+def directions(path: Path) -> dict[str, Any] | None:
+    """Returns the directions that a run's status.json has; None where there are none."""
+    try:
+        status: Status = read_file(path / "status.json", lambda text: typed(json.loads(text), Status, ""))
+    except Damaged:
+        return None
+    return status.better
+
+
 def optimised(run_dir: Path, metric: str | list[str]) -> float | list[float] | None:
     """Returns the best value of a metric; of several, those of the epoch that was best by the first."""
     names = [metric] if isinstance(metric, str) else metric
@@ -179,13 +210,13 @@ def best_epoch(run_dir: Path, monitor: str) -> dict[str, float]:
     if not (run_dir / "metrics.csv").is_file():
         return {}
     table = pd.read_csv(run_dir / "metrics.csv")
-    best = best_row(table, monitor)
+    best = best_row(table, monitor, direction(monitor, directions(run_dir)))
     measured = {} if best is None else table.iloc[best].dropna().to_dict()
     return {f"best/{name}": float(value) for name, value in measured.items()}
 
 
-def best_row(table: "pd.DataFrame", metric: str | None) -> int | None:
+def best_row(table: "pd.DataFrame", metric: str | None, mode: str) -> int | None:
     """Returns the row of a metrics.csv where a metric was best, or None where it was never measured."""
     if metric not in table or table[metric].isna().all():
         return None
-    return int(table[metric].argmin() if direction(metric) == "min" else table[metric].argmax())
+    return int(table[metric].argmin() if mode == "min" else table[metric].argmax())

@@ -16,7 +16,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from imgcls.config import check as configs
+from imgcls.config.build import build
 from imgcls.config.paths import hydra_quoted
 from imgcls.errors import UserError
 from imgcls.seeding import key_seed
@@ -53,7 +53,7 @@ class Search:
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         self.settings, self.folder, self.metric, self.total = settings, folder, metrics[0], settings.n_trials
         self.space = {override.get_key_element(): distribution(override) for override in swept}
-        pruner = configs.build(settings.pruner, "sweep.pruner") if settings.pruner else None
+        pruner = build(settings.pruner, "sweep.pruner") if settings.pruner else None
         self.storage = JournalStorage(JournalFileBackend(str(folder / FILE)))
         self.study = optuna.create_study(
             storage=self.storage, study_name=folder.name, load_if_exists=True,
@@ -79,7 +79,7 @@ class Search:
                 node = dict(self.settings.sampler or {})
                 if node.get("seed") is not None:
                     node["seed"] = key_seed(node["seed"], begun) % 2**32
-                self.study.sampler = configs.build(node, "sweep.sampler")
+                self.study.sampler = build(node, "sweep.sampler")
                 numbers.append(self.study.ask(self.space).number)
             for number in numbers:
                 self.note(number, worker=self.worker)
@@ -140,13 +140,13 @@ class Search:
 
 class Pruning(Callback):
     """Reports the metric to the study, a file, after each validation, and ends a trial, with its number, that
-    falls behind the others by the `pruner` (its `_target_` and arguments)."""
+    falls behind the others by the `pruner`."""
 
-    def __init__(self, study: str, number: int, metric: str, pruner: dict[str, Any]) -> None:
+    def __init__(self, study: str, number: int, metric: str, pruner: optuna.pruners.BasePruner) -> None:
         self.number, self.metric, self.pruned = number, metric, False
         self.storage = JournalStorage(JournalFileBackend(study))
-        self.pruner: optuna.pruners.BasePruner = configs.build(pruner, "sweep.pruner")
-        self.study = optuna.load_study(study_name=None, storage=self.storage, pruner=self.pruner)
+        self.pruner = pruner
+        self.study = optuna.load_study(study_name=None, storage=self.storage, pruner=pruner)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking or self.metric not in trainer.callback_metrics:

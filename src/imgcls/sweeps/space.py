@@ -11,7 +11,10 @@ from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError
 
 from imgcls.config import check as configs
+from imgcls.config.build import build
 from imgcls.errors import UserError, nearest
+from imgcls.spec import DataSpec
+from imgcls.tasks.metrics import logs_of
 
 PARAMS = "sweep.params."
 
@@ -88,7 +91,7 @@ def check_space(
     for the metrics in what they log. Raises UserError where Hydra can't compose a job, the data of all jobs
     are wrong, or no job logs such a metric."""
     values = {o.get_key_element(): choices(o) for o in swept}
-    known, mistake = set[str](), UserError()
+    known, mistake = dict[str, str | None](), UserError()
     for i in range(max(map(len, values.values()), default=1)):
         own = [f"{key}={some[i % len(some)]}" for key, some in values.items()]
         job = loader.load_sweep_config(config, [*shared, *own])
@@ -99,13 +102,37 @@ def check_space(
     if not known:
         raise mistake
     for name in metrics:
-        if name not in known:
+        if name not in known and not config.get("optimized_mode"):
             raise UserError(f"optimized_metric={name}: no such metric is logged; {nearest(name, known)}")
 
 
-def logged_by(config: DictConfig) -> set[str]:
-    """Returns the metrics that a training with this config logs."""
-    from imgcls.tasks.metrics import logged_names
+def logged_by(config: DictConfig, spec: DataSpec | None = None) -> dict[str, str | None]:
+    """Returns what a training with this config logs, by default on its own data: names, and the direction in
+    which each is better."""
+    task, metrics, data = (plain(config.get(key)) for key in ("task", "metrics", "data"))
+    kind: Any = configs.locate(task["_target_"], "task._target_")
+    found: dict[str, str | None] = {}
+    found |= kind.measures(spec or build(data, "data").spec).logged(metrics)
+    return found | logs_of(config.get("callbacks") or {})
 
-    node: Any = OmegaConf.to_container(config.data, resolve=True)
-    return logged_names(configs.build(node, "data").spec.num_classes)
+
+def plain(node: DictConfig | None) -> Any:
+    """Returns a part of a config as plain data."""
+    return {} if node is None else OmegaConf.to_container(node, resolve=True)
+
+
+def directions(config: DictConfig, metrics: list[str]) -> list[str]:
+    """Returns for each metric "min" or "max": `optimized_mode`, or what the metric says. Raises UserError: it
+    does not say."""
+    mode: Any = config.get("optimized_mode")
+    given = [mode] * len(metrics) if mode is None or isinstance(mode, str) else list(mode)
+    known = {} if all(given) else logged_by(config, DataSpec(list("0123456789"), 3, 32, [0.5], [0.5]))
+    found = [mode or known.get(name) for name, mode in zip(metrics, given, strict=True)]
+    for name, mode in zip(metrics, found, strict=True):
+        if mode is None:
+            what = (
+                "no such metric is logged" if name not in known else "it does not say which way it is better"
+            )
+            own = "a metric of your own code needs optimized_mode=min or optimized_mode=max"
+            raise UserError(f"optimized_metric={name}: {what}; {nearest(name, known)}; {own}")
+    return [str(mode) for mode in found]

@@ -22,14 +22,14 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from imgcls.config import check as configs
-from imgcls.config.metrics import Metrics, direction
 from imgcls.config.paths import hydra_quoted, shown
+from imgcls.config.training import Metrics
 from imgcls.engine.signals import SIGNALS
 from imgcls.errors import InUse, UserError, one_line
 from imgcls.runs.record import yaml_text
 from imgcls.runs.run_files import optimised
 from imgcls.sweeps.jobs import LOCAL, Job, Jobs, job_name, outcomes, repeated, short_hash, stoppable
-from imgcls.sweeps.space import SweepSettings, check_space, choices, read_overrides, value_text
+from imgcls.sweeps.space import SweepSettings, check_space, choices, directions, read_overrides, value_text
 
 
 class Sweep(Sweeper):
@@ -52,7 +52,7 @@ class Sweep(Sweeper):
         metric = OmegaConf.to_container(metric) if OmegaConf.is_config(metric) else metric
         metric = configs.typed(metric, Metrics, "optimized_metric")
         self.metrics = [metric] if isinstance(metric, str) else metric
-        self.directions = [direction(name) for name in self.metrics]
+        self.directions = directions(config, self.metrics)
         self.identity = {
             "verb": config.hydra.job.config_name,
             "optimized_metric": self.metrics,

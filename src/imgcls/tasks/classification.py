@@ -1,231 +1,150 @@
-"""ImageClassifier: the task of naming the class of an image: training step, optimizer, evaluation."""
+"""ImageClassifier: the task of naming the class of an image."""
 
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchmetrics.classification import MulticlassAccuracy
 
-from imgcls.augment import Augment, BatchAugment
-from imgcls.backbones.build import FIRST_WEIGHTS, build_network, rebuild_network
-from imgcls.backbones.layers import head_names
-from imgcls.config import check as configs
-from imgcls.data.batch import Batch
+from imgcls.data.batch import Batch, ImageDataset
 from imgcls.errors import UserError
-from imgcls.optim import Schedule, build_optimizer
+from imgcls.report.calibration import calibration_error, fit_temperature
 from imgcls.spec import DataSpec
 from imgcls.tasks.losses import build_loss
-from imgcls.tasks.metrics import MeanLoss, Predictions, Scores
-from imgcls.tasks.task import Task, data_of
+from imgcls.tasks.measures import Evaluation
+from imgcls.tasks.metrics import Measures
+from imgcls.tasks.task import Answers, Outputs, Stage, Task
+
+if TYPE_CHECKING:
+    from imgcls.report.classification import ClassificationReport
+
+log = logging.getLogger(__name__)
+Weights = Literal["balanced"] | list[Annotated[float, Field(ge=0)]] | None
 
 
 class ImageClassifier(Task):
-    """Trains and evaluates a network on batches of uint8 images. All arguments are plain Python, so that a
-    checkpoint needs nothing beside itself: `ImageClassifier.load_from_checkpoint(path)`.
+    """Trains a network to name the one class of an image; targets are classes `(N,) int64`.
 
     Args:
-        spec: the fields of the data's `DataSpec`.
-        backbone: conf/backbone: `_target_` and its arguments.
-        loss, optimizer, scheduler: conf/loss, conf/optimizer, conf/scheduler; evaluation needs none of them.
-        augment: conf/augment; its part for the batch is applied here.
-        class_weights: of each class in the training loss. Evaluation measures the plain negative
+        class_weights: of each class in the training loss; "balanced": classes count alike, and the mean
+            weight of a sample is 1, as scikit-learn's. Evaluation measures the plain negative
             log-likelihood, the mean over samples, whatever the training loss is.
-        seed: of all that is drawn in training.
-        channels_last: memory layout of network and images; faster wherever convolutions have kernels for it.
-        fused: take fused optimizer steps where there are any.
-        compile: compile the network with torch.compile.
-        network: the backbone, where it is built already; it is no part of the settings.
-
-    Callbacks set these attributes:
-        train_size: the side of training images in pixels, where it is not the data's (ProgressiveResizing).
-        rate_scales: the share of the learning rate that each parameter has, by name (Finetune).
-        features_into: the part of the network that takes features in place of images (Finetune).
-        distil: turns (classifier, images, logits, loss) into the loss with a teacher's part (Distillation).
+        temperature: fit one on the validation split after training (Guo et al. 2017, arXiv:1706.04599):
+            confidences become as high as accuracy. It is kept in the checkpoint.
+        Other arguments: those of `Task`.
     """
 
-    train_size: int | None = None
-    rate_scales: dict[str, float] | None = None
-    features_into = ""
-    distil: "Callable[[ImageClassifier, Tensor, Tensor, Tensor], Tensor] | None" = None
-
-    loss: nn.Module
-    scale: Tensor
-    shift: Tensor
-    tested: dict[str, Tensor]  # the predictions of the last test (see `Predictions`)
-
     def __init__(
-        self,
-        spec: dict[str, Any],
-        backbone: dict[str, Any],
-        loss: dict[str, Any] | None = None,
-        optimizer: dict[str, Any] | None = None,
-        scheduler: dict[str, Any] | None = None,
-        augment: dict[str, Any] | None = None,
-        class_weights: list[float] | None = None,
-        seed: int = 0,
-        channels_last: bool = True,
-        fused: bool = True,
-        compile: bool = False,
-        network: nn.Module | None = None,
+        self, *args: Any, class_weights: Weights = None, temperature: bool = False, **common: Any
     ) -> None:
-        super().__init__()
-        self.save_hyperparameters(logger=False, ignore=["network"])
-        # What a checkpoint is loaded into needs no first weights: neither a download nor the user's file.
-        self.hparams["backbone"] = {k: v for k, v in backbone.items() if k not in FIRST_WEIGHTS}
-        self.spec = DataSpec(**spec)
-        classes, shape = self.spec.num_classes, (self.spec.channels, self.spec.image_size)
-        self.network = network or build_network(backbone, classes, *shape, self.spec.class_names)
-        if channels_last:
-            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if compile:
-            self.network.compile()
-        if loss is not None:
-            self.loss = build_loss(loss, class_weights, classes)
-        self.augment = BatchAugment(configs.typed(augment or {}, Augment, "augment"), self.spec)
-        std = torch.tensor(self.spec.std).view(-1, 1, 1)
-        self.register_buffer("scale", 1 / (255 * std), persistent=False)
-        self.register_buffer("shift", -torch.tensor(self.spec.mean).view(-1, 1, 1) / std, persistent=False)
-        self.train_loss = MeanLoss()
-        self.train_top1 = MulticlassAccuracy(classes, average="micro", validate_args=False)
-        self.val_scores, self.test_scores = Scores(classes), Scores(classes)
-        self.unscaled_scores = Scores(classes)  # of the test's logits before the temperature
-        self.predictions = Predictions()
-        self.temperature = 1.0  # a checkpoint may bring another (imgcls.engine.evaluation)
+        super().__init__(*args, **common)
+        self.fits_on_validation = temperature
 
-    def normalise(self, images: Tensor, size: int | None = None) -> Tensor:
-        """Returns `images (N, C, H, W) uint8` as floats with the data's mean 0 and deviation 1, and with the
-        side `size` in pixels, by default that of the data."""
-        size = size or self.spec.image_size
-        out = images.to(self.scale.dtype).mul_(self.scale).add_(self.shift)
-        if images.shape[-2:] != (size, size):
-            out = nn.functional.interpolate(out, (size, size), mode="bilinear", antialias=True)
-        if self.hparams["channels_last"]:
-            out = out.contiguous(memory_format=torch.channels_last)
-        return out
+    def compute(self, batch: Batch, stage: Stage) -> Outputs:
+        """Returns cross-entropy and logits; in training the loss of the config, on augmented images."""
+        if stage != "train":
+            logits = self(batch.images)
+            return Outputs(F.cross_entropy(logits, batch.targets), logits, batch.targets)
+        images, targets = self.augmented(batch.images, batch.targets)
+        outputs = self.run(images)
+        loss = self.training_loss(outputs, targets)
+        classes = targets.argmax(1) if targets.ndim == 2 else targets  # of a mixed image the larger part
+        return Outputs(loss, outputs[0], classes, images)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Returns the logits `(N, K) float32` of `images (N, C, H, W) uint8`, divided by the temperature."""
-        return self.raw_logits(images) / self.temperature
+    def check_targets(self, targets: Tensor) -> None:
+        if targets.ndim != 1 or targets.is_floating_point():
+            given = "measures" if targets.is_floating_point() else "several labels for an image"
+            raise UserError(
+                f"the data has {given}; expected one class (task=multilabel takes several labels)"
+            )
 
-    def raw_logits(self, images: Tensor) -> Tensor:
-        """Returns the network's own logits `(N, K)` of uint8 images, or of features `(N, D)`, in float32."""
-        if images.is_floating_point():
-            logits: Tensor = self.network.get_submodule(self.features_into)(images)
-        else:
-            logits = self.network(self.normalise(images))
-        return logits.float()
+    def build_loss(self, loss: dict[str, Any]) -> nn.Module:
+        weights, counts = self.hparams["class_weights"], self.hparams["class_counts"]
+        if weights == "balanced":
+            weights = [sum(counts) / (len(counts) * count) for count in counts]
+        return build_loss(loss, weights, self.spec.num_classes)
 
-    @property
-    def head_name(self) -> str:
-        """The module that gives the logits; the network's other heads are auxiliary."""
-        return head_names(self.network)[0]
+    # What is measured
 
-    # Training
+    @classmethod
+    def measures(cls, spec: DataSpec) -> Measures:
+        classes, targets = spec.num_classes, torch.arange(min(spec.num_classes, 10))
+        return Measures(
+            evaluation={"evaluation": Evaluation(classes)},
+            training={"top1": MulticlassAccuracy(classes, average="micro", validate_args=False)},
+            arguments={"num_classes": classes, "task": "multiclass"},
+            example=(F.one_hot(targets, classes).float().softmax(1), targets),
+        )
+
+    def measured(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
+        return outputs.logits.softmax(1), outputs.targets
+
+    def predictions(self, outputs: Outputs) -> dict[str, Tensor]:
+        """Returns targets, classes and confidences; with a temperature also what was without it."""
+        confidences, classes = outputs.logits.softmax(1).max(1)
+        kept = {"targets": outputs.targets, "predictions": classes, "confidences": confidences}
+        raw = outputs.logits * self.temperature
+        if self.temperature != 1:
+            kept["unscaled"] = raw.softmax(1).amax(1)
+            kept["unscaled_loss"] = F.cross_entropy(raw, outputs.targets, reduction="none")
+        return kept | ({"logits": raw} if self.keep_logits else {})
+
+    def summary(self, tested: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.temperature == 1:
+            return {}
+        right = tested["predictions"] == tested["targets"]
+        return {
+            "loss_unscaled": tested["unscaled_loss"].double().mean(),
+            "calibration_error_unscaled": calibration_error(tested["unscaled"], right),
+            "temperature": torch.tensor(self.temperature),
+        }
+
+    def report(self, metrics: dict[str, float], images: ImageDataset) -> "ClassificationReport":
+        from imgcls.report.classification import ClassificationReport
+
+        if "test/temperature" in metrics:
+            metrics["test/temperature"] = self.temperature  # logged, it was rounded
+        return ClassificationReport.of(metrics, self.tested, images, self.spec, self.evidence)
+
+    def evidence(self, images: Tensor, classes: Tensor) -> Tensor:
+        """Returns heat maps `(N, h, w)` of where `images (N, C, H, W) uint8` look like `classes (N,)`."""
+        from imgcls.report.heatmaps import grad_cam
+
+        batch = self.normalise(images.to(self.device))
+        return grad_cam(self.network, batch, classes.to(self.device)).cpu()
+
+    def answers(self, images: Tensor, top_k: int | None = None, flipped: bool = False) -> Answers:
+        probabilities = self(images).softmax(1)
+        if flipped:
+            probabilities = (probabilities + self(images.flip(-1)).softmax(1)) / 2
+        best = probabilities.topk(min(top_k or 5, self.spec.num_classes))
+        labels = [[self.spec.class_names[i] for i in row] for row in best.indices.tolist()]
+        return Answers(labels, list(best.values.cpu()))
+
+    def export_facts(self) -> dict[str, Any]:
+        return {"activation": "softmax"}
+
+    # The temperature
+
+    def fitted(self, tested: dict[str, Tensor]) -> dict[str, Any]:
+        self.temperature = fit_temperature(tested["logits"], tested["targets"])
+        if self.trainer.is_global_zero and self.temperature == 1:
+            reason = "validation has no mistakes to fit it on, or numbers that are not finite"
+            log.warning("temperature: left at 1, as %s", reason)
+        elif self.trainer.is_global_zero:
+            count = len(tested["targets"])
+            log.info("temperature: %g, fitted on %d validation images", self.temperature, count)
+        return {"temperature": self.temperature}
 
     def on_fit_start(self) -> None:
         self.temperature = 1.0  # that of a checkpoint was of other weights
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Returns the loss of a batch; what is measured stays on the device until the epoch's end."""
-        if [self.current_epoch, batch_idx] in self.skipped:
-            return self.skipped_loss()
-        images, targets = batch.images, batch.targets
-        if images.is_floating_point():  # features, computed once (imgcls.callbacks.finetune)
-            outputs = self.raw_logits(images)
-        else:
-            images = self.augment.pixels(images)  # crop and mirror, in uint8
-            images = self.normalise(images, self.train_size)
-            images, targets = self.augment.mix(images, targets)  # erase, mix pairs
-            outputs = self.network(images)
-        logits, loss = self.training_loss(outputs, targets)
-        if self.distil is not None:
-            loss = self.distil(self, images, logits, loss)
-        self.train_loss.update(loss.detach(), len(targets))
-        self.train_top1.update(logits.detach(), targets.argmax(1) if targets.ndim == 2 else targets)
-        return loss
-
-    def training_loss(self, outputs: Tensor | tuple[Tensor, ...], targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the logits `(N, K) float32`, and the loss with that of auxiliary outputs."""
-        logits, *auxiliary = outputs if isinstance(outputs, tuple) else (outputs,)
-        logits = logits.float()
-        loss: Tensor = self.loss(logits, targets)
-        for extra in auxiliary:
-            weight = self.network.auxiliary_weight
-            loss = loss + weight * self.loss(extra.float(), targets)  # type: ignore[operator]
-        return logits, loss
-
-    def on_train_epoch_end(self) -> None:
-        values = {"train/loss": self.train_loss.compute(), "train/top1": self.train_top1.compute()}
-        self.log_dict(values | {"lr": torch.tensor(self.first_rate)})
-        self.train_loss.reset()
-        self.train_top1.reset()
-
-    def configure_optimizers(self) -> Any:
-        optimizer, scheduler = self.hparams["optimizer"], self.hparams["scheduler"]
-        if optimizer is None or scheduler is None:
-            fault = "this classifier was made without an optimizer and a scheduler"
-            raise UserError(f"{fault}; it can only be evaluated")
-        built = build_optimizer(optimizer, self.network, self.device, self.fused_steps(), self.rate_scales)
-        steps = self.steps(self.trainer, data_of(self.trainer))
-        schedule: Schedule = configs.build(scheduler, "scheduler", optimizer=built, steps=steps)
-        for entry in schedule:  # what is measured in validation is there after the epochs that end with one
-            if str(entry.get("monitor", "")).startswith("val/"):
-                entry["frequency"] = self.trainer.check_val_every_n_epoch or 1
-        return [built], schedule
-
-    # Evaluation
-
-    def evaluate(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the network's own logits, the targets and the indices of a batch, without padding."""
-        logits = self.raw_logits(batch.images)
-        if self.trainer.world_size == 1 and data_of(self.trainer).on_error != "skip":
-            return logits, batch.targets, batch.indices  # there is none: nothing is read from the device
-        kept = batch.targets >= 0
-        return logits[kept], batch.targets[kept], batch.indices[kept]
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        raw, targets, _ = self.evaluate(batch)
-        if len(targets):
-            self.val_scores.update(raw / self.temperature, targets)
-
-    def on_validation_epoch_end(self) -> None:
-        self.log_dict({f"val/{name}": value for name, value in self.val_scores.compute_and_reset().items()})
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        raw, targets, indices = self.evaluate(batch)
-        if not len(targets):
-            return
-        logits, scaled = raw / self.temperature, self.temperature != 1
-        self.test_scores.update(logits, targets)
-        if scaled:
-            self.unscaled_scores.update(raw, targets)
-        self.predictions.update(logits, targets, indices, raw if scaled else None)
-
-    def on_test_epoch_end(self) -> None:
-        values = self.test_scores.compute_and_reset()
-        if self.temperature != 1:
-            before = self.unscaled_scores.compute_and_reset()
-            values |= {f"{name}_unscaled": before[name] for name in ("loss", "calibration_error")}
-            values["temperature"] = torch.tensor(self.temperature)
-        self.log_dict({f"test/{name}": value for name, value in values.items()})
-        self.tested = self.predictions.compute()  # here, where the processes still are together
-        self.predictions.reset()
-
-    # Checkpoints
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
         self.temperature = float(checkpoint.get("temperature", 1.0))
         if not 0 < self.temperature < math.inf:
             raise UserError(f"the checkpoint's temperature is {self.temperature}; expected a number above 0")
-
-    @classmethod
-    def rebuilt(cls, parameters: Mapping[str, Any], trust: Sequence[str]) -> Self:
-        """Returns a classifier of a checkpoint's hyper-parameters; it has no loss and no optimizer."""
-        spec: DataSpec = configs.typed(dict(parameters["spec"]), DataSpec, "spec")
-        network = rebuild_network(parameters["backbone"], spec, trust)
-        last = bool(parameters.get("channels_last", True))
-        return cls(asdict(spec), dict(parameters["backbone"]), channels_last=last, network=network)

@@ -1,33 +1,40 @@
 """Losses of logits `(N, K)` and targets, classes `(N,)` or shares `(N, K)`, which are smoothed alike."""
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imgcls.config import check as configs
+from imgcls.config.build import build
 from imgcls.errors import UserError
 
 Smoothing = Annotated[float, Field(ge=0, lt=1)]
 NotNegative = Annotated[float, Field(ge=0)]
+PosWeight = Literal["balanced"] | list[Annotated[float, Field(gt=0)]] | None
 
 
 def build_loss(config: Mapping[str, Any], weights: Sequence[float] | None, num_classes: int) -> nn.Module:
     """Builds the training loss of conf/loss; raises UserError for weights that are not one for each class."""
     if weights is None:
-        return configs.build(config, "loss", nn.Module)
+        return build(config, "loss", nn.Module)
     if len(weights) != num_classes or min(weights) < 0 or not any(weights):
-        raise UserError(f"class_weights={weights}: expected {num_classes} numbers of 0 or more, not all 0")
-    return configs.build(config, "loss", nn.Module, weight=torch.tensor(weights))
+        expected = f"expected {num_classes} numbers of 0 or more, not all 0"
+        raise UserError(f"task.class_weights={weights}: {expected}")
+    return build(config, "loss", nn.Module, weight=torch.tensor(weights))
 
 
 def smoothed(targets: Tensor, logits: Tensor, smoothing: float) -> Tensor:
     """Returns targets as shares `(N, K)`, of which the share `smoothing` is spread over all classes."""
     shares = targets if targets.ndim == 2 else F.one_hot(targets, logits.shape[1]).to(logits.dtype)
     return shares * (1 - smoothing) + smoothing / logits.shape[1]
+
+
+def label_rows(targets: Tensor, labels: int) -> Tensor:
+    """Returns targets as shares `(N, K) float32`, a row for each sample; classes `(N,)` become one-hot."""
+    return (targets if targets.ndim == 2 else F.one_hot(targets, labels)).float()
 
 
 class CrossEntropyLoss(nn.CrossEntropyLoss):
@@ -99,3 +106,62 @@ class FocalLoss(nn.Module):
         complement = -torch.expm1(log_probability)  # 1 - p
         wrong = complement.clamp_min(1e-12)  # a power of 0 would have no gradient
         return -(wrong**self.gamma * log_probability * shares).sum() / total
+
+
+class LabelCrossEntropy(nn.Module):
+    """Binary cross-entropy of several labels, each for itself; the mean over samples and labels.
+
+    Args:
+        pos_weight: of the positives of each label `(K,)`; "balanced": the task sets negatives / positives.
+        label_smoothing: share of each target that becomes a half, which says nothing of the label.
+    """
+
+    pos_weight: Tensor | None
+
+    def __init__(self, pos_weight: PosWeight = None, label_smoothing: Smoothing = 0.0) -> None:
+        super().__init__()
+        if pos_weight == "balanced":
+            raise UserError("loss.pos_weight=balanced is for task=multilabel; expected a list or null")
+        self.label_smoothing = label_smoothing
+        self.register_buffer("pos_weight", None if pos_weight is None else torch.tensor(pos_weight))
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        shares = label_rows(targets, logits.shape[1]) * (1 - self.label_smoothing) + self.label_smoothing / 2
+        return F.binary_cross_entropy_with_logits(logits.float(), shares, pos_weight=self.pos_weight)
+
+
+class AsymmetricLoss(nn.Module):
+    """Asymmetric loss of several labels (Ridnik et al. 2021, arXiv:2009.14119): easy negatives count little.
+
+    With the probability p and p_m = max(p - clip, 0), a positive costs -(1 - p)^gamma_pos · log p, and a
+    negative -p_m^gamma_neg · log(1 - p_m). As the authors train, both powers are constants for the gradient.
+    The loss is the mean over samples and labels, where theirs is the sum.
+
+    Args:
+        gamma_neg, gamma_pos: powers; all 0, with a clip of 0, is binary cross-entropy. The paper takes 4, and
+            0 to 1.
+        clip: negatives of a lower probability cost nothing.
+        label_smoothing: share of each target that becomes a half.
+    """
+
+    def __init__(
+        self,
+        gamma_neg: NotNegative = 4.0,
+        gamma_pos: NotNegative = 1.0,
+        clip: Smoothing = 0.05,
+        label_smoothing: Smoothing = 0.0,
+    ) -> None:
+        super().__init__()
+        self.gamma_neg, self.gamma_pos, self.clip = gamma_neg, gamma_pos, clip
+        self.label_smoothing = label_smoothing
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        logits = logits.float()
+        shares = label_rows(targets, logits.shape[1]) * (1 - self.label_smoothing) + self.label_smoothing / 2
+        absent = logits.neg().sigmoid()  # 1 - p, exact also where p is next to 1
+        log_absent = (absent + self.clip).clamp(max=1).log() if self.clip else F.logsigmoid(-logits)
+        with torch.no_grad():
+            positive = absent**self.gamma_pos
+            negative = (logits.sigmoid() - self.clip).clamp(min=0) ** self.gamma_neg
+        costs = shares * positive * F.logsigmoid(logits) + (1 - shares) * negative * log_absent
+        return -costs.mean()

@@ -1,144 +1,188 @@
-"""Metrics of training and evaluation, as torchmetrics' Metrics: exact over any number of processes."""
+"""Metrics of a split: the task's own and those of the config, and the direction in which each is better."""
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
+from torchmetrics import Metric, MetricCollection
 
-BINS = 15
+from imgcls.config import check as configs
+from imgcls.config.build import Find, build
+from imgcls.errors import UserError
+from imgcls.tasks.measures import MeanLoss
 
-
-def logged_names(classes: int) -> set[str]:
-    """Returns the names that a training logs, which a callback, a schedule or a sweep may watch."""
-    names = {"train/loss", "train/top1", "lr", "images_per_second", "val/loss"}
-    return names | {f"val/{name}" for name in metric_names(classes)}
-
-
-def metric_names(num_classes: int) -> list[str]:
-    """Returns the names of what `Evaluation` measures; top5 where there are more than five classes."""
-    names = ["top1", "precision", "recall", "f1", "calibration_error"]
-    return [*names, "top5"] if num_classes > 5 else names
+Better = Literal["min", "max"] | None  # None: the metric does not say
+HELD = 2**24  # numbers that wait for the added metrics at most
+NO_READS = {"validate_args": False, "compute_groups": False}  # both would read from the device
 
 
-class Scores(nn.Module):
-    """All that is measured of a split: the mean negative log-likelihood as `loss`, and `Evaluation`."""
+class Outputs(NamedTuple):
+    """What a task computes of a batch of N samples."""
 
-    def __init__(self, num_classes: int) -> None:
+    loss: Tensor  # (), the mean over the samples
+    logits: Tensor  # (N, K) float32, or what the network of the task returns
+    targets: Tensor  # what the metrics compare them with
+    images: Tensor | None = None  # (N, C, H, W) as the network got them; in training, where there are any
+
+
+class Metrics(nn.Module):
+    """What is measured of a split: the mean loss, the metrics that a task has, and those that a config adds.
+
+    Args:
+        own: the task's; they get its outputs as they are.
+        added: by name, of conf/metrics; they get probabilities, or what else the task gives to metrics.
+    """
+
+    def __init__(
+        self, own: Mapping[str, Metric], added: Mapping[str, Metric | MetricCollection] | None = None
+    ) -> None:
         super().__init__()
-        self.loss, self.metrics = MeanLoss(), Evaluation(num_classes)
+        self.loss, self.own, self.added = MeanLoss(), nn.ModuleDict(own), nn.ModuleDict(added or {})
+        self.waiting: list[tuple[Tensor, Tensor]] = []
 
-    def update(self, logits: Tensor, targets: Tensor) -> None:
-        self.loss.update(nn.functional.cross_entropy(logits, targets), len(targets))
-        self.metrics.update(logits, targets)
+    def named(self) -> Iterator[tuple[str, Metric]]:
+        """Yields the metrics by name; a metric of several values names them itself."""
+        for name, metric in (*self.own.items(), ("loss", self.loss), *self.added.items()):
+            if isinstance(metric, MetricCollection):
+                yield from metric.items()
+            elif isinstance(metric, Metric):
+                yield name, metric
+
+    def better(self) -> dict[str, Better]:
+        """Returns the names of all values, and the direction in which each is better."""
+        found: dict[str, Better] = {}
+        for name, metric in self.named():
+            several = getattr(metric, "better", None)
+            one: Better = {True: "max", False: "min"}.get(metric.higher_is_better)  # type: ignore[assignment, arg-type]
+            found |= several if isinstance(several, dict) else {name: one}
+        return found
+
+    def update(self, outputs: Outputs, measured: Callable[[Outputs], tuple[Tensor, Tensor]]) -> None:
+        """Measures a batch; `measured` gives what the added metrics get."""
+        self.loss.update(outputs.loss.detach(), len(outputs.targets))
+        for own in self.own.children():
+            own.update(outputs.logits, outputs.targets)  # type: ignore[operator]
+        if len(self.added):
+            self.waiting.append(measured(outputs))
+            if sum(given.numel() for given, _ in self.waiting) > HELD:
+                self.update_added()
+
+    def update_added(self) -> None:
+        """Gives the added metrics all batches that wait: many of them read from the device, which so happens
+        at the end, or once in so many numbers, and not in each step."""
+        for given in self.waiting:
+            for added in self.added.children():
+                added.update(*given)  # type: ignore[operator]
+        self.waiting.clear()
 
     def compute_and_reset(self) -> dict[str, Tensor]:
         """Returns the values by name, over all batches and processes, and starts anew."""
-        values = {"loss": self.loss.compute(), **self.metrics.compute()}
-        self.loss.reset()
-        self.metrics.reset()
+        self.update_added()
+        values: dict[str, Tensor] = {}
+        for name, metric in self.named():
+            found = metric.compute()
+            values |= found if isinstance(found, dict) else {name: found}
+            metric.reset()
         return values
 
+    def state(self) -> dict[str, dict[str, Any]]:
+        """Returns the sums so far of each metric, on the CPU, for a checkpoint within an epoch."""
+        return {name: {k: on(v, "cpu") for k, v in one.metric_state.items()} for name, one in self.named()}
 
-class Evaluation(Metric):
-    """top1, top5, macro precision, recall and F1, and the calibration error (Guo et al. 2017).
 
-    The numbers are those of torchmetrics' MulticlassAccuracy and so on. Here they share one look at the
-    logits and keep sums for each class, not for each pair of classes: at 1,000 classes a batch takes a tenth
-    of the time. (A confidence of exactly 1 lies in the last range; torchmetrics has one of its own for it.)
+def on(state: Tensor | list[Tensor], device: torch.device | str) -> Tensor | list[Tensor]:
+    """Returns a metric's state on another device."""
+    return [part.to(device) for part in state] if isinstance(state, list) else state.to(device)
+
+
+@dataclass
+class Measures:
+    """What a task says of its metrics.
+
+    Args:
+        evaluation: the metrics that validation and test always have; they get logits and targets.
+        training: likewise of training, beside the loss.
+        arguments: such as `num_classes`, which each metric of the config gets that has such a parameter.
+        example: what a metric of the config gets, such as probabilities and targets, for a few samples: it is
+            tried on them at the start.
     """
 
-    full_state_update = False
-    counts: Tensor  # (3, K) int64: for each class, how many samples are right, predicted, there
-    bins: Tensor  # (3, BINS): for each range of confidence, samples, right ones, the sum of confidences
-    within5: Tensor  # () int64: samples whose class is among the five highest logits
+    evaluation: dict[str, Metric] = field(default_factory=dict)
+    training: dict[str, Metric] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
+    example: tuple[Tensor, Tensor] | None = None
 
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.add_state("counts", default=torch.zeros(3, num_classes, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("bins", default=torch.zeros(3, BINS), dist_reduce_fx="sum")
-        self.add_state("within5", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+    def of_split(self, added: Mapping[str, Any], find: Find = configs.locate) -> Metrics:
+        """Returns all metrics of a split that is evaluated.
 
-    def update(self, logits: Tensor, targets: Tensor) -> None:
-        confidences, predicted = logits.softmax(1).max(1)
-        right, one = predicted == targets, torch.ones_like(targets)
-        self.counts[0].index_add_(0, targets, right.long())  # bincount would read from the device
-        self.counts[1].index_add_(0, predicted, one)
-        self.counts[2].index_add_(0, targets, one)
-        sums = torch.stack([torch.ones_like(confidences), right.float(), confidences])
-        self.bins.index_add_(1, confidence_bins(confidences), sums)
-        if self.num_classes > 5:
-            self.within5 += (logits.topk(5, sorted=False).indices == targets[:, None]).sum()
+        Args:
+            added: conf/metrics: by name, the metric's `_target_` and its arguments; null: none.
+            find: returns what a `_target_` names; of a checkpoint, what is allowed alone.
 
-    def compute(self) -> dict[str, Tensor]:
-        right, predicted, there = self.counts.float()
-        total, seen = there.sum(), (predicted + there > 0).float()
-        recall, precision = right / there.clamp_min(1), right / predicted.clamp_min(1)
-        f1 = 2 * right / (predicted + there).clamp_min(1)
-        samples, hits, confidence = self.bins
-        values = {"top1": right.sum() / total}
-        for name, scores in (("precision", precision), ("recall", recall), ("f1", f1)):
-            values[name] = (scores * seen).sum() / seen.sum()
-        values["calibration_error"] = (hits - confidence).abs().sum() / samples.sum()
-        if self.num_classes > 5:
-            values["top5"] = self.within5 / total
-        return values
+        Raises:
+            UserError: a node is no metric, does not work on the example, has not one number as its value, or
+                the name of what the task measures itself.
+        """
+        own = Metrics(self.evaluation)
+        built = {name: self.build(node, f"metrics.{name}", find) for name, node in added.items() if node}
+        if twice := [name for name in built if name in own.better()]:
+            raise UserError(f"metrics.{twice[0]}: this task measures {twice[0]} already; take another name")
+        return Metrics(self.evaluation, built)
 
+    def build(self, node: Mapping[str, Any], where: str, find: Find) -> Metric | MetricCollection:
+        """Builds a metric of the config, and tries it."""
+        tried = build(filled(node, self.arguments, find), where, find=find)  # it looks at its arguments
+        metric = build(filled(node, NO_READS | self.arguments, find), where, find=find)
+        if not isinstance(metric, Metric | MetricCollection):
+            raise UserError(f"{where}._target_={node['_target_']}: expected a metric of torchmetrics")
+        if self.example is not None:
+            try_metric(tried, where, *self.example)
+        return metric
 
-def confidence_bins(confidences: Tensor) -> Tensor:
-    """Returns the number of the range that each confidence lies in, of BINS; the last one includes 1."""
-    return (confidences * BINS).long().clamp_(0, BINS - 1)
+    def logged(self, added: Mapping[str, Any]) -> dict[str, Better]:
+        """Returns the names of what a training logs, each with the direction in which it is better."""
+        train, val = Metrics(self.training).better(), self.of_split(added).better()
+        named: dict[str, Better] = {"lr": None} | {f"train/{name}": way for name, way in train.items()}
+        return named | {f"val/{name}": way for name, way in val.items()}
 
 
-class MeanLoss(Metric):
-    """The mean of batch means, each weighted by the number of its samples; never reads from the device.
-    (torchmetrics' MeanMetric looks for NaN on the host, and with that switched off it drops the weights.)"""
-
-    full_state_update = False
-    total: Tensor
-    samples: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total", default=torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("samples", default=torch.tensor(0.0), dist_reduce_fx="sum")
-
-    def update(self, loss: Tensor, samples: int) -> None:
-        self.total += loss * samples
-        self.samples += samples
-
-    def compute(self) -> Tensor:
-        return self.total / self.samples
+def filled(node: Any, arguments: Mapping[str, Any], find: Find) -> Any:
+    """Returns a node, and those within it, with the arguments that their targets have and they do not set."""
+    if isinstance(node, list):
+        return [filled(item, arguments, find) for item in node]
+    if not isinstance(node, Mapping):
+        return node
+    inner = {key: filled(value, arguments, find) for key, value in node.items()}
+    if "_target_" not in node:
+        return inner
+    parameters = configs.parameters(find(str(node["_target_"])))
+    return {key: value for key, value in arguments.items() if key in parameters} | inner
 
 
-class Predictions(Metric):
-    """Gathers what was predicted for each sample, over all batches and processes. `compute` returns
-    `indices`, `targets`, `predictions (N,) int64` and `confidences (N,) float32`, in the order of the data
-    set; also `unscaled (N,)`, the confidences of `raw` logits where those are given, and the raw `logits (N,
-    K)` with `keep_logits`."""
+def try_metric(metric: Metric | MetricCollection, where: str, given: Tensor, targets: Tensor) -> None:
+    """Raises UserError for a metric that fails on an example, or whose value is not one number."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a few samples have not all classes
+            metric.update(given, targets)
+            values = metric.compute()
+    except Exception as error:  # each metric has errors of its own
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{where} does not fit this task: {said}") from error
+    for value in values.values() if isinstance(values, dict) else [values]:
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            count = f"{value.numel()} numbers" if isinstance(value, Tensor) else type(value).__name__
+            raise UserError(f"{where} gives {count}; expected one number, such as with average=macro")
 
-    NAMES = ("indices", "targets", "predictions", "confidences", "unscaled", "logits")
-    keep_logits = False
-    full_state_update = False
 
-    def __init__(self) -> None:
-        super().__init__()
-        for name in self.NAMES:
-            self.add_state(name, default=[], dist_reduce_fx="cat")
-
-    def update(self, logits: Tensor, targets: Tensor, indices: Tensor, raw: Tensor | None = None) -> None:
-        confidences, predictions = logits.softmax(1).max(1)
-        found = {"indices": indices, "targets": targets, "predictions": predictions}
-        found["confidences"] = confidences
-        if raw is not None:
-            found["unscaled"] = raw.softmax(1).amax(1)
-        if self.keep_logits:
-            found["logits"] = logits if raw is None else raw
-        for name, values in found.items():
-            getattr(self, name).append(values)
-
-    def compute(self) -> dict[str, Tensor]:
-        lists = {name: getattr(self, name) for name in self.NAMES}
-        gathered = {name: dim_zero_cat(values) for name, values in lists.items() if len(values)}
-        order = gathered["indices"].argsort()
-        return {name: values[order].cpu() for name, values in gathered.items()}
+def logs_of(callbacks: Mapping[str, Any]) -> dict[str, Better]:
+    """Returns the names of what the callbacks of a config log, each with the direction in which it is better,
+    as `logs` of their classes says; `images_per_second` is always logged."""
+    found: dict[str, Better] = {"images_per_second": "max"}
+    for name, node in callbacks.items():
+        if node and "_target_" in node:
+            found |= getattr(configs.locate(node["_target_"], f"callbacks.{name}._target_"), "logs", {})
+    return found

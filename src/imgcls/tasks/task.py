@@ -1,128 +1,222 @@
-"""Task: what all tasks have in common: a network, its data, and optimizer steps that are exact."""
+"""Task: base class of what a network is trained for. A subclass says what it computes of a batch."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from imgcls.data.batch import Batch
-from imgcls.data.module import ImageDataModule
-from imgcls.errors import UserError
-from imgcls.optim import Steps
+from imgcls.augment import Augment, BatchAugment
+from imgcls.backbones.build import build_network
+from imgcls.config import check as configs
+from imgcls.config.build import Find
+from imgcls.config.training import FIRST_WEIGHTS
+from imgcls.data.batch import Batch, ImageDataset
 from imgcls.runs.checkpoints import find_checkpoint, load_content
-from imgcls.seeding import key_seed
 from imgcls.spec import DataSpec
+from imgcls.tasks.loading import config_of, restore
+from imgcls.tasks.losses import build_loss
+from imgcls.tasks.measures import Gathered
+from imgcls.tasks.metrics import Measures, Metrics, Outputs
+from imgcls.tasks.network import NetworkModule, data_of
 
-WITH_SCALER = ("16-mixed", "16")  # precisions whose gradients are scaled
+if TYPE_CHECKING:
+    from imgcls.report.report import Report
+
+Stage = Literal["train", "val", "test"]
+LossTerm = Callable[["Task", "Outputs"], Tensor]
 
 
-def data_of(trainer: Trainer) -> ImageDataModule:
-    """Returns the data that a trainer reads."""
-    data = getattr(trainer, "datamodule", None)
-    assert isinstance(data, ImageDataModule)
-    return data
+class Answers(NamedTuple):
+    """What a task says of N images: labels with a number each, the best first; without labels K numbers."""
+
+    labels: list[list[str]] | None
+    numbers: list[Tensor]
+    several: bool = False  # whether images have different numbers of labels
 
 
-class Task(LightningModule):
-    """A network in Lightning's training loop. A subclass makes `spec` and `network`, and says what steps do.
-    Its hyper-parameters have `seed` (of what is drawn in training) and `fused` (take fused optimizer
-    steps)."""
+class Task(NetworkModule):
+    """Trains and evaluates a network on batches of uint8 images. All arguments are plain Python, so that a
+    checkpoint needs nothing beside itself: `Task.load_from_checkpoint(path)`.
 
-    spec: DataSpec
-    network: nn.Module
-    first_rate: float  # the learning rate at the epoch's start
+    Args:
+        spec: the fields of the data's `DataSpec`.
+        backbone: conf/backbone: `_target_` and its arguments.
+        loss, optimizer, scheduler: conf/loss, conf/optimizer, conf/scheduler; evaluation needs none of them.
+        augment: conf/augment; its part for the batch is applied here.
+        metrics: conf/metrics, by name: metrics of torchmetrics for validation and test.
+        class_counts: how many training images each class or label has.
+        train_images: how many there are.
+        seed: of all that is drawn in training.
+        channels_last: memory layout of network and images; faster wherever convolutions have kernels for it.
+        fused: take fused optimizer steps where there are any.
+        compile: compile the network with torch.compile.
+        network_of: builds the network, from `backbone` and the shape; it is no part of the settings.
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.skipped: list[list[int]] = []  # batches [epoch, index] that had a loss that was not finite
+    Callbacks set these attributes when training begins:
+        loss_terms: functions of (task, outputs); each returns the loss that takes the place of outputs.loss.
+        rate_scales: the share of the learning rate that each parameter has, by name.
+        input_size: the side of training images in pixels, where it is not the data's.
+        features_into: the part of the network that takes features in place of images.
+    """
 
-    def on_train_epoch_start(self) -> None:
-        self.first_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+    fits_on_validation = False  # whether `fitted` has something to fit
+    keep_logits = False  # whether a test keeps the network's own logits of each sample
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        torch.manual_seed(key_seed(self.hparams["seed"], self.current_epoch, batch_idx, self.global_rank))
+    tested: dict[str, Tensor]  # what the last test kept of each sample
+    gathered: Gathered
+    train_metrics: Metrics
+    val_metrics: Metrics
+    test_metrics: Metrics
 
-    def skipped_loss(self) -> Tensor:
-        """Returns the loss of a skipped batch: 0, with gradients of 0."""
-        return torch.stack([0 * p.sum() for p in self.network.parameters() if p.requires_grad]).sum()
-
-    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        """Makes a step that of the mean over the batches that it accumulates: Lightning divides by
-        `accumulate_grad_batches`, also where an epoch's last step has fewer."""
-        every, batches = self.trainer.accumulate_grad_batches, self.trainer.num_training_batches
-        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready - 1
-        first = done - done % every
-        group = [[self.current_epoch, index] for index in range(first, int(min(first + every, batches)))]
-        taught = sum(batch not in self.skipped for batch in group)
-        super().backward(loss if taught in (0, every) else loss * (every / taught), *args, **kwargs)
-
-    def configure_gradient_clipping(
+    def __init__(
         self,
-        optimizer: torch.optim.Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
+        spec: dict[str, Any],
+        backbone: dict[str, Any],
+        loss: dict[str, Any] | None = None,
+        optimizer: dict[str, Any] | None = None,
+        scheduler: dict[str, Any] | None = None,
+        augment: dict[str, Any] | None = None,
+        metrics: dict[str, Any] | None = None,
+        class_counts: list[int] | None = None,
+        train_images: int = 0,
+        seed: int = 0,
+        channels_last: bool = True,
+        fused: bool = True,
+        compile: bool = False,
+        network_of: Callable[..., nn.Module] = build_network,
+        metric_of: Find = configs.locate,
     ) -> None:
-        if not gradient_clip_val:
-            return
-        if self.trainer.precision in WITH_SCALER:
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
-        elif gradient_clip_algorithm == "value":  # Lightning would refuse to clip for a fused step
-            nn.utils.clip_grad_value_(self.network.parameters(), gradient_clip_val)
-        else:
-            nn.utils.clip_grad_norm_(self.network.parameters(), gradient_clip_val)
+        super().__init__()
+        self.save_hyperparameters(logger=False, ignore=["network_of", "metric_of"])
+        # What a checkpoint is loaded into needs no first weights: neither a download nor the user's file.
+        self.hparams["backbone"] = {k: v for k, v in backbone.items() if k not in FIRST_WEIGHTS}
+        self.loss_terms: list[LossTerm] = []
+        self.spec = DataSpec(**spec)
+        shape = (self.spec.channels, self.spec.image_size)
+        self.network = network_of(backbone, self.outputs(), *shape, self.spec.class_names)
+        if channels_last:
+            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if compile:
+            self.network.compile()
+        if loss is not None:
+            self.loss = self.build_loss(loss)
+        self.augment = BatchAugment(configs.typed(augment or {}, Augment, "augment"), self.spec)
+        std = torch.tensor(self.spec.std).view(-1, 1, 1)
+        self.register_buffer("scale", 1 / (255 * std), persistent=False)
+        self.register_buffer("shift", -torch.tensor(self.spec.mean).view(-1, 1, 1) / std, persistent=False)
+        self.train_metrics = Metrics(self.measures(self.spec).training)
+        self.val_metrics = self.measures(self.spec).of_split(metrics or {}, metric_of)
+        self.test_metrics = self.measures(self.spec).of_split(metrics or {}, metric_of)
+        self.gathered = Gathered()
 
-    def fused_steps(self) -> bool:
-        """Says whether the optimizer may take fused steps, which neither unscale nor shard."""
-        sharded = isinstance(self.trainer.strategy, ModelParallelStrategy)
-        return self.hparams["fused"] and not sharded and self.trainer.precision not in WITH_SCALER
+    # What a subclass says
 
-    @staticmethod
-    def steps(trainer: Trainer, data: ImageDataModule) -> Steps:
-        """Counts optimizer steps by settings: Lightning's count sets up loaders too early for a resume."""
-        batches, limit = data.batches_per_epoch(trainer.world_size), trainer.limit_train_batches
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        per_epoch = max(-(-batches // trainer.accumulate_grad_batches), 1)
-        ends = [trainer.max_steps] if trainer.max_steps >= 0 else []
-        if trainer.max_epochs is not None and trainer.max_epochs >= 0:
-            ends.append(per_epoch * trainer.max_epochs)
-        return Steps(per_epoch, min(ends) if ends else None)
+    @abstractmethod
+    def compute(self, batch: Batch, stage: Stage) -> Outputs:
+        """Returns the loss and the outputs of a batch, without padding; in training with augmentation."""
 
-    def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Moves all to a device, but casts the network and its input alone, where Lightning casts all: sums
-        and class weights would be wrong in half precision."""
-        if dtype := kwargs.pop("dtype", None):
-            self.network.to(dtype)
-            for name, value in self.named_buffers(recurse=False):
-                setattr(self, name, value.to(dtype))
-        return super().to(*args, **kwargs) if args or kwargs else self
+    def outputs(self) -> int:
+        """Returns how many numbers the network returns for an image; `self.hparams` has all arguments."""
+        return self.spec.num_classes
 
-    def double(self) -> Self:
-        return self.to(dtype=torch.float64)  # Lightning asks for it in 64-true
+    def check_targets(self, targets: Tensor) -> None:
+        """Raises UserError for the targets of a split that are of another kind than this task's."""
 
-    def configure_model(self) -> None:
-        """Shards the network, where the strategy asks for it and it is not sharded yet."""
-        strategy = self.trainer.strategy
-        if not isinstance(strategy, ModelParallelStrategy) or isinstance(self.network, FSDPModule):
-            return
-        mesh = strategy.device_mesh["data_parallel"]
-        # FSDP shards no other memory format.
-        self.network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        for module in (*self.network.children(), self.network):
-            if any(True for _ in module.parameters()):
-                fully_shard(module, mesh=mesh)
+    def build_loss(self, loss: dict[str, Any]) -> nn.Module:
+        """Returns the training loss of conf/loss."""
+        return build_loss(loss, None, self.outputs())
+
+    @classmethod
+    def measures(cls, spec: DataSpec) -> Measures:
+        """Returns what is measured; none but the loss."""
+        return Measures()
+
+    def measured(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
+        """Returns what metrics of the config get: such as probabilities, and targets."""
+        return outputs.logits, outputs.targets
+
+    def predictions(self, outputs: Outputs) -> dict[str, Tensor]:
+        """Returns what a test keeps of each sample, by name."""
+        kept = {"targets": outputs.targets, "outputs": outputs.logits}
+        return kept if all(len(value) == len(outputs.targets) for value in kept.values()) else {}
+
+    def summary(self, tested: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Returns more values of a test, computed from what it kept of all samples."""
+        return {}
+
+    def fitted(self, tested: dict[str, Tensor]) -> dict[str, Any]:
+        """Fits numbers on what the validation split's test kept, sets them, and returns them as attributes
+        for the checkpoint."""
+        return {}
+
+    def report(self, metrics: dict[str, float], images: ImageDataset) -> "Report":
+        """Returns the report of the last test."""
+        from imgcls.report.report import Report, table_of
+
+        return Report(metrics, table_of(self.tested, images))
+
+    def answers(self, images: Tensor, top_k: int | None = None, flipped: bool = False) -> Answers:
+        """Returns what `imgcls predict` writes of `images (N, C, H, W) uint8`, at most `top_k` labels of
+        each; `flipped`: the mean with that of the mirrored images."""
+        both = [self(images), self(images.flip(-1))] if flipped else [self(images)]
+        return Answers(None, list(torch.stack(both).mean(0)))
+
+    def export_facts(self) -> dict[str, Any]:
+        """Returns what the user of an exported network must know of its outputs, as plain values by name."""
+        return {}
+
+    # The loop
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Returns the loss of a batch; what is measured stays on the device until the epoch's end."""
+        if [self.current_epoch, batch_idx] in self.skipped:
+            return self.skipped_loss()
+        outputs = self.compute(batch, "train")
+        for term in self.loss_terms:
+            outputs = outputs._replace(loss=term(self, outputs))
+        self.train_metrics.update(outputs._replace(logits=outputs.logits.detach()), self.measured)
+        return outputs.loss
+
+    def on_train_epoch_end(self) -> None:
+        values = {f"train/{name}": value for name, value in self.train_metrics.compute_and_reset().items()}
+        self.log_dict(values | {"lr": torch.tensor(self.first_rate)})
+
+    def evaluate(self, batch: Batch, stage: Stage) -> Outputs | None:
+        """Returns the outputs of the samples that are not padding; None if all are. Then, too, the network
+        runs, because the other processes may wait for it."""
+        if self.trainer.world_size == 1 and data_of(self.trainer).on_error != "skip":
+            return self.compute(batch, stage)  # there is no padding: nothing is read from the device
+        if not batch.valid.any():
+            self.compute(batch, stage)
+            return None
+        return self.compute(Batch(*(part[batch.valid] for part in batch)), stage)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        if outputs := self.evaluate(batch, "val"):
+            self.val_metrics.update(outputs, self.measured)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict({f"val/{name}": value for name, value in self.val_metrics.compute_and_reset().items()})
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        if outputs := self.evaluate(batch, "test"):
+            self.test_metrics.update(outputs, self.measured)
+            self.gathered.update(batch.indices[batch.valid], self.predictions(outputs))
+
+    def on_test_epoch_end(self) -> None:
+        self.tested = self.gathered.compute()  # here, where the processes still are together
+        self.gathered.reset()
+        values = self.test_metrics.compute_and_reset() | self.summary(self.tested)
+        self.log_dict({f"test/{name}": value for name, value in values.items()})
+
+    # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["skipped_batches"] = self.skipped
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        saved = checkpoint.get("skipped_batches", [])
-        self.skipped = self.skipped + [batch for batch in saved if batch not in self.skipped]
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["task"] = f"{type(self).__module__}.{type(self).__qualname__}"
 
     @classmethod  # in place of Lightning's, which runs code that comes from an address
     def load_from_checkpoint(  # type: ignore[override]
@@ -137,31 +231,21 @@ class Task(LightningModule):
         Args:
             checkpoint_path: a file, or a run directory: its best checkpoint.
             map_location: the device.
-            trust: packages, all of whose code may run, that a network from outside of this package is from.
+            trust: packages, all of whose code may run, that a task or a network from outside of this package
+                is from.
 
         Raises:
-            UserError: an address, or a file that is missing, damaged, carries code, or names a network that
-                isn't allowed (imgcls.config.allowed). Nothing that the file names was run then.
+            UserError: an address, or a file that is missing, damaged, carries code, or names a task, network
+                or metric that isn't allowed (imgcls.config.allowed). Nothing that the file names was run
+                then. Or it is of a task that is no `cls`.
         """
         path = find_checkpoint(str(checkpoint_path))
-        return cls.restored(load_content(path), path, trust).to(map_location)
+        return restore(cls, load_content(path), path, trust).to(map_location)
 
-    @classmethod
-    def restored(cls, content: Mapping[str, Any], path: Path, trust: Sequence[str] = ()) -> Self:
-        """Returns the task of a checkpoint's content, in evaluation mode on the CPU; raises as above."""
-        try:
-            task = cls.rebuilt(content["hyper_parameters"], trust)
-            state = content["state_dict"]  # also of what training alone has, such as class weights
-            own = {k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")}
-            task.network.load_state_dict(own)
-            task.on_load_checkpoint(dict(content))
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            fault = f"its weights are of another network than its settings say ({reason})"
-            raise UserError(f"checkpoint={path}: {fault}") from error
-        return task.eval()
 
-    @classmethod
-    @abstractmethod
-    def rebuilt(cls, parameters: Mapping[str, Any], trust: Sequence[str]) -> Self:
-        """Returns a task with the network that a checkpoint's hyper-parameters name, without its weights."""
+def load_checkpoint(path: Path, trust: Sequence[str] = ()) -> tuple[Task, dict[str, Any]]:
+    """Returns the task of a checkpoint and the config of its run. Raises UserError: as
+    `Task.load_from_checkpoint`; or the config is missing, or of wrong types."""
+    content = load_content(path)
+    config = config_of(content, path)
+    return restore(Task, content, path, trust), config

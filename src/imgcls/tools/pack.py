@@ -25,6 +25,7 @@ from torchvision.transforms.v2 import InterpolationMode, functional
 
 from imgcls.commands.predict import writing
 from imgcls.config import check as configs
+from imgcls.config.build import build
 from imgcls.config.paths import hydra_quoted, shown
 from imgcls.config.training import Node
 from imgcls.data.imagefolder import FolderImages, ImageFolder
@@ -59,7 +60,7 @@ def main(config: PackConfig, run_dir: Path) -> None:
         raise UserError(f"out={out} is there already; give another directory, or delete it")
     configs.check({"data": config.data})
     prepare(0)
-    data = configs.build(config.data, "data", ImageDataModule)
+    data = build(config.data, "data", ImageDataModule)
     if not isinstance(data, ImageFolder):
         target = config.data["_target_"]
         raise UserError(f"{target} has no image files to pack; expected data=imagefolder or imagenet")
@@ -143,6 +144,8 @@ def write_pack(data: ImageFolder, folder: Path, form: PackConfig) -> Manifest:
     for split, dataset in sets.items():
         assert isinstance(dataset, FolderImages)
         check_targets(dataset.targets, data.spec.class_names, split)
+        if dataset.targets.ndim > 1:
+            raise UserError("the data has several labels for an image; imgcls pack expects one class")
         encoders[split] = Encoder(dataset, form)
     check_disk(folder, encoders.values())
     splits, skipped, largest = {}, list[str](), 0

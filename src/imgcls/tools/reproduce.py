@@ -45,8 +45,10 @@ def main(config: ReproduceConfig, run_dir: Path) -> None:
     found = read_run(original)
     if found["status"] != "finished":
         raise UserError(f"run={given} is {found['status']} ({found['reason']}); expected one that finished")
-    say_changes(original)
     stored = read_config(original)
+    if "recovery" not in stored:
+        raise UserError(f"run={given} was made by another version of imgcls; check out its commit")
+    say_changes(original)
     stored = rerooted(stored, stored["run_dir"], str(run_dir))
     stored |= {"resume": None, "overwrite": False, "logger": {}}
     stored["callbacks"].pop("pruning", None)  # would report to the search once more

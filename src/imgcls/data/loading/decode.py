@@ -52,7 +52,7 @@ def decode(path: str, channels: int, max_pixels: int = MAX_PIXELS, bits: int | N
             image = decode_jpeg(torch.from_numpy(data), channels)
         else:
             with _opened(data, max_pixels) as opened:
-                image = _from_pillow(opened, bits)
+                image = from_pillow(opened, bits)
     except FAULTS as error:
         raise UnreadableImage(f"{path} can't be read as an image ({_reason(error)})") from error
     return in_channels(image, channels)
@@ -117,15 +117,16 @@ def header(path: str, max_pixels: int = MAX_PIXELS) -> Header:
         return Header()
 
 
-def _numbers(opened: ImageFile.ImageFile) -> tuple[str, float]:
+def _numbers(opened: Image.Image) -> tuple[str, float]:
     """Returns the type of an image's numbers ("" for 8 bits) before it is loaded, and the white one."""
+    tiles = str(getattr(opened, "tile", ""))  # an image of a file that is not loaded yet has them
     if opened.mode == "F":
         return FLOATS, 1.0
     if opened.mode.startswith("I;16") or (opened.mode == "I" and opened.format in ("PNG", "PPM")):
         return "16-bit integers", 65535.0
     if opened.mode == "I":  # I;32N is Pillow's word for the unsigned integers of TIFF
-        return UNSIGNED if "I;32N" in str(opened.tile) else "32-bit integers", 255.0
-    return (COLOURS, 65535.0) if re.search("[ABKX];16[BLN]", str(opened.tile)) else ("", 255.0)
+        return UNSIGNED if "I;32N" in tiles else "32-bit integers", 255.0
+    return (COLOURS, 65535.0) if re.search("[ABKX];16[BLN]", tiles) else ("", 255.0)
 
 
 def _finite(image: Image.Image, numbers: str, white: float) -> np.ndarray:
@@ -136,8 +137,8 @@ def _finite(image: Image.Image, numbers: str, white: float) -> np.ndarray:
     return np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=white, neginf=0.0)
 
 
-def _from_pillow(opened: ImageFile.ImageFile, bits: int | None) -> Tensor:
-    """Returns the first frame of an image as `(1 or 3, H, W) uint8`, turned as its EXIF orientation says."""
+def from_pillow(opened: Image.Image, bits: int | None = None) -> Tensor:
+    """Returns the first frame of Pillow's image as `(1 or 3, H, W) uint8`, turned as its EXIF says."""
     opened.seek(0)
     numbers, white = _numbers(opened)
     image = ImageOps.exif_transpose(opened)

@@ -1,4 +1,4 @@
-"""Splits: their names, the cut of one from another, the checks of each, and its unreadable images."""
+"""Splits: their names, the checks of each, and its unreadable images."""
 
 import csv
 import logging
@@ -7,7 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -24,34 +23,20 @@ SPLITS = ("train", "val", "test")
 Cut = Annotated[float, Field(gt=0, le=0.9)]  # the share of train that becomes another split
 
 
-def stratified(targets: np.ndarray, fraction: float, seed: int = 0) -> np.ndarray:
-    """Returns the sorted indices of a share of each class in `targets`: one or more, but not all of two."""
-    generator = np.random.default_rng(seed)
-    chosen = []
-    by_label = np.argsort(targets, kind="stable")
-    for members in np.split(by_label, np.flatnonzero(np.diff(targets[by_label])) + 1):
-        most = len(members) - 1 if fraction < 1 else len(members)
-        count = max(min(round(fraction * len(members)), most), 1)
-        chosen.append(generator.permutation(members)[:count])
-    return np.sort(np.concatenate(chosen))
-
-
-def stratified_fold(targets: np.ndarray, folds: int, fold: int, seed: int = 0) -> np.ndarray:
-    """Returns the sorted indices of one of `folds` disjoint parts that `targets` is divided into. Of each
-    class, and of all, each part has the same number of samples, or one more."""
-    shuffled = np.random.default_rng(seed).permutation(len(targets))
-    by_label = shuffled[np.argsort(targets[shuffled], kind="stable")]
-    return np.sort(by_label[fold::folds])
-
-
 def check_targets(targets: Tensor, class_names: Sequence[str], split: str) -> None:
-    """Raises UserError for an empty split, a label out of range, or a class without a training image."""
+    """Raises UserError for an empty split, a target that is none, or a class without a training image."""
     if not len(targets):
         raise UserError(f"the {split} split is empty; give it images, or a larger share of them")
-    low, high = int(targets.min()), int(targets.max())
-    if low < 0 or high >= len(class_names):
-        expected = f"expected 0 to {len(class_names) - 1}, one for each of the {len(class_names)} classes"
-        raise UserError(f"the {split} split has labels from {low} to {high}; {expected}")
+    low, high = targets.amin().item(), targets.amax().item()
+    if targets.is_floating_point():
+        if not targets.isfinite().all():
+            raise UserError(f"the {split} split has targets that are not finite numbers; leave these out")
+        return
+    several, most = targets.ndim == 2, 1 if targets.ndim == 2 else len(class_names) - 1
+    if low < 0 or high > most or (several and targets.shape[1] != len(class_names)):
+        expected = f"expected 0 to {most}, one for each of the {len(class_names)} classes"
+        given = f"labels from {low} to {high}" + (f" in {targets.shape[1]} columns" if several else "")
+        raise UserError(f"the {split} split has {given}; {expected}")
     if split == "train" and (names := absent(targets, class_names)):
         raise UserError(f"the train split has no image of {names}; give each class an image to train on")
 
@@ -60,33 +45,44 @@ def name_absent(targets: Tensor, class_names: Sequence[str], split: str) -> None
     """Warns of the classes that a split has no image of, because nothing is measured of them."""
     if rank() == 0 and (names := absent(targets, class_names)):
         effect = "such a class counts in mean precision, recall and F1 only where it is predicted"
+        if targets.ndim == 2:
+            effect = "such a label is left out of all means over labels"
         log.warning("the %s split has no image of %s; %s", split, names, effect)
+
+
+def class_counts(targets: Tensor, classes: int) -> Tensor:
+    """Returns how many samples each class or label has `(K,) int64`; of measures none."""
+    if targets.is_floating_point():
+        return torch.empty(0, dtype=torch.int64)
+    return targets.sum(0) if targets.ndim == 2 else torch.bincount(targets, minlength=classes)
 
 
 def absent(targets: Tensor, class_names: Sequence[str]) -> str:
     """Returns how many classes have no target, and the first of their names; "" where all have one."""
-    counts = torch.bincount(targets, minlength=len(class_names))
+    counts = class_counts(targets, len(class_names))
     names = [class_names[i] for i in torch.nonzero(counts == 0).flatten().tolist()]
     shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
     return f"{len(names)} of {len(class_names)} classes ({shown})" if names else ""
 
 
 def with_stand_ins(
-    read: Callable[[list[int]], Batch], keys: Sequence[int], length: int, black: Tensor
+    read: Callable[[list[int]], Batch], keys: Sequence[int], length: int, black: Tensor, target: Tensor
 ) -> Batch:
-    """Returns a batch in which copies of readable images, with their targets, stand for the others, or where
-    there are none `black (C, H, W)` with targets -1. An index `~i` says that the image `i` can't be read."""
+    """Returns a batch in which copies of its readable images, with their targets, stand for the others; the
+    draws for these stay. An index `~i` tells the host that the image `i` can't be read. Where none can,
+    images are `black (C, H, W)` with any `target`, and not valid."""
     found: list[Batch | None] = [None] * len(keys)
     for place, key in enumerate(keys):
         with suppress(UnreadableImage):
             found[place] = read([key])
     whole = [batch for batch in found if batch is not None]
     if not whole:
-        whole = [Batch(black[None], torch.tensor([-1]), torch.tensor(0))]
+        whole = [Batch(black[None], target[None], torch.tensor([0]), torch.tensor([False]))]
     chosen = [batch or whole[place % len(whole)] for place, batch in enumerate(found)]
     index = torch.as_tensor(keys).clamp_min(0) % length
-    images, targets = (torch.cat([batch[column] for batch in chosen]) for column in (0, 1))
-    return Batch(images, targets, torch.where(torch.tensor([b is None for b in found]), ~index, index))
+    images, targets, valid = (torch.cat([batch[column] for batch in chosen]) for column in (0, 1, 3))
+    index = torch.where(torch.tensor([batch is None for batch in found]), ~index, index)
+    return Batch(images, targets, index, valid)
 
 
 class Unreadable:
@@ -106,8 +102,8 @@ class Unreadable:
         for index in indices[bad].unique().tolist():
             self.add(index)
         if not self.training:
-            return Batch(batch.images, batch.targets.masked_fill(bad, -1), indices)
-        if (batch.targets < 0).any():
+            return batch._replace(indices=indices, valid=batch.valid & ~bad)
+        if not batch.valid.all():
             raise UserError(f"no image of a batch can be read; see {shown(self.path)}")
         return batch._replace(indices=indices)
 

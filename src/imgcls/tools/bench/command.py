@@ -73,7 +73,9 @@ def main(plain: Node, run_dir: Path) -> float:
 def measure(config: TrainConfig, turns: Turns, run_dir: Path) -> dict[str, Any] | None:
     """Trains as `imgcls train` does, without end, validation and checkpoints, for as long as the turns take.
     Returns what was measured; None on all ranks but the first."""
-    data, classifier, callbacks = build_parts(config)
+    data, task, callbacks, _ = build_parts(config)
+    if not type(task).compute.__module__.startswith("imgcls."):
+        raise UserError("bench measures the tasks of imgcls; one of your own may run the network twice")
     callbacks = [c for c in callbacks if not isinstance(c, Checkpoint | EarlyStopping)]
     for progress in (c for c in callbacks if isinstance(c, EpochProgress)):
         progress.console = Console(file=io.StringIO(), force_terminal=True)  # drawn, but not seen
@@ -90,7 +92,7 @@ def measure(config: TrainConfig, turns: Turns, run_dir: Path) -> dict[str, Any] 
     logging.getLogger("imgcls.loggers.progress").setLevel(logging.WARNING)
     trainer.loggers = build_all(config.logger, "logger")
     try:
-        trainer.fit(classifier, datamodule=data)
+        trainer.fit(task, datamodule=data)
     finally:
         for logger in trainer.loggers:
             logger.finalize("success")

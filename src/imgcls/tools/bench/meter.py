@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
@@ -21,8 +21,8 @@ from imgcls.data.batch import Batch
 from imgcls.data.module import ImageDataModule
 from imgcls.optim import build_optimizer
 from imgcls.spec import DataSpec
-from imgcls.tasks.classification import ImageClassifier
-from imgcls.tasks.task import data_of
+from imgcls.tasks.network import data_of
+from imgcls.tasks.task import Task
 
 # Events that make the host wait for the device: what follows depends on values that they bring.
 READS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "equal")
@@ -40,22 +40,22 @@ class TakeTurns(Callback):
         self.turns: Iterator[None] | None = None
 
     def on_train_batch_end(  # type: ignore[override]
-        self, trainer: Trainer, pl_module: ImageClassifier, outputs: Any, batch: Batch, batch_idx: int
+        self, trainer: Trainer, pl_module: Task, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         self.turns = self.turns or self.take_turns(trainer, pl_module, batch)
         next(self.turns)
 
-    def take_turns(self, trainer: Trainer, classifier: ImageClassifier, batch: Batch) -> Iterator[None]:
+    def take_turns(self, trainer: Trainer, task: Task, batch: Batch) -> Iterator[None]:
         """Measures from within the training, which takes a step at each `yield`."""
         data = data_of(trainer)
-        batches, bare = endless(data), bare_steps(trainer, classifier, batch)
+        batches, bare = endless(data), bare_steps(trainer, task, batch)
         workers, images = data.train_dataloader().num_workers, len(batch.targets) * trainer.world_size
         warmup = 3 + 3 * workers  # batches that workers made ready in the others' turns are not counted
         bare(2)
         steps = max(round(3 * self.seconds / timed(bare, 3)), 3)
-        self.facts = describe(classifier) | {"steps_per_turn": steps}
+        self.facts = describe(task) | {"steps_per_turn": steps}
         # The loader's cores are not the network's: it works beside it.
-        self.beside = workers > 0 and classifier.device.type != "cpu"
+        self.beside = workers > 0 and task.device.type != "cpu"
         for _ in range(self.rounds):
             bare(3)
             self.rates["floor"].append(steps * images / timed(bare, steps))
@@ -98,24 +98,26 @@ class TakeTurns(Callback):
         return "the loader" if cost > (train - floor) / 2 else "the work around the network"
 
 
-def bare_steps(trainer: Trainer, classifier: ImageClassifier, batch: Batch) -> Callable[[int], None]:
+def bare_steps(trainer: Trainer, task: Task, batch: Batch) -> Callable[[int], None]:
     """Returns a function that takes n steps of a copy of the network on one batch, and does nothing else."""
-    whole: nn.Module = copy.deepcopy(classifier.network)
+    whole: nn.Module = copy.deepcopy(task.network)
     # Features that were computed once (imgcls.callbacks.finetune) need the head alone.
     probed = batch.images.is_floating_point()
-    network = whole.get_submodule(classifier.head_name) if probed else whole
-    if classifier.hparams["compile"]:
+    network = whole.get_submodule(task.head_name) if probed else whole
+    if task.hparams["compile"]:
         network.compile()
-    chosen, fused = classifier.hparams["optimizer"], classifier.fused_steps()
-    optimizer = build_optimizer(chosen, whole, classifier.device, fused)
-    images = (batch.images if probed else classifier.normalise(batch.images)).detach()
+    chosen, fused = task.hparams["optimizer"], task.fused_steps()
+    optimizer = build_optimizer(chosen, whole, task.device, fused)
+    images = (batch.images if probed else task.normalise(batch.images)).detach()
     targets = batch.targets.clone()
     every, count = trainer.accumulate_grad_batches, itertools.count(1)
 
     def run(steps: int) -> None:
         for number in itertools.islice(count, steps):
             with trainer.precision_plugin.forward_context():
-                loss = classifier.training_loss(network(images), targets)[1]
+                outputs = network(images)
+                outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+                loss = task.training_loss(tuple(map(Tensor.float, outputs)), targets)
             loss.backward()
             if number % every == 0:
                 optimizer.step()
@@ -152,15 +154,15 @@ def endless(data: ImageDataModule) -> Iterator[Batch]:
         yield from loader
 
 
-def describe(classifier: ImageClassifier) -> dict[str, Any]:
+def describe(task: Task) -> dict[str, Any]:
     """Returns the facts of a training that its speed depends on."""
-    device, network = classifier.device, classifier.network
+    device, network = task.device, task.network
     threads = f"{device.type}, {torch.get_num_threads()} threads"
     return {
         "parameters": sum(p.numel() for p in network.parameters()),
-        "flops": flops(network, classifier.spec),
+        "flops": flops(network, task.spec),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else threads,
-        "precision": classifier.trainer.precision,
+        "precision": task.trainer.precision,
     }
 
 

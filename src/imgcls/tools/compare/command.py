@@ -12,11 +12,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from imgcls.config.metrics import direction
 from imgcls.config.paths import shown
 from imgcls.errors import UserError, nearest
 from imgcls.runs.read import COSTS, FACTS, METRICS, finished, read_runs, written
-from imgcls.runs.run_files import Damaged, differences
+from imgcls.runs.run_files import Damaged, differences, direction
 from imgcls.tools.compare import page as compare_page
 
 LEAST_RUNS = 8  # to say which hyper-parameter matters
@@ -112,7 +111,7 @@ def holds(table: pd.DataFrame, condition: str, key: str) -> Any:
 
 def ordered(table: pd.DataFrame, by: str, reverse: bool = False) -> pd.DataFrame:
     """Returns the runs by a column: metrics best first, other values from small to large, or the reverse."""
-    upwards = "/" not in by or direction(by) == "min"
+    upwards = "/" not in by or direction(by, table.attrs.get("better")) == "min"
     values = table[by]
     if values.dtype == object:  # numbers among words
         values = values.astype(str).where(values.notna())
@@ -220,7 +219,8 @@ def importances(table: pd.DataFrame, names: list[str], target: str) -> tuple[dic
             kinds[name] = optuna.distributions.CategoricalDistribution(sorted(set(params[name])))
     if not kinds:
         return {}, "no value of the config differs"
-    study = optuna.create_study(direction="minimize" if direction(target) == "min" else "maximize")
+    smaller = direction(target, table.attrs.get("better")) == "min"
+    study = optuna.create_study(direction="minimize" if smaller else "maximize")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the evaluator is called experimental
         for value, *chosen in zip(done[target], *params.values(), strict=True):

@@ -13,10 +13,9 @@ from rich.measure import Measurement
 from rich.table import Column, Table
 from rich.text import Text
 
-from imgcls.config.metrics import direction
 from imgcls.report.page import Grid, plain, render
 from imgcls.runs.read import COSTS, METRICS
-from imgcls.runs.run_files import Damaged, curves
+from imgcls.runs.run_files import Damaged, curves, direction
 
 MOST_ROWS = 40  # on the terminal
 MOST_POINTS = 200_000  # of all curves in the page
@@ -162,7 +161,9 @@ def side_by_side(rows: list[tuple[str, Any, Any]], table: pd.DataFrame) -> pd.Da
 def write_page(found: Comparison, shares: dict[str, float], why: str, path: Path) -> None:
     """Writes the page: all of the data and of the script in one file."""
     table, target = found.table, found.target
-    best = table.sort_values(target, ascending=direction(target) == "min", kind="stable").iloc[0]
+    best = table.sort_values(
+        target, ascending=direction(target, table.attrs.get("better")) == "min", kind="stable"
+    ).iloc[0]
     groups = None if found.groups is None else spread(found.groups).rename(columns={"seconds": "time"})
     words = {"title": f"Comparison of {counted(table)}", "target": target, "notes": found.notes, "why": why}
     facts = {"best": {"value": figure(target, best[target]), "name": best["name"]}, "shares": shares}
@@ -189,7 +190,7 @@ def page_data(table: pd.DataFrame, differing: list[str], target: str) -> dict[st
     heads = labels(kinds)
     columns = []
     for name, kind in kinds.items():
-        better = direction(name) if kind == "metric" else None
+        better = direction(name, table.attrs.get("better")) if kind == "metric" else None
         facts = {"number": name in numbers, "shown": name not in hidden, "better": better}
         columns.append({"name": name, "label": heads[name], "kind": kind, **facts})
     cells = [[in_json(value, name in numbers) for value in table[name]] for name in kinds]

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from imgcls.augment import Augment
 from imgcls.config import check as configs
+from imgcls.config.build import build
 from imgcls.config.training import Node
 from imgcls.data.imagefolder import ImageFolder
 from imgcls.data.memory import MemoryDataModule
@@ -87,7 +88,7 @@ def prepared(options: Node, augment: Augment, seed: int) -> tuple[ImageDataModul
         reads = f"reads image files and sets in memory, not {target}"
         raise UserError(f"data: inspect {reads}; give what it was made from")
     try:
-        data = configs.build(options, "data", ImageDataModule, seed=seed, augment=augment)
+        data = build(options, "data", ImageDataModule, seed=seed, augment=augment)
         data.prepare_data()
         data.setup()
     except UserError as error:

@@ -55,7 +55,7 @@ def facts(found: dict[str, Any]) -> dict[str, str]:
     lines["depth"] = "; ".join(depth(deep) for deep in found["deep"])
     lines["mean and std"] = found["override"]
     if ways := found["imbalance"]:
-        weigh = "; class_weights=balanced evens it out" if ways["ratio"] >= 3 else ""
+        weigh = "; task.class_weights=balanced evens it out" if ways["ratio"] >= 3 else ""
         largest = f"{ways['ratio']:g} to 1 in train: {ways['largest']} to {ways['smallest']}"
         lines["imbalance"] = f"{largest}{weigh}"
     lines["read"] = f"{found['seconds']:,.1f} s, {found['images_per_second']:,.0f} images/s"
@@ -201,13 +201,10 @@ def draw_samples(data: ImageDataModule, unreadable: set[str], number: int) -> Sa
     keys = list(islice((key for key in order if dataset.name(key) not in unreadable), number))
     if not keys:
         return []
-    images, targets, _ = dataset.__getitems__(keys)
-    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
-    augment = BatchAugment(data.augment, spec)
-    mixed, shares = augment.mix((augment.pixels(images) / 255 - mean) / std, targets)
+    images, targets, *_ = dataset.__getitems__(keys)
+    pixels, shares = BatchAugment(data.augment, spec).shown(images, targets)
     if shares.ndim == 1:
         shares = torch.eye(spec.num_classes)[targets]
-    pixels = ((mixed * std + mean) * 255).round().clamp(0, 255).byte()
     samples = []
     for image, row in zip(pixels, shares.tolist(), strict=True):
         parts = [(share, name) for share, name in zip(row, spec.class_names, strict=True) if share > 0.005]

@@ -157,6 +157,9 @@ def list_memory(data: ImageDataModule, options: dict[str, Any]) -> Listing:
     """Lists the images of a set in memory, in the splits of its own."""
     loaded = {split: found for split in SPLITS if (found := data.load(split)) is not None}
     rows, names = list[tuple[str, str, str]](), data.spec.class_names
+    if any(dataset.targets.ndim > 1 for dataset in loaded.values()):
+        what = f"{options['_target_']} has several labels for an image"
+        raise UserError(f"{what}; imgcls inspect expects data with one class for each")
     for split, dataset in loaded.items():
         rows += [(f"{split}/{i}", split, names[label]) for i, label in enumerate(dataset.targets.tolist())]
     table = pd.DataFrame(rows, columns=COLUMNS)

@@ -1,0 +1,230 @@
+"""imgcls from Python: what a project or a notebook imports. These names stay; all else may change.
+
+import imgcls
+
+run = imgcls.train(["data=digits", "trainer.max_epochs=5"])
+run.metrics["test/top1"], run.curves()
+model = imgcls.load(run.path)
+model.predict("photo.jpg").labels
+"""
+
+import functools
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
+from torch import Tensor
+
+from imgcls import __main__ as command
+from imgcls.augment import BatchAugment
+from imgcls.commands.eval import data_config, evaluation_trainer
+from imgcls.config import check as configs
+from imgcls.config.paths import CONF
+from imgcls.data.batch import Batch, ImageDataset, in_channels
+from imgcls.data.files import Files
+from imgcls.data.imagefolder import ImageFolder, evaluation_transform
+from imgcls.data.loading.decode import from_pillow
+from imgcls.data.memory import MemoryDataModule
+from imgcls.data.module import ImageDataModule
+from imgcls.engine.build import build_data, build_trainer, prepare
+from imgcls.errors import UserError
+from imgcls.report.figures import as_picture, draw_confusion, draw_mistakes, under_heat
+from imgcls.report.report import Report
+from imgcls.runs.checkpoints import find_checkpoint
+from imgcls.runs.read import read_runs
+from imgcls.runs.run_files import best_epoch, curves, read_config, test_metrics
+from imgcls.spec import DataSpec
+from imgcls.tasks.classification import ImageClassifier
+from imgcls.tasks.metrics import Measures, Outputs
+from imgcls.tasks.task import Answers, Stage, Task, load_checkpoint
+from imgcls.tools.compare.command import differing_config
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = [
+    "Answers", "Batch", "DataSpec", "ImageClassifier", "ImageDataModule", "ImageDataset",
+    "ImageFolder", "Measures", "MemoryDataModule", "Model", "Outputs", "Prediction", "Report", "Run", "Stage",
+    "Task", "UserError", "as_picture", "augmented", "differing_config", "draw_confusion", "draw_mistakes",
+    "load", "load_data", "read_runs", "train", "under_heat",
+]  # fmt: skip
+BATCH = 64  # images that a model gets at once
+Picture = str | Path | Image.Image | np.ndarray | Tensor
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory."""
+
+    path: Path
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The config that it was trained with, resolved."""
+        return read_config(self.path)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What was measured in the best epoch (`val/top1`, …) and in the test (`test/top1`, …)."""
+        monitor = self.config["optimized_metric"]
+        best = best_epoch(self.path, monitor if isinstance(monitor, str) else monitor[0])
+        return {name.removeprefix("best/"): value for name, value in best.items()} | test_metrics(self.path)
+
+    @functools.cached_property
+    def model(self) -> "Model":
+        """Its best checkpoint."""
+        return load(self.path)
+
+    def curves(self) -> "pd.DataFrame":
+        """Returns what it logged, a row for each epoch."""
+        return curves(self.path)
+
+
+class Prediction(NamedTuple):
+    """What a model says of an image, the best first; of a task without labels numbers alone."""
+
+    labels: list[str]
+    probabilities: list[float]
+
+
+def train(overrides: Sequence[str] = ()) -> Run:
+    """Trains as `imgcls train` does with these arguments, in this process, and returns the run.
+
+    Raises:
+        UserError: with the line that the command would print.
+    """
+    if any(word in ("-m", "--multirun") or word == "hydra.mode=MULTIRUN" for word in overrides):
+        raise UserError("imgcls.train runs one training; for a sweep call it for each, or use the command")
+    GlobalHydra.instance().clear()
+    before = sys.argv
+    sys.argv = ["imgcls"]
+    try:
+        outcomes = command.run("train", list(overrides))
+    except SystemExit as ended:
+        if isinstance(ended.code, str):
+            raise UserError(ended.code) from ended.__context__
+        raise
+    finally:
+        sys.argv = before
+    return Run(outcomes[-1][1])
+
+
+def load_data(overrides: Sequence[str] = ()) -> ImageDataModule:
+    """Returns the data that `imgcls train` would use with these arguments; its splits are in `.sets`."""
+    GlobalHydra.instance().clear()
+    places = ["run_dir=.", "cwd=.", "names={run: null, data: null, backbone: null}"]
+    with initialize_config_dir(str(CONF)):
+        config = configs.plain(compose("train", [*places, *overrides]))
+    return build_data(config["data"], config["augment"], config["seed"])
+
+
+def augmented(data: ImageDataModule, indices: Sequence[int], epoch: int = 0) -> Tensor:
+    """Returns training images `(N, C, H, W) uint8` as the network gets them in an epoch, not normalised."""
+    train = data.sets["train"]
+    torch.manual_seed(epoch)
+    batch = train.__getitems__([epoch * len(train) + index for index in indices])
+    return BatchAugment(data.augment, data.spec).shown(batch.images, batch.targets)[0]
+
+
+def load(run: str | Path, trust: Sequence[str] = (), device: str | None = None) -> "Model":
+    """Returns the model of a run directory (its best checkpoint) or of a checkpoint file.
+
+    Args:
+        run: the directory or file.
+        trust: packages, all of whose code may run, that its task or network is from.
+        device: "cpu", "cuda", …; None: the GPU if there is one.
+
+    Raises:
+        UserError: it is missing, damaged, or names code that is not allowed; nothing of it was run then.
+    """
+    task, config = load_checkpoint(find_checkpoint(str(run)), trust)
+    best = "cuda" if torch.cuda.is_available() else "cpu"
+    return Model(task.to(device or best), config, tuple(trust))
+
+
+class Model:
+    """A trained task, for pictures as they come: paths, Pillow's images, arrays `(H, W)` or `(H, W, C)`
+    uint8, or tensors `(C, H, W) uint8`. `task` is the LightningModule, `config` its run's."""
+
+    def __init__(self, task: Task, config: dict[str, Any], trust: Sequence[str] = ()) -> None:
+        self.task, self.config, self.trust = task.eval(), config, trust
+        self.files, self.transform = Files(task.spec), evaluation_transform(task.spec)
+
+    @property
+    def spec(self) -> DataSpec:
+        """Class names and what else it knows of its data."""
+        return self.task.spec
+
+    def data(self) -> ImageDataModule:
+        """Returns the data that it was trained on, as evaluation sees it."""
+        node = data_config(self.config, {}, self.spec, self.trust) | {"device": None}
+        keys = {key: value for key, value in node.items() if key != "device" or value}
+        return build_data(keys, None, self.config["seed"])
+
+    def test(self, data: ImageDataModule | None = None) -> Report:
+        """Returns the report of a test, on the test split of its own data by default."""
+        data = data or self.data()
+        prepare(self.config["seed"])
+        config = evaluation_trainer(self.config, {"accelerator": self.task.device.type}, ("precision",))
+        trainer = build_trainer(config, [], [], Path())
+        (found,) = trainer.test(self.task, datamodule=data, verbose=False)
+        metrics = {name: float(value) for name, value in found.items()}
+        return self.task.report(metrics, data.sets["test"])
+
+    @torch.inference_mode()
+    def predict(self, images: Picture | Iterable[Picture], top_k: int = 5) -> Any:
+        """Returns a `Prediction` for an image, or a list of them for several. Raises UserError: a file can't
+        be read, or an array is none of an image."""
+        one = isinstance(images, str | Path | Image.Image | Tensor | np.ndarray)
+        found: list[Prediction] = []
+        for batch in self.batches([images] if one else images):  # type: ignore[list-item, arg-type]
+            answers = self.task.answers(batch, top_k)
+            labels = answers.labels or [[] for _ in answers.numbers]
+            numbers = [row.float().cpu().tolist() for row in answers.numbers]
+            found += map(Prediction, labels, numbers)
+        return found[0] if one else found
+
+    def embed(self, images: Iterable[Picture]) -> Tensor:
+        """Returns what goes into the network's head for images: `(N, D) float32`."""
+        with torch.inference_mode():
+            found = []
+            for batch in self.batches(images):
+                with self.task.features_kept() as kept:
+                    self.task(batch)
+                found.append(kept.pooled().cpu())
+            return torch.cat(found)
+
+    def batches(self, images: Iterable[Picture]) -> Iterable[Tensor]:
+        """Yields images `(N, C, H, W) uint8`, prepared as in evaluation, on the model's device."""
+        held = list[Tensor]()
+        for image in images:
+            held.append(self.prepared(image))
+            if len(held) == BATCH:
+                yield torch.stack(held).to(self.task.device)
+                held.clear()
+        if held:
+            yield torch.stack(held).to(self.task.device)
+
+    def prepared(self, image: Picture) -> Tensor:
+        """Returns an image `(C, H, W) uint8` as evaluation would."""
+        if isinstance(image, str | Path):
+            images, _, failures = self.files.__getitems__([str(image)])
+            if images is None:
+                raise UserError(f"{image}: {failures[0][1]}")
+            return images[0]
+        if isinstance(image, Image.Image):
+            image = from_pillow(image)
+        elif isinstance(image, np.ndarray):
+            image = torch.from_numpy(image if image.ndim > 2 else image[..., None]).movedim(-1, 0)
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3):
+            given = f"{str(image.dtype).removeprefix('torch.')} of the shape {tuple(image.shape)}"
+            raise UserError(f"an image is {given}; expected uint8 with 1 or 3 channels")
+        prepared: Tensor = self.transform(in_channels(image, self.spec.channels))
+        return prepared
