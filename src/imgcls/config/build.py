@@ -73,7 +73,9 @@ def refuse_nested(node: Mapping[str, Any], where: str) -> None:
 
 def _found(name: Any, where: str, find: Find | None) -> Target:
     """Returns what a `_target_` names."""
-    return locate(name, f"{where}._target_") if find in (None, locate) else find(str(name))  # type: ignore[misc]
+    if find is None or find is locate:
+        return locate(name, f"{where}._target_")
+    return find(str(name))
 
 
 def _built(nested: dict[str, Any], where: str, find: Find | None) -> dict[str, Any]:

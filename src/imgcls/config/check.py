@@ -130,7 +130,8 @@ def arguments(node: Mapping[str, Any], where: str, target: Target | None = None)
             raise UserError(f"{where}.{key}: {node['_target_']} takes no {key!r}; {nearest(key, named)}")
 
     def fitting(value: Any, name: str | None, place: str) -> Any:
-        return value if has_nodes(value) else typed(value, named.get(name, Any), f"{where}.{place}")  # type: ignore[arg-type]
+        hint = named.get(name, Any) if isinstance(name, str) else Any
+        return value if has_nodes(value) else typed(value, hint, f"{where}.{place}")
 
     checked = {key: fitting(value, key, key) for key, value in given.items()}
     if positional:

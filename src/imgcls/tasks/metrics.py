@@ -56,7 +56,8 @@ class Metrics(nn.Module):
         found: dict[str, Better] = {}
         for name, metric in self.named():
             several = getattr(metric, "better", None)
-            one: Better = {True: "max", False: "min"}.get(metric.higher_is_better)  # type: ignore[assignment, arg-type]
+            higher = metric.higher_is_better
+            one: Better = None if higher is None else "max" if higher else "min"
             found |= several if isinstance(several, dict) else {name: one}
         return found
 

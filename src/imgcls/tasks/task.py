@@ -247,5 +247,4 @@ def load_checkpoint(path: Path, trust: Sequence[str] = ()) -> tuple[Task, dict[s
     """Returns the task of a checkpoint and the config of its run. Raises UserError: as
     `Task.load_from_checkpoint`; or the config is missing, or of wrong types."""
     content = load_content(path)
-    config = config_of(content, path)
-    return restore(Task, content, path, trust), config
+    return restore(Task, content, path, trust), config_of(content, path)
