@@ -23,6 +23,7 @@ VERBS = {  # and what the help says of each
     "pack": "put a folder of images into a few files, in a form that is fast to train from",
     "compare": "runs side by side: a table, a CSV, and a page to click",
     "reproduce": "run a run again, and say whether the result is the same",
+    "new": "write a small project of your own beside this package",
     "bench": "measure what a training costs beyond the network's own arithmetic",
 }
 TOOLS = {name: f"tools.{name}.command" for name in ("inspect", "compare", "bench")}
@@ -72,7 +73,18 @@ def _main() -> None:
     verb, *words = arguments
     if verb not in VERBS:
         sys.exit(f"imgcls {verb}: there is no such verb; {nearest(verb, VERBS)}")
+    if verb == "new":  # a name is all it takes: there is no config
+        return _new(words)
     run(verb, words)
+
+
+def _new(words: list[str]) -> None:
+    from imgcls.tools.new import main as write
+
+    try:
+        write(words)
+    except UserError as error:
+        sys.exit(f"imgcls new: {one_line(error)}")
 
 
 def run(verb: str, arguments: list[str]) -> list[tuple[Any, Path]]:

@@ -10,7 +10,6 @@ import torch
 from support.command import imgcls
 
 from imgcls.backbones.build import build_network
-from imgcls.config import allowed
 from imgcls.errors import UserError
 from imgcls.tasks.classification import ImageClassifier
 
@@ -75,7 +74,6 @@ def traps(folder: Path) -> None:
     Path("hub/hubconf.py").write_text(MODEL)
     Path("trap.py").write_text("open('it_ran', 'w')\n\n\nclass Network: ...\n")
     Path("precious.txt").write_text("precious")
-    allowed.own_package.cache_clear()
 
 
 def unharmed() -> bool:
@@ -266,12 +264,10 @@ def test_a_network_of_a_trusted_package(
     assert "leaf" not in sys.modules
     here(*predict, "trust=[leaf]")
     Path("pyproject.toml").write_text("[tool.imgcls]\npackage = 'leaf'\n")
-    allowed.own_package.cache_clear()
     here(*predict)
     for name in ("leaf", "leaf.nets"):
         del sys.modules[name]
     Path("pyproject.toml").write_text("[tool.imgcls\n")
-    allowed.own_package.cache_clear()
     assert "pyproject.toml can't be read" in said(*predict)
 
 

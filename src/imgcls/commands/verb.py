@@ -11,9 +11,11 @@ from tempfile import NamedTemporaryFile
 from typing import Any
 
 import hydra
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.experimental.callback import Callback
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS
 from omegaconf import DictConfig, OmegaConf, read_write
@@ -21,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from imgcls.config import check as config
 from imgcls.config.command_line import PARTS, check_keys, check_place, take_unchosen
 from imgcls.config.paths import CONF, expanded
+from imgcls.config.project import own_project
 from imgcls.engine.signals import SIGNALS
 from imgcls.errors import UserError, one_line
 from imgcls.processes import rank
@@ -59,9 +62,22 @@ def run_verb(name: str, module: str) -> list[tuple[Any, Path]]:
             if name == "train":
                 SIGNALS.restore()
 
+    if project := own_project():
+        project.enter()
+    Plugins.instance().register(ProjectConf)
     # What Hydra itself builds (launchers, sweepers, hooks) is named by files that the user trusts.
     hydra.main(str(CONF), name, execution_whitelist=UNSAFE_DISABLE_EXECUTION_CHECKS)(task)()
     return outcomes
+
+
+class ProjectConf(SearchPathPlugin):
+    """Puts the conf folder of the user's project on Hydra's search path, before ours."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        project = own_project()
+        if project and project.conf:
+            main = SearchPathQuery("main", None)
+            search_path.prepend("project", f"file://{project.conf}", main)
 
 
 class BeforeRun(Callback):

@@ -1,14 +1,11 @@
 """Allow-list for checkpoints: refuses classes and functions of packages that the user does not trust."""
 
-import functools
 import importlib
-import importlib.util
 import inspect
-import tomllib
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
+from imgcls.config.project import own_project
 from imgcls.errors import UserError
 
 # Our own networks and data sets are defined here; the builders build them from a config, or are their bases.
@@ -19,14 +16,15 @@ METRICS = ("torchmetrics", "torchmetrics.classification", "torchmetrics.regressi
 
 def allowed(target: object, kind: str, trust: Iterable[str] = ()) -> Callable[..., Any]:
     """Returns the function or class that a checkpoint names for its `backbone`, `data` or `task`. It must be
-    defined in our own modules of that kind, or in a package that the user trusts: one of `trust`, or the
-    package of the user's own project (`own_package`). The name is split once, into module and object, so that
-    it can't reach what a module imports. Raises UserError: it is of a package that is not trusted, and was
-    not imported; or there is no such object."""
+    defined in our own modules of that kind, or in a package that the user trusts: one of `trust`, or that
+    of the user's own project. The name is split once, into module and object, so that it can't reach what a
+    module imports. Raises UserError: it is of a package that is not trusted, and was not imported; or there
+    is no such object."""
     where = f"the checkpoint's {kind}._target_={target}"
     module_name, _, name = str(target).rpartition(".")
     package, ours = module_name.partition(".")[0], module_name.startswith(ROOMS.get(kind, " "))
-    trusted = {*trust, own_package()} - {None, "imgcls"}
+    project = own_project()
+    trusted = {*trust, project.package if project else None} - {None, "imgcls"}
     if not ours and package not in trusted:
         trusting = f"add trust=[{package}] if you trust all of its code"
         advice = trusting if package.isidentifier() else "don't use it"
@@ -54,19 +52,3 @@ def allowed_metric(target: str, trust: Iterable[str] = ()) -> Callable[..., Any]
     if not inspect.isclass(found) or not found.__module__.startswith("torchmetrics."):
         raise UserError(f"the checkpoint's metric _target_={target}: there is no such metric")
     return found
-
-
-@functools.cache
-def own_package() -> str | None:
-    """Returns the package that `[tool.imgcls]` names in the pyproject.toml of the working directory, or of
-    the nearest folder above it. Raises UserError: that file can't be read."""
-    paths = [folder / "pyproject.toml" for folder in (Path.cwd(), *Path.cwd().parents)]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        return None
-    try:
-        tools = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {})
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read ({' '.join(str(error).split())}); correct it") from error
-    name = tools.get("imgcls", {}).get("package")
-    return name if isinstance(name, str) else None

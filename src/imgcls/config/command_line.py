@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from imgcls.config.paths import CONF, hydra_quoted
+from imgcls.config.project import own_project
 from imgcls.errors import UserError, nearest
 
 NONE = {"callbacks": "[]", "logger": "[]", "scheduler": "constant", "augment": "none", "finetune": "none"}
@@ -26,8 +27,21 @@ MOVED = re.compile(r"(callbacks\.(checkpoint|safeguard|progress)|trainer\.on_(no
 OF_A_CHOICE = re.compile(r"(?!hydra\.)\w+\.[\w.]+=")
 
 
+def conf_folders() -> list[Path]:
+    """Returns the folders of config files, in the order in which Hydra looks in them: a file of the project
+    comes before ours of the same name, because one that is not read would be a riddle."""
+    project = own_project()
+    return [project.conf, CONF] if project and project.conf else [CONF]
+
+
+def files(group: str) -> dict[str, Path]:
+    """Returns the files of a group by choice."""
+    found = (path for folder in reversed(conf_folders()) for path in (folder / group).glob("*.yaml"))
+    return {path.stem: path for path in found}
+
+
 def choices(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    return sorted(files(group))
 
 
 def check_groups(root: str, arguments: list[str]) -> list[str]:
@@ -36,8 +50,8 @@ def check_groups(root: str, arguments: list[str]) -> list[str]:
     kept: list[str] = []
     for argument in arguments:
         group, _, choice = argument.lstrip("+").partition("=")
-        values = chosen(argument) if group and (CONF / group).is_dir() else []
-        if values == [None] and root_keys(root, [CONF]).get(group, "") is None:
+        values = chosen(argument) if group and choices(group) else []
+        if values == [None] and root_keys(root, conf_folders()).get(group, "") is None:
             kept = [word for word in kept if not word.startswith(f"{group}=")]  # the last one counts
             continue
         if None in values:
@@ -70,9 +84,9 @@ def check_keys(config: DictConfig) -> None:
     known = {"hydra", *(group.partition("/")[0] for group in hydra.runtime.choices)}
     known |= {*root_keys(hydra.job.config_name, folders)}
     given = [re.split("[.=@/]", override.lstrip("+~"))[0] for override in hydra.overrides.task]
-    files = {path.stem for folder in folders for path in folder.glob("*.yaml")}
+    roots = {path.stem for folder in folders for path in folder.glob("*.yaml")}
     for key in [*given, *map(str, config)]:
-        elsewhere = key not in given and any(key in root_keys(name, folders) for name in files)
+        elsewhere = key not in given and any(key in root_keys(name, folders) for name in roots)
         used = rf"\${{[^{{}}]*\b{re.escape(key)}\b"
         if key in known or elsewhere or re.search(used, OmegaConf.to_yaml(config)):
             continue
@@ -123,13 +137,13 @@ def take_unchosen(config: Mapping[str, Any], overrides: Iterable[str]) -> list[s
 def choosing(group: str, name: str, present: Iterable[str]) -> str:
     """Returns how to choose a callback or logger beside those that are present; "" if it is none of ours."""
     header = f"@package {group}.{name}\n"  # of a group that gives one: finetune
-    if any(header in path.read_text() for path in (CONF / name).glob("*.yaml")):
+    if any(header in path.read_text() for path in files(name).values()):
         return f"write {name}=…; {nearest('', set(choices(name)) - {NONE.get(name)})}"
-    files = {stem: yaml.safe_load((CONF / group / f"{stem}.yaml").read_text()) for stem in choices(group)}
-    of_it = [stem for stem, keys in files.items() if name in keys]
+    parts = {stem: yaml.safe_load(path.read_text()) or {} for stem, path in sorted(files(group).items())}
+    of_it = [stem for stem, keys in parts.items() if name in keys]
     if not of_it:
         return ""
-    chosen = [stem for stem, keys in files.items() if {*keys} & {*present}]
+    chosen = [stem for stem, keys in parts.items() if {*keys} & {*present}]
     return f"write {group}=[{','.join([*chosen, of_it[0]])}]"
 
 
@@ -137,7 +151,7 @@ def renamed(key: str) -> str:
     """Returns what to write in place of a key that was moved; "" for any other."""
     if not MOVED.match(key):
         return ""
-    name, known = key.rpartition(".")[2], root_keys("recovery/default", [CONF])
+    name, known = key.rpartition(".")[2], root_keys("recovery/default", conf_folders())
     if name == "on_oom":
         return "find a size that fits with tune=batch_size"
     return f"write recovery.{name}=…" if name in known else f"write recovery.…; {nearest(name, known)}"

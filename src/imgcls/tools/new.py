@@ -1,0 +1,53 @@
+"""imgcls new NAME: writes a small project beside this package: a network, a task and a data set of its own,
+their config files and tests."""
+
+import keyword
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+
+from imgcls.errors import UserError
+
+TEMPLATES = Path(__file__).with_name("new_project")  # a file's path may have NAME in it
+USAGE = "imgcls new NAME   writes a project into the folder NAME, whose package has this name"
+
+
+def main(words: list[str]) -> None:
+    """Writes the project that the command line names. Raises UserError: none or several names, one that no
+    package can have, or a folder that is not empty."""
+    if {"-h", "--help"} & {*words}:
+        return print(USAGE)
+    if len(words) != 1:
+        raise UserError(f"{' '.join(words) or 'no name'}: expected one name, as in imgcls new leafnet")
+    folder = write(words[0], Path.cwd())
+    print(f"{folder.name}: written; cd {folder.name} && imgcls train experiment={folder.name}")
+
+
+def write(name: str, place: Path) -> Path:
+    """Writes the project `name` into a folder of `place`; returns it. Raises UserError as `main`."""
+    check_name(name)
+    folder = place / name
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{name}: there are files in this folder; take another name, or an empty folder")
+    classes = "".join(part.capitalize() for part in name.split("_"))
+    source = Path(__file__).parents[3]
+    checkout = source if (source / "pyproject.toml").is_file() else None
+    jinja = Environment(undefined=StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    for path in sorted(path for path in TEMPLATES.rglob("*.jinja") if path.is_file()):
+        relative = str(path.relative_to(TEMPLATES)).removesuffix(".jinja").replace("NAME", name)
+        target = folder / relative.replace("DOT", ".")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        text = jinja.from_string(path.read_text(encoding="utf-8"))
+        target.write_text(text.render(name=name, classes=classes, checkout=checkout), encoding="utf-8")
+    return folder
+
+
+def check_name(name: str) -> None:
+    """Raises UserError for a name that no package can have, or that is taken."""
+    expected = "expected letters, digits and _, as in leafnet"
+    if not name.isidentifier() or not name.isascii() or not name.islower():
+        raise UserError(f"{name!r} is no name of a package; {expected.replace('letters', 'small letters')}")
+    if keyword.iskeyword(name):
+        raise UserError(f"{name} is a word of Python's; take another, such as leafnet")
+    if name in ("imgcls", "tests", "conf", "src"):
+        raise UserError(f"{name} is taken; take another name, such as leafnet")
