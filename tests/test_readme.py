@@ -61,7 +61,7 @@ def test_commands(
             here(verb, *arguments, "data.batch_size=4", "bench.seconds=0.1", "bench.rounds=1")
         elif verb == "reproduce":
             here(verb, f"run={next(p for p in Path('runs').glob('digits*/*') if p.is_dir())}", *arguments[1:])
-        elif verb in ("inspect", "compare"):
+        elif verb in ("inspect", "compare", "new"):
             here(verb, *arguments)
         elif verb == "pack":
             here(verb, *arguments)
