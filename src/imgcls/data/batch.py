@@ -22,7 +22,7 @@ class Batch(NamedTuple):
     that can't be read: these count nowhere. In training all samples are valid.
     """
 
-    images: Tensor  # (N, C, H, W) uint8, or (N, V, C, H, W) where augment.image makes V views
+    images: Tensor  # (N, C, H, W) uint8, or (N, V, C, H, W) where a transform makes V views
     targets: Tensor  # (N,) int64: classes; (N, K) int64: 1 for the labels that hold; floats: measures
     indices: Tensor  # (N,) int64 into the split's dataset
     valid: Tensor  # (N,) bool
