@@ -19,8 +19,9 @@ class DataSpec:
     """The facts of a data set that networks, augmentation and evaluation depend on.
 
     `mean` and `std` are for pixels in [0, 1], one number a channel: one for all is repeated, and those of
-    colours are averaged for grey. Evaluation resizes the short side to `resize` pixels and cuts the square of
-    `image_size` out of the centre.
+    colours are averaged for grey. Evaluation makes a square of `resize` pixels of an image as `fit` says, and
+    cuts the square of `image_size` out of its centre: "crop" resizes the short side; "squash" both sides;
+    "pad" the long side, and pads the short one with black.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # where it is read from a file
@@ -32,6 +33,7 @@ class DataSpec:
     std: Sequence[FiniteFloat]
     interpolation: Literal["nearest", "bilinear", "bicubic"] = "bilinear"
     crop_ratio: float = 1.0
+    fit: Literal["crop", "squash", "pad"] = "crop"
     mirror: bool = True  # a mirrored picture is still of its class
     bits: int | None = None  # of files of more than 8 bits, those that are used (see `decode`)
 

@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imgcls.backbones.build import build_network, load_weights
+from imgcls.backbones.build import build_network
+from imgcls.backbones.weights import load_weights
 from imgcls.errors import UserError
 from imgcls.runs.checkpoints import find_checkpoint
 from imgcls.tasks.classification import ImageClassifier

@@ -18,7 +18,7 @@ from support.checkpoints import write_checkpoint
 from support.command import ROOT
 from support.pictures import write_picture
 
-from imgcls.backbones.build import load_weights
+from imgcls.backbones.weights import load_weights
 from imgcls.commands import export
 from imgcls.data.digits import Digits
 from imgcls.data.files import Files

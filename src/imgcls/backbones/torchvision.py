@@ -7,8 +7,8 @@ import torchvision.models as models
 from timm.models import adapt_input_conv
 from torch import nn
 
-from imgcls.backbones.build import fitting
 from imgcls.backbones.layers import last_layer, reset_head
+from imgcls.backbones.weights import fitting
 from imgcls.errors import UserError, nearest
 
 # Networks with auxiliary heads: weight of the losses (torchvision's; Szegedy et al. 2014), and names.

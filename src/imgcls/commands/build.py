@@ -9,10 +9,11 @@ from typing import Any
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from imgcls.backbones.preprocessing import note_difference, prepared_for
 from imgcls.callbacks.step_curves import LossCurve, Throughput
 from imgcls.config import check as configs
 from imgcls.config.build import build
-from imgcls.config.training import Nodes, TrainConfig, TrainerConfig
+from imgcls.config.training import Node, Nodes, TrainConfig, TrainerConfig
 from imgcls.data.module import ImageDataModule
 from imgcls.engine.build import build_data, build_trainer, check_schedule, prepare
 from imgcls.engine.checkpoint import SaveConfig
@@ -24,6 +25,14 @@ from imgcls.tasks.metrics import Better, logs_of
 from imgcls.tasks.task import Task
 
 OURS = ("imgcls.", "lightning.")  # packages of callbacks and tasks that log what they say
+
+
+def read_config(plain: Node) -> TrainConfig:
+    """Returns the typed form of a plain config, with images as the first weights expect them. Raises
+    UserError: as `TrainConfig.read`."""
+    config = TrainConfig.read(plain)
+    data = prepared_for(config.backbone, config.data)
+    return config.model_copy(update={"data": data, "record": {**config.record, "data": data}})
 
 
 def assemble(
@@ -45,6 +54,7 @@ def build_parts(config: TrainConfig) -> tuple[ImageDataModule, Task, list[Callba
     with the direction in which it is better."""
     prepare(config.seed)
     data = build_data(config.data, config.augment, config.seed)
+    note_difference(config.backbone, data.spec)
     task = build_task(config, data)
     better = task.measures(data.spec).logged(config.metrics) | logs_of(config.callbacks)
     return data, task, build_callbacks(config, better), better

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from hydra.core.hydra_config import HydraConfig
 
+from imgcls.commands.evaluated import Chosen, load_chosen
 from imgcls.config import check as configs
 from imgcls.config.allowed import allowed
 from imgcls.config.build import refuse_nested
@@ -21,9 +22,8 @@ from imgcls.engine.evaluation import run_test
 from imgcls.engine.recovery import Training
 from imgcls.errors import UserError, nearest
 from imgcls.report.report import print_summary
-from imgcls.runs.checkpoints import find_checkpoint
 from imgcls.spec import DataSpec
-from imgcls.tasks.task import Task, load_checkpoint
+from imgcls.tasks.task import Task
 
 CARRIED = ("accelerator", "precision", "benchmark", "deterministic", "limit_test_batches")
 EVALUATION = {
@@ -32,24 +32,20 @@ EVALUATION = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class EvalConfig:
-    """Keys of conf/eval.yaml."""
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(Chosen):
+    """Keys of conf/eval.yaml; `data` is in place of the checkpoint's, or says what differs from it."""
 
-    checkpoint: str
-    trust: list[str]
     split: Literal["test", "val", "train", "all"]
-    data: Node  # in place of the checkpoint's, or what differs from it
     trainer: Node
 
 
 def main(config: EvalConfig, run_dir: Path) -> float:
     """Tests a checkpoint and writes a report; returns the first of its metrics."""
-    path = find_checkpoint(config.checkpoint)
-    task, trained = load_checkpoint(path, config.trust)
+    task, trained, name = load_chosen(config)
     prepare(trained["seed"])
     overrides = HydraConfig.get().overrides.task
-    node = data_config(trained, config.data, task.spec, config.trust, overrides)
+    node = data_config(trained, config.data or {}, task.spec, config.trust, overrides)
     data = build_data(node, None, trained["seed"], config.split)
     task.check_targets(data.sets["test"].targets)
     to_classes_of(task, data)
@@ -57,7 +53,7 @@ def main(config: EvalConfig, run_dir: Path) -> float:
     report = run_test(Training(trainer, task, data), run_dir)
     if report is None:  # not the first process
         return 0.0
-    print_summary(f"Test of {shown(path)}", report, {"test report": shown(run_dir)})
+    print_summary(f"Test of {name}", report, {"test report": shown(run_dir)})
     return next(iter(report.metrics.values()))
 
 
@@ -96,22 +92,10 @@ def data_config(
     for key in ("root", "exclude"):  # relative to where the training was started
         if config.get(key) and key not in own and "://" not in config[key]:
             config[key] = str(Path(trained["cwd"]) / Path(config[key]).expanduser())
-    prepared = ["image_size", "channels", "crop_ratio", "interpolation"]
+    prepared = ["image_size", "channels", "crop_ratio", "interpolation", "fit"]
     if spec.bits is not None and not any(o.lstrip("+").startswith("data.bits=") for o in overrides):
         prepared.append("bits")
     return config | {key: getattr(spec, key) for key in prepared if key in config or key in wanted}
-
-
-def of_checkpoint(config: Node, elsewhere: bool, trust: Sequence[str]) -> Node:
-    """Returns the data config of a checkpoint, without its keys that would use the network or write files.
-    `elsewhere`: the user says where the data lies. Raises UserError: its class is not on the allow-list, or
-    the data lies at an address."""
-    kind = allowed(config.get("_target_"), "data", trust)
-    root = str(config.get("root"))
-    if not elsewhere and ("://" in root or root.startswith("local:")):
-        raise UserError(f"the checkpoint's data lies at {root}; to read from there give data.root={root}")
-    config = {key: value for key, value in config.items() if key not in ("cache", "storage_options")}
-    return config | ({"download": False} if "download" in inspect.signature(kind).parameters else {})
 
 
 def to_classes_of(task: Task, data: ImageDataModule) -> None:

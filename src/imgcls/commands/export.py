@@ -17,14 +17,14 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from imgcls.commands.eval import data_config
+from imgcls.commands.evaluated import Chosen, load_chosen
 from imgcls.commands.predict import appearing, check_out
 from imgcls.config.paths import shown
 from imgcls.data.files import Failure, Files, images_of
 from imgcls.engine.build import build_data, prepare
 from imgcls.errors import UserError
-from imgcls.runs.checkpoints import find_checkpoint
 from imgcls.spec import DataSpec
-from imgcls.tasks.task import Task, load_checkpoint
+from imgcls.tasks.task import Task
 
 log = logging.getLogger(__name__)
 BATCHES = (1, 7)  # sizes at which the file is compared with the checkpoint
@@ -33,12 +33,10 @@ SHAPES = {"images": {0: torch.export.Dim("batch")}}
 Run = Callable[[Tensor], Tensor]  # a file that was written, as a function of images
 
 
-@dataclass(frozen=True)
-class ExportConfig:
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(Chosen):
     """Keys of conf/export.yaml."""
 
-    checkpoint: str
-    trust: list[str]
     out: str
     format: Literal["onnx", "torch_export"]
     overwrite: bool
@@ -54,13 +52,13 @@ def main(config: ExportConfig, run_dir: Path) -> float:
     if missing := [name for name in NEEDED[config.format] if importlib.util.find_spec(name) is None]:
         advice = "in the clone: pip install -e '.[export]'"
         raise UserError(f"format=onnx needs {' and '.join(missing)}; {advice}")
-    task, trained = load_checkpoint(find_checkpoint(config.checkpoint), config.trust)
+    task, trained, name = load_chosen(config)
     prepare(trained["seed"])
     torch.set_float32_matmul_precision("highest")  # both sides of the comparison in full float32
     images, origin = real_images(config.images, trained, task.spec, config.trust)
     network = task.network.to(memory_format=torch.contiguous_format)
     with appearing(out) as folder:
-        difference, facts = write_checked(config, task, images, origin, folder / out.name)
+        difference, facts = write_checked(config, task, name, images, origin, folder / out.name)
         save_model(network, str(folder / weights.name), metadata=metadata(task))
     log.info("largest difference from the checkpoint: %s", facts)
     log.info("exported: %s (%.1f MB), weights: %s", shown(out), out.stat().st_size / 1e6, shown(weights))
@@ -68,7 +66,7 @@ def main(config: ExportConfig, run_dir: Path) -> float:
 
 
 def write_checked(
-    config: ExportConfig, task: Task, images: Tensor, origin: str, path: Path
+    config: ExportConfig, task: Task, name: str, images: Tensor, origin: str, path: Path
 ) -> tuple[float, str]:
     """Writes and runs the file; returns the largest difference of a logit, and words for it. Raises UserError
     where it is above `tolerance`, and above that share of the largest logit: rounding grows with it."""
@@ -78,8 +76,7 @@ def write_checked(
     allowed = config.tolerance * max(1.0, largest)
     facts = f"{difference:.2g} on logits of up to {largest:.2g} (batches of 1 and 7, {origin})"
     if not difference <= allowed < math.inf:  # also where it is no number
-        checkpoint = shown(find_checkpoint(config.checkpoint))
-        what = f"out={Path(config.out).expanduser()} was not kept: it differs from {checkpoint} by {facts}"
+        what = f"out={Path(config.out).expanduser()} was not kept: it differs from {name} by {facts}"
         raise UserError(f"{what}; expected at most {allowed:.2g}; tolerance=… allows more")
     return difference, facts
 

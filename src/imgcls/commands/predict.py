@@ -21,24 +21,22 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from imgcls.commands.eval import CARRIED, evaluation_trainer
+from imgcls.commands.evaluated import Chosen, load_chosen
 from imgcls.commands.prediction_files import Rows, Write, writer
 from imgcls.config.paths import shown
 from imgcls.config.training import Node
 from imgcls.data.files import Failure, FileBatch, file_loader, images_of
 from imgcls.engine.build import build_trainer, prepare
 from imgcls.errors import UserError
-from imgcls.runs.checkpoints import find_checkpoint
-from imgcls.tasks.task import Task, load_checkpoint
+from imgcls.tasks.task import Task
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class PredictConfig:
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(Chosen):
     """Keys of conf/predict.yaml."""
 
-    checkpoint: str
-    trust: list[str]
     source: str
     trainer: Node
     out: str | None
@@ -61,7 +59,7 @@ def main(config: PredictConfig, run_dir: Path) -> None:
         raise UserError(f"out={out} needs the package pyarrow, which is not installed; {advice}")
     failures: list[Failure] = []
     paths = images_of("source", config.source, failures)
-    task, trained = load_checkpoint(find_checkpoint(config.checkpoint), config.trust)
+    task, trained, _ = load_chosen(config)
     prepare(trained["seed"])
     trainer = build_trainer(evaluation_trainer(trained, config.trainer, CARRIED[:4]), [], [], run_dir)
     batch_size = config.batch_size or trained["data"].get("batch_size", 64)

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import WandbLogger
 
-from imgcls.commands.build import assemble, build_all, build_parts
+from imgcls.commands.build import assemble, build_all, build_parts, read_config
 from imgcls.config.paths import shown
 from imgcls.config.training import Node, TrainConfig
 from imgcls.data.loading.splits import listed
@@ -45,7 +45,7 @@ def main(plain: Node, run_dir: Path) -> Score:
         resuming = plain["resume"] is not None
         goes_on = resuming and (run_dir / "config.yaml").is_file()
         plain = resumed(plain, run_dir, list(HydraConfig.get().overrides.task))
-        config = TrainConfig.read(plain)
+        config = read_config(plain)
         lock = claim(run_dir, config.overwrite, resuming)
         checkpoint = newest_whole(run_dir / "checkpoints") if goes_on else None
         if checkpoint is not None and finished(run_dir, plain):

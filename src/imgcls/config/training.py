@@ -67,17 +67,38 @@ class RecoveryConfig(BaseModel):
     refresh_seconds: Annotated[float, Field(ge=0)] = 0.25
 
 
-FIRST_WEIGHTS = {"pretrained", "weights"}  # keys of a backbone that say where they come from
+class FirstWeights(BaseModel):
+    """Keys of a backbone, beside those of its function, that say where its first weights come from."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    weights: Annotated[str | None, Field(min_length=1)] = None  # a file
+    pretrained: bool = False  # the library's
+    rename: dict[str, str] | None = None  # parts of the names in the file, and what they are in the network
+    preprocessing: Literal["weights", "data"] = "weights"  # who says which images the network sees
+
+    @classmethod
+    def read(cls, backbone: Node) -> Self:
+        """Returns the keys of a backbone's config. Raises UserError: a value of a wrong type."""
+        return configs.typed(
+            {key: value for key, value in backbone.items() if key in FIRST_WEIGHTS}, cls, "backbone"
+        )
+
+
+FIRST_WEIGHTS = FirstWeights.model_fields.keys()
 
 
 def network_call(backbone: Node) -> Node:
     """Returns the call of a backbone's config, without the keys of first weights that its function does not
     have. Raises UserError: it should be pretrained, and has no such weights."""
-    call = {key: value for key, value in backbone.items() if key != "weights"}
+    first = FirstWeights.read(backbone)
+    call = {key: value for key, value in backbone.items() if key not in FIRST_WEIGHTS - {"pretrained"}}
     named, _ = configs.hints_of(configs.locate(call.get("_target_"), "backbone._target_"))
-    if "pretrained" not in named and call.pop("pretrained", False):
-        advice = "give a file of weights as backbone.weights=FILE"
-        raise UserError(f"backbone.pretrained=true: {call['_target_']} has no such weights; {advice}")
+    if "pretrained" not in named:
+        call.pop("pretrained", None)
+        if first.pretrained:
+            advice = "give a file of weights as backbone.weights=FILE"
+            raise UserError(f"backbone.pretrained=true: {call['_target_']} has no such weights; {advice}")
     return call
 
 

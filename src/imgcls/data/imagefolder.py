@@ -22,6 +22,11 @@ from imgcls.processes import cores
 from imgcls.spec import DataSpec, Share
 
 OnError = Literal["raise", "skip"]
+# Of pictures of any size: mean and deviation of ImageNet, and sizes that many networks are trained with.
+FACTS: dict[str, Any] = {
+    "image_size": 224, "channels": 3, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225],
+    "crop_ratio": 0.875,
+}  # fmt: skip
 
 
 class FolderImages(ImageDataset):
@@ -110,6 +115,7 @@ class ImageFolder(PictureModule):
     """
 
     layout = "root/<class>/… or root/{train,val,test}/<class>/…"
+    any_size = True
 
     def __init__(
         self,
@@ -130,8 +136,7 @@ class ImageFolder(PictureModule):
         for entry in self.excluded:
             if not any(entry.is_relative_to(folder) for folder in self.folders.values()):
                 raise self.no_such_entry(entry)
-        defaults = {"image_size": 224, "channels": 3, "crop_ratio": 0.875, "bits": bits}
-        self.spec = DataSpec(self.class_names(), **defaults | self.facts)
+        self.spec = DataSpec(self.class_names(), **FACTS | {"bits": bits} | self.facts)
 
     def find(self) -> tuple[dict[str, Path], list[str]]:
         """Returns the folder of each split that there is, and the names of the class folders, sorted."""
@@ -175,9 +180,14 @@ class ImageFolder(PictureModule):
 
 
 def evaluation_transform(spec: DataSpec) -> nn.Module:
-    """Returns what evaluation does to a decoded image: resize of the short side, and the centre square."""
-    resize = v2.Resize(spec.resize, v2.InterpolationMode(spec.interpolation), antialias=True)
-    return v2.Compose([resize, v2.CenterCrop(spec.image_size)])
+    """Returns what evaluation does to a decoded image: a square of `spec.resize`, as `spec.fit` says, and the
+    centre of it."""
+    side, mode = spec.resize, v2.InterpolationMode(spec.interpolation)
+    crop = v2.CenterCrop(spec.image_size)  # pads what is smaller
+    if spec.fit == "pad":
+        resize = v2.Resize(None, mode, max_size=side, antialias=True)
+        return v2.Compose([resize, v2.CenterCrop(side), crop])
+    return v2.Compose([v2.Resize(side if spec.fit == "crop" else (side, side), mode, antialias=True), crop])
 
 
 def exclude_list(path: str | None) -> list[str]:

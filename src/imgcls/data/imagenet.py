@@ -46,6 +46,11 @@ class ImageNet(ImageFolder):
             raise UserError(f"{fault}; use data=imagefolder")
         return folders, classes
 
+    @property
+    def all_classes(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The names of the 1,000 classes, in the order of published weights."""
+        return tuple(_names()[wnid] for wnid in sorted(_names()))
+
     def class_names(self) -> tuple[str, ...]:
         return tuple(_names()[wnid] for wnid in self.classes)
 

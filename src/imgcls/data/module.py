@@ -71,11 +71,13 @@ class ImageDataModule(LightningDataModule):
         samples.
         seed: of the order and of the draws in workers.
         augment: what is done to training images (conf/augment).
-        image_size, channels, mean, std, crop_ratio, interpolation, mirror: as in `DataSpec`; null: the
+        image_size, channels, mean, std, crop_ratio, interpolation, fit, mirror: as in `DataSpec`; null: the
             source's own.
     """
 
     spec: DataSpec  # the set's facts
+    all_classes: tuple[str, ...] = ()  # of a set that has these, though its folders may be fewer
+    any_size = False  # whether pictures of any size are resized, so that a network may choose the size
     max_errors = 1.0  # the share of unreadable images above which a run ends
     on_error = "raise"  # with "skip", targets may be -1 also where one process evaluates
 
@@ -99,11 +101,12 @@ class ImageDataModule(LightningDataModule):
         std: Annotated[list[PositiveFloat], Field(min_length=1)] | None = None,
         crop_ratio: Part | None = None,
         interpolation: Literal["nearest", "bilinear", "bicubic"] | None = None,
+        fit: Literal["crop", "squash", "pad"] | None = None,
         mirror: bool | None = None,
     ) -> None:
         super().__init__()
         facts: dict[str, Any] = {"image_size": image_size, "channels": channels, "mean": mean, "std": std}
-        facts |= {"crop_ratio": crop_ratio, "interpolation": interpolation, "mirror": mirror}
+        facts |= {"crop_ratio": crop_ratio, "interpolation": interpolation, "fit": fit, "mirror": mirror}
         self.facts = {name: fact for name, fact in facts.items() if fact is not None}
         if (folds, fold) != (None, None) and (folds is None or fold is None or fold >= folds):
             expected = "expected 2 folds or more, and a fold from 0 to folds - 1"

@@ -18,6 +18,11 @@ from imgcls.spec import DataSpec
 IDX = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
 FILES = {"FashionMNIST": IDX, "CIFAR10": ["cifar-10-batches-py"], "CIFAR100": ["cifar-100-python"]}
 Name = Literal["FashionMNIST", "CIFAR10", "CIFAR100"]
+STATISTICS = {  # mean and deviation of the training images
+    "FashionMNIST": {"mean": [0.2860], "std": [0.3530]},
+    "CIFAR10": {"mean": [0.4914, 0.4822, 0.4465], "std": [0.2470, 0.2435, 0.2616]},
+    "CIFAR100": {"mean": [0.5071, 0.4865, 0.4409], "std": [0.2673, 0.2564, 0.2762]},
+}
 T = TypeVar("T")
 
 
@@ -29,7 +34,7 @@ class TorchvisionImages(MemoryDataModule):
         root: where the files lie or are downloaded to; those of Fashion-MNIST may be gzipped.
         download: false never goes to the network.
         class_names: in the order of the labels.
-        Other arguments: `MemoryDataModule`; image_size, channels, mean and std must be given.
+        Other arguments: `MemoryDataModule`; image_size and channels must be given.
     """
 
     def __init__(
@@ -37,7 +42,7 @@ class TorchvisionImages(MemoryDataModule):
     ) -> None:
         super().__init__(**common)
         self.dataset, self.root, self.download = dataset, Path(root).expanduser(), download
-        self.spec = DataSpec(class_names, **self.facts)
+        self.spec = DataSpec(class_names, **STATISTICS[dataset] | self.facts)
 
     def find(self, name: str) -> Path | None:
         folders = (self.root, self.root / "raw", self.root / self.dataset / "raw")

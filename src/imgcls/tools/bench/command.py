@@ -22,7 +22,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from imgcls.commands.build import build_all, build_parts
+from imgcls.commands.build import build_all, build_parts, read_config
 from imgcls.config import check as configs
 from imgcls.config.paths import shown
 from imgcls.config.training import Node, TrainConfig
@@ -52,7 +52,7 @@ def main(plain: Node, run_dir: Path) -> float:
             path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
             raise UserError(f"json={path}: expected a file, new or there already, that can be written")
-    config = TrainConfig.read(plain)
+    config = read_config(plain)
     with single_job():
         figures = measure(config, turns, run_dir)
     if figures is None:  # not the first process

@@ -1,0 +1,152 @@
+"""Preprocessing: which images the first weights of a network expect, as their library or their file says."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from imgcls.backbones.weights import described
+from imgcls.config import check as configs
+from imgcls.config.training import FirstWeights, Node
+from imgcls.processes import rank
+from imgcls.spec import DataSpec
+
+log = logging.getLogger(__name__)
+FIELDS = ("mean", "std", "interpolation", "crop_ratio", "fit", "image_size")  # of a DataSpec
+FITS = {"center": "crop", "squash": "squash", "border": "pad"}  # timm's words for ours
+
+
+class Expected(NamedTuple):
+    """The fields of a `DataSpec` that weights expect, words for where this is known from, and the number of
+    classes that they learnt."""
+
+    origin: str
+    fields: dict[str, Any]
+    classes: int
+
+
+def of_weights(backbone: Node, testing: bool = False) -> Expected | None:
+    """Returns what the first weights of a backbone's config expect: those of the library; of a checkpoint of
+    train or a file of export; or of a file for a name of timm's that says which weights it means, such as
+    tf_efficientnet_lite0.in1k. None: there are none, or their origin is not known.
+
+    Args:
+        backbone: conf/backbone, with the keys of `FirstWeights`.
+        testing: as for a test: some weights expect larger images there than in training.
+    """
+    first = FirstWeights.read(backbone)
+    if first.weights is None:
+        return of_library(backbone, testing) if first.pretrained else None
+    if spec := described(Path(first.weights)):
+        fields = {key: spec[key] for key in FIELDS if key in spec}
+        return Expected(first.weights, fields, len(spec["class_names"]))
+    return of_library(backbone, testing) if "." in library_name(backbone) else None
+
+
+def of_library(backbone: Node, testing: bool = False) -> Expected | None:
+    """Returns what the library's weights for the network of a backbone's config expect; None: it has none."""
+    name, target = library_name(backbone), str(backbone.get("_target_"))
+    if not name:
+        return None
+    if "torchvision" in target:
+        return of_torchvision(name)
+    return of_timm(name, testing)
+
+
+def library_name(backbone: Node) -> str:
+    """Returns the name by which timm or torchvision know the network; "" for one of another package."""
+    target = str(backbone.get("_target_"))
+    if target.startswith("torchvision.models."):
+        return target.rpartition(".")[2]
+    library = target.startswith(("imgcls.backbones.timm.", "imgcls.backbones.torchvision.", "timm."))
+    return str(backbone.get("name") or backbone.get("model_name") or "") if library else ""
+
+
+def of_timm(name: str, testing: bool) -> Expected | None:
+    import timm
+    from timm.data import resolve_data_config
+
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if config is None or not config.has_weights:
+        return None
+    found = resolve_data_config(pretrained_cfg=config.to_dict(), use_test_size=testing)
+    fields = {"mean": found["mean"], "std": found["std"], "interpolation": found["interpolation"]}
+    fields |= {"crop_ratio": found["crop_pct"], "fit": FITS[found["crop_mode"]]}
+    fields["image_size"] = found["input_size"][-1]
+    tagged = f"{config.architecture}.{config.tag}" if config.tag else config.architecture
+    return Expected(f"timm's {tagged}", fields, config.num_classes)
+
+
+def of_torchvision(name: str) -> Expected | None:
+    import torchvision.models as models
+
+    if name not in models.list_models(module=models):
+        return None
+    weights = models.get_model_weights(name).DEFAULT  # type: ignore[attr-defined]
+    preset = weights.transforms()
+    (crop,), (resize,) = preset.crop_size, preset.resize_size
+    fields = {"mean": preset.mean, "std": preset.std, "interpolation": preset.interpolation.value}
+    fields |= {"crop_ratio": crop / resize, "fit": "crop", "image_size": crop}
+    return Expected(f"torchvision's {name}, {weights.name}", fields, len(weights.meta["categories"]))
+
+
+def prepared_for(backbone: Node, data: Node, testing: bool = False) -> Node:
+    """Returns the config of the data with images as the first weights of the backbone expect them, where it
+    says null, and logs a line of what was taken and what the config says otherwise. The size is taken for
+    pictures of any size alone: what small images gain from a larger one, and its cost, is for the user."""
+    off = FirstWeights.read(backbone).preprocessing == "data"
+    if off or (expected := of_weights(backbone, testing)) is None:
+        return data
+    kind = configs.locate(data.get("_target_"), "data._target_")
+    named, _ = configs.hints_of(kind)
+    keys = [key for key in FIELDS if key in named and key in expected.fields]
+    taken = {key: plain(expected.fields[key]) for key in keys if data.get(key) is None}
+    if not getattr(kind, "any_size", False):
+        taken.pop("image_size", None)
+    kept = [key for key in keys if data.get(key) is not None and differs(data[key], expected.fields[key])]
+    lines = [f"preprocessing: {said(taken)}, as the weights expect ({expected.origin})"] if taken else []
+    for key in kept:
+        lines.append(f"data.{key}={shown(data[key])} is given (the weights: {shown(expected.fields[key])})")
+    if lines and rank() == 0:
+        log.info("%s", "; ".join(lines))
+    return {**data, **taken}
+
+
+def note_difference(backbone: Node, spec: DataSpec) -> None:
+    """Warns where a file of weights of unknown origin may expect other images: the library's weights do."""
+    first = FirstWeights.read(backbone)
+    if first.weights is None or first.preprocessing == "data" or of_weights(backbone) is not None:
+        return
+    if (expected := of_library(backbone)) is None:
+        return
+    other = {key: value for key, value in expected.fields.items() if differs(getattr(spec, key), value)}
+    if other and rank() == 0:
+        text = "%s does not say what images it expects; %s expects others than this data gives: %s"
+        keys = " ".join(f"data.{key}={shown(value)}" for key, value in other.items())
+        log.warning(text, first.weights, expected.origin, keys)
+
+
+def differs(mine: Any, theirs: Any) -> bool:
+    """Says whether the data has another value than expected; one number for all channels is repeated."""
+    if not isinstance(theirs, list | tuple):
+        return bool(mine != theirs)
+    if not isinstance(mine, list | tuple) or len(mine) not in (1, len(theirs)):
+        return True
+    repeated = list(mine) * (len(theirs) // len(mine))
+    return any(abs(a - b) > 1e-6 for a, b in zip(repeated, theirs, strict=True))
+
+
+def plain(value: Any) -> Any:
+    """Returns a value as configs have it."""
+    return list(value) if isinstance(value, tuple) else value
+
+
+def shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{','.join(f'{number:.4g}' for number in value)}]"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def said(fields: Mapping[str, Any]) -> str:
+    """Returns words for fields of a spec."""
+    return ", ".join(f"{key} {shown(value)}" for key, value in fields.items())

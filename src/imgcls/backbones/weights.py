@@ -1,0 +1,169 @@
+"""Weights of a file: read without running code in them, matched with a network's tensors, and loaded."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor, nn, strided
+
+from imgcls.backbones.layers import head_names
+from imgcls.errors import UserError
+from imgcls.runs.checkpoints import load_tensors, unloadable
+
+log = logging.getLogger(__name__)
+# Of a state in a file.
+KEYS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "net")
+WRAPPERS = ("module.", "network.", "_orig_mod.")  # prefixes of names in a state
+COUNTERS = "num_batches_tracked"  # of batch norms: of no effect, and not in every file
+
+
+def described(path: Path) -> dict[str, Any]:
+    """Returns the fields of the `DataSpec` that a file of ours says, a checkpoint of train or the weights of
+    export; of another file none. Raises UserError as `read_state`."""
+    found: Any = None
+    if path.suffix == ".safetensors" and path.is_file():
+        with suppress(Exception), safe_open(path, framework="pt") as file:  # `read_state` says what is wrong
+            found = {name: json.loads(text) for name, text in file.metadata().items()}
+    else:
+        match load_file(path):
+            case {"hyper_parameters": {"spec": spec}}:
+                found = spec
+    ours = isinstance(found, Mapping) and isinstance(found.get("class_names"), list | tuple)
+    return dict(found) if ours else {}
+
+
+def load_file(path: Path) -> Any:
+    """Returns the content of a .safetensors file, or of a pickle that carries nothing but data (code is not
+    run). Raises UserError: it is missing, damaged or carries code."""
+    if not path.is_file():
+        raise UserError(f"weights={path}: there is no such file")
+    try:
+        if path.suffix != ".safetensors":
+            return load_tensors(path)
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # no iterator
+    except Exception as error:  # many types, one for each way of being damaged
+        raise UserError(f"weights={path}: {unloadable(path, error)}") from error
+
+
+def read_state(path: Path, rename: Mapping[str, str] | None = None) -> dict[str, Tensor]:
+    """Returns the tensors of a file by name; parts of the names are replaced as `rename` says. Raises
+    UserError: as `load_file`, it holds something else, or `rename` does not fit its names."""
+    state = load_file(path)
+    if isinstance(state, Mapping):
+        state = next((state[key] for key in KEYS if isinstance(state.get(key), Mapping)), state)
+    if not isinstance(state, Mapping):
+        kind = type(state).__name__
+        raise UserError(f"weights={path}: expected a state dict, names to tensors, but found {kind}")
+    for key, value in state.items():
+        plain = isinstance(value, Tensor) and value.layout is strided
+        if not (isinstance(key, str) and plain) or value.is_meta or value.is_quantized or value.is_complex():
+            expected = "expected a state dict, names to dense tensors of real numbers"
+            found = f"{key!r:.60} is no such name, or has no such tensor"
+            raise UserError(f"weights={path}: {expected}, but {found}")
+    for prefix in WRAPPERS:
+        if sum(key.startswith(prefix) for key in state) > len(state) / 2:
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return renamed(dict(state), rename or {}, path)
+
+
+def renamed(state: dict[str, Tensor], rename: Mapping[str, str], path: Path) -> dict[str, Tensor]:
+    """Replaces parts of the names, in the order of `rename`."""
+    for old, new in rename.items():
+        if not any(old in key for key in state):
+            example = next(iter(state), "none")
+            raise UserError(f"backbone.rename: no name in {path} has {old!r} in it; its first is {example}")
+        changed = {key.replace(old, new): value for key, value in state.items()}
+        if len(changed) < len(state):
+            raise UserError(f"backbone.rename: with {old!r} as {new!r}, two names in {path} become the same")
+        state = changed
+    return state
+
+
+def load_weights(
+    network: nn.Module,
+    path: Path,
+    class_names: Sequence[str] | None = None,
+    rename: Mapping[str, str] | None = None,
+    whole: bool = False,
+) -> None:
+    """Loads the state dict of a file.
+
+    Args:
+        class_names: of the data; a head that learnt others is left out.
+        rename: parts of names in the file, and what they are in the network.
+        whole: each tensor must find its own.
+
+    Raises:
+        UserError: fewer than half of the network's tensors found theirs in the file; or, for `whole`, one of
+            them did not, or the file has others.
+    """
+    own, learnt = counted(network.state_dict()), described(path).get("class_names")
+    state = counted(by_order(network, read_state(path, rename)))
+    fit, other = fitting(network, state), list[str]()
+    if class_names is not None and learnt is not None and list(learnt) != list(class_names):
+        heads = tuple(f"{name}." for name in head_names(network))
+        other = [key for key in fit if key.startswith(heads)]
+    shapes = {k: f"{k} {size(state[k])} for {size(own[k])}" for k in state if k in own and k not in fit}
+    unfit = {
+        "of other classes": other,
+        "other shape": list(shapes.values()),
+        "not in the file": [key for key in own if key not in state],
+        "not in the network": [key for key in state if key not in own],
+    }
+    problems = []
+    for what, keys in unfit.items():
+        more = f" and {len(keys) - 6} more" if len(keys) > 6 else ""
+        problems += [f"{what}: {', '.join(keys[:6])}{more}"] if keys else []
+    matching = {key: value for key, value in fit.items() if key not in other}
+    count = f"{len(matching)} of {len(own)} tensors" if problems else f"all {len(own)} tensors"
+    if 2 * len(matching) < len(own) or (whole and problems):
+        advice = prefix_advice(own, state) or "expected the weights of this network"
+        only = "only " if len(matching) < len(own) else ""
+        raise UserError(f"weights={path}: {only}{count} fit this network ({'; '.join(problems)}); {advice}")
+    network.load_state_dict(matching, strict=False)
+    log.info("%s", "\n  ".join([f"weights: {count} from {path}", *problems]))
+
+
+def counted(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the tensors that weights are counted by."""
+    return {key: value for key, value in state.items() if not key.endswith(COUNTERS)}
+
+
+def size(tensor: Tensor) -> str:
+    return "×".join(map(str, tensor.shape)) or "a number"
+
+
+def fitting(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns those tensors that the network has, in the same shape."""
+    own = network.state_dict()
+    return {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
+
+
+def by_order(network: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns a state under the network's names, where they are others: if both have as many tensors, and one
+    after the other, but for the heads, has the same shape and the same last part of its name."""
+    own, given, heads = counted(network.state_dict()), counted(state), head_names(network)
+    if len(fitting(network, given)) > len(own) / 2 or len(own) != len(given):
+        return state
+    for (name, mine), (key, theirs) in zip(own.items(), given.items(), strict=True):
+        head = name.rpartition(".")[0] in heads
+        if name.rpartition(".")[2] != key.rpartition(".")[2] or (mine.shape != theirs.shape and not head):
+            return state
+    first = next(((key, name) for key, name in zip(given, own, strict=True) if key != name), ("", ""))
+    log.info(
+        "weights: taken by their order, because their names are others (%s for %s); all shapes agree", *first
+    )
+    return dict(zip(own, given.values(), strict=True))
+
+
+def prefix_advice(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """Returns how to rename, where most names in the file are the network's after a prefix; else ""."""
+    for prefix in {f"{key.partition('.')[0]}." for key in state}:
+        if 2 * sum(key.removeprefix(prefix) in own for key in state if key.startswith(prefix)) > len(own):
+            return f"write backbone.rename={{{prefix}:''}}"
+    return ""
