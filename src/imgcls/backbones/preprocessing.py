@@ -1,13 +1,16 @@
 """Preprocessing: which images the first weights of a network expect, as their library or their file says."""
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from imgcls.backbones.hub import WEIGHTS
 from imgcls.backbones.weights import described
 from imgcls.config import check as configs
 from imgcls.config.training import FirstWeights, Node
+from imgcls.errors import UserError
 from imgcls.processes import rank
 from imgcls.spec import DataSpec
 
@@ -37,7 +40,10 @@ def of_weights(backbone: Node, testing: bool = False) -> Expected | None:
     first = FirstWeights.read(backbone)
     if first.weights is None:
         return of_library(backbone, testing) if first.pretrained else None
-    if spec := described(Path(first.weights)):
+    path = Path(first.weights)
+    if path.name in WEIGHTS and (config := path.with_name("config.json")).is_file():
+        return of_folder(config)
+    if spec := described(path):
         fields = {key: spec[key] for key in FIELDS if key in spec}
         return Expected(first.weights, fields, len(spec["class_names"]))
     return of_library(backbone, testing) if "." in library_name(backbone) else None
@@ -64,17 +70,34 @@ def library_name(backbone: Node) -> str:
 
 def of_timm(name: str, testing: bool) -> Expected | None:
     import timm
-    from timm.data import resolve_data_config
 
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     if config is None or not config.has_weights:
         return None
-    found = resolve_data_config(pretrained_cfg=config.to_dict(), use_test_size=testing)
+    tagged = f"{config.architecture}.{config.tag}" if config.tag else config.architecture
+    return Expected(f"timm's {tagged}", fields_of(config.to_dict(), testing), config.num_classes)
+
+
+def of_folder(path: Path, testing: bool = False) -> Expected:
+    """Returns what the weights beside a config.json of timm's expect. Raises UserError: it is another's."""
+    try:
+        config = json.loads(path.read_text())
+        pretrained = config.get("pretrained_cfg", config)  # an older form has all in one
+        classes = config.get("num_classes", pretrained.get("num_classes", 0))
+        return Expected(str(path), fields_of(pretrained, testing), int(classes))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        fault = f"{path} beside the weights is no config.json of timm's ({type(error).__name__})"
+        raise UserError(f"{fault}; move the weights out of its folder") from error
+
+
+def fields_of(pretrained: Node, testing: bool) -> dict[str, Any]:
+    """Returns the fields of a spec that a configuration of timm's weights says."""
+    from timm.data import resolve_data_config
+
+    found = resolve_data_config(pretrained_cfg=pretrained, use_test_size=testing)
     fields = {"mean": found["mean"], "std": found["std"], "interpolation": found["interpolation"]}
     fields |= {"crop_ratio": found["crop_pct"], "fit": FITS[found["crop_mode"]]}
-    fields["image_size"] = found["input_size"][-1]
-    tagged = f"{config.architecture}.{config.tag}" if config.tag else config.architecture
-    return Expected(f"timm's {tagged}", fields, config.num_classes)
+    return fields | {"image_size": found["input_size"][-1]}
 
 
 def of_torchvision(name: str) -> Expected | None:
@@ -92,17 +115,16 @@ def of_torchvision(name: str) -> Expected | None:
 
 def prepared_for(backbone: Node, data: Node, testing: bool = False) -> Node:
     """Returns the config of the data with images as the first weights of the backbone expect them, where it
-    says null, and logs a line of what was taken and what the config says otherwise. The size is taken for
-    pictures of any size alone: what small images gain from a larger one, and its cost, is for the user."""
+    says null, and logs a line of what was taken and what the config says otherwise. A source says what it
+    takes (`of_weights`): one of small images no size, whose gain and cost are for the user to weigh."""
     off = FirstWeights.read(backbone).preprocessing == "data"
     if off or (expected := of_weights(backbone, testing)) is None:
         return data
     kind = configs.locate(data.get("_target_"), "data._target_")
     named, _ = configs.hints_of(kind)
     keys = [key for key in FIELDS if key in named and key in expected.fields]
-    taken = {key: plain(expected.fields[key]) for key in keys if data.get(key) is None}
-    if not getattr(kind, "any_size", False):
-        taken.pop("image_size", None)
+    decided = getattr(kind, "of_weights", ())
+    taken = {key: plain(expected.fields[key]) for key in keys if key in decided and data.get(key) is None}
     kept = [key for key in keys if data.get(key) is not None and differs(data[key], expected.fields[key])]
     lines = [f"preprocessing: {said(taken)}, as the weights expect ({expected.origin})"] if taken else []
     for key in kept:

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from imgcls.backbones.hub import resolved
 from imgcls.backbones.preprocessing import note_difference, prepared_for
 from imgcls.callbacks.step_curves import LossCurve, Throughput
 from imgcls.config import check as configs
@@ -31,8 +32,9 @@ def read_config(plain: Node) -> TrainConfig:
     """Returns the typed form of a plain config, with images as the first weights expect them. Raises
     UserError: as `TrainConfig.read`."""
     config = TrainConfig.read(plain)
-    data = prepared_for(config.backbone, config.data)
-    return config.model_copy(update={"data": data, "record": {**config.record, "data": data}})
+    backbone = resolved(config.backbone)
+    parts = {"backbone": backbone, "data": prepared_for(backbone, config.data)}
+    return config.model_copy(update={**parts, "record": {**config.record, **parts}})
 
 
 def assemble(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from imgcls.backbones.build import build_network
+from imgcls.backbones.hub import resolved
 from imgcls.backbones.preprocessing import note_difference, of_library, prepared_for
 from imgcls.backbones.weights import described
 from imgcls.config.build import build
@@ -59,6 +60,7 @@ def load_published(backbone: Node, data: Node, task: Node) -> Loaded:
     """Returns a backbone with all of its weights, from a file or its library, for images as they expect them.
     The classes are those that the file names, else all that the data knows of. Raises UserError: there are no
     weights, or not all fit; or no data says the classes."""
+    backbone = resolved(backbone)
     first = FirstWeights.read(backbone)
     if first.weights is None and not first.pretrained:
         raise UserError(

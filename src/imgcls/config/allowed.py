@@ -11,8 +11,8 @@ from imgcls.errors import UserError
 # Our own networks and data sets are defined here; the builders build them from a config, or are their bases.
 ROOMS = {"backbone": "imgcls.backbones.", "data": "imgcls.data.", "task": "imgcls.tasks."}
 BUILDERS = (
-    "imgcls.backbones.build", "imgcls.backbones.preprocessing", "imgcls.backbones.weights",
-    "imgcls.data.module", "imgcls.data.memory", "imgcls.tasks.task",
+    "imgcls.backbones.build", "imgcls.backbones.hub", "imgcls.backbones.preprocessing",
+    "imgcls.backbones.weights", "imgcls.data.module", "imgcls.data.memory", "imgcls.tasks.task",
 )  # fmt: skip
 METRICS = ("torchmetrics", "torchmetrics.classification", "torchmetrics.regression")  # of numbers alone
 

@@ -87,6 +87,8 @@ class PictureModule(ImageDataModule):
         Other arguments: `ImageDataModule`.
     """
 
+    of_weights = ("mean", "std", "interpolation", "crop_ratio", "fit")
+
     def __init__(self, *, on_error: OnError = "raise", max_errors: Share = 0.01, **common: Any) -> None:
         super().__init__(**common)
         self.on_error, self.max_errors = on_error, max_errors
@@ -115,7 +117,7 @@ class ImageFolder(PictureModule):
     """
 
     layout = "root/<class>/… or root/{train,val,test}/<class>/…"
-    any_size = True
+    of_weights = (*PictureModule.of_weights, "image_size")
 
     def __init__(
         self,

@@ -77,7 +77,8 @@ class ImageDataModule(LightningDataModule):
 
     spec: DataSpec  # the set's facts
     all_classes: tuple[str, ...] = ()  # of a set that has these, though its folders may be fewer
-    any_size = False  # whether pictures of any size are resized, so that a network may choose the size
+    # The fields of the spec that pretrained weights decide where the config says null.
+    of_weights: tuple[str, ...] = ("mean", "std")
     max_errors = 1.0  # the share of unreadable images above which a run ends
     on_error = "raise"  # with "skip", targets may be -1 also where one process evaluates
 

@@ -1,0 +1,50 @@
+"""Hub: networks of timm in a repository of a hub or in a folder, a config.json and a file of weights."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from imgcls.errors import UserError
+
+SOURCES = ("hf-hub:", "local-dir:")  # begin the names of such networks, as in timm
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+def resolved(backbone: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a backbone's config in which the network of a hub's repository or a folder is named by its
+    architecture, and its weights by their file, so that a checkpoint needs neither hub nor folder. Raises
+    UserError: the files can't be had, or are none of timm's."""
+    name = str(backbone.get("name"))
+    source = next((source for source in SOURCES if name.startswith(source)), None)
+    if source is None or "timm" not in str(backbone.get("_target_")):
+        return dict(backbone)
+    folder = Path(name.removeprefix(source)).expanduser()
+    try:
+        if source == "hf-hub:":
+            folder = fetched(name.removeprefix(source), bool(backbone.get("pretrained")))
+        config = json.loads((folder / "config.json").read_text())
+        architecture, options = config["architecture"], config.get("model_args", {})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join((str(error) or type(error).__name__).split())[:200]
+        expected = "expected a config.json with an architecture of timm's"
+        raise UserError(f"backbone.name={name}: {reason}; {expected}") from error
+    shape = ("num_classes", "in_chans", "img_size")  # the data's
+    options = {key: value for key, value in options.items() if key not in shape}
+    found = {**options, **backbone, "name": architecture, "pretrained": False}
+    if backbone.get("pretrained") and not backbone.get("weights"):
+        path = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
+        if path is None:
+            raise UserError(f"backbone.name={name}: there is no {' or '.join(WEIGHTS)} in {folder}")
+        found["weights"] = str(path)
+    return found
+
+
+def fetched(repository: str, weights: bool) -> Path:
+    """Returns the folder with the files of a repository, `user/name` or `user/name@revision`. Raises OSError
+    or ValueError: they can't be had."""
+    from huggingface_hub import snapshot_download  # timm needs it, too
+
+    identifier, _, revision = repository.partition("@")
+    files = ["config.json", *(WEIGHTS if weights else ())]
+    return Path(snapshot_download(identifier, revision=revision or None, allow_patterns=files))
