@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,7 @@ def test_old_files_without_batch_counts_fit_in_silence(
     torch.save(state, tmp_path / "old.pth")
     with caplog.at_level(logging.INFO):
         load(tmp_path / "old.pth")
-    assert f"weights: {len(state)} of" in caplog.text
+    assert "weights: all 97 tensors from" in caplog.text
     assert "not in the file" not in caplog.text
 
 
@@ -138,7 +139,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path, caplog: pytest.LogCaptureFix
     torch.save(state, tmp_path / "part.pth")
     with caplog.at_level(logging.INFO):
         network = load(tmp_path / "part.pth")
-    assert "other shape: layer1.0.conv1.weight" in caplog.text
+    assert "other shape: layer1.0.conv1.weight 16×16×5×5 for 16×16×3×3" in caplog.text
     assert "not in the file: bn1.bias" in caplog.text
     assert (
         "not in the network: extra.0, extra.1, extra.2, extra.3, extra.4, extra.5 and 2 more" in caplog.text
@@ -151,10 +152,87 @@ def test_other_classes_keep_the_new_head_and_say_so(tmp_path: Path, caplog: pyte
     torch.save(state, tmp_path / "ten.pth")
     with caplog.at_level(logging.INFO):
         network = load(tmp_path / "ten.pth", classes=7)
-    assert "other shape: linear.weight, linear.bias" in caplog.text
+    assert "other shape: linear.weight 10×64 for 7×64, linear.bias 10 for 7" in caplog.text
     assert network.get_parameter("linear.weight").shape == (7, 64)
     own = network.state_dict()
     assert all(torch.equal(own[key], value) for key, value in state.items() if not key.startswith("linear."))
+
+
+def named_otherwise(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns a state as another library might name it, in the same order."""
+    return {re.sub(r"^(\w+?)(\d?)\.", r"body_\1.\2x.", key): value for key, value in state.items()}
+
+
+def test_names_that_are_replaced(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    state = published().state_dict()
+    torch.save({f"encoder.{key}".replace("linear", "fc"): v for key, v in state.items()}, tmp_path / "a.pth")
+    config = {"_target_": CIFAR, "depth": 20, "weights": str(tmp_path / "a.pth")}
+    with caplog.at_level(logging.INFO):
+        network = build_network(config | {"rename": {"encoder.": "", "fc.": "linear."}}, 10, 3, 32)
+    assert "weights: all 97 tensors" in caplog.text
+    assert all(torch.equal(value, state[key]) for key, value in network.named_parameters())
+    with pytest.raises(
+        UserError, match=r"no name in .*a.pth has 'decoder.' in it; its first is encoder.conv1"
+    ):
+        build_network(config | {"rename": {"decoder.": ""}}, 10, 3, 32)
+    with pytest.raises(UserError, match="two names in .* become the same"):
+        build_network(config | {"rename": {"conv1": "conv", "conv2": "conv"}}, 10, 3, 32)
+
+
+def test_names_that_have_a_prefix_more(tmp_path: Path) -> None:
+    """Half of them, so that they do not count as another order."""
+    state = {f"encoder.{key}": value for key, value in published().state_dict().items()}
+    torch.save({"extra": torch.zeros(1), **state}, tmp_path / "prefix.pth")
+    with pytest.raises(UserError, match=r"only 0 of 97 tensors fit .*; write backbone.rename={encoder.:''}"):
+        load(tmp_path / "prefix.pth")
+
+
+def test_names_of_another_library_fit_by_their_order(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = published().state_dict()
+    torch.save(named_otherwise(state), tmp_path / "other.pth")
+    with caplog.at_level(logging.INFO):
+        network = load(tmp_path / "other.pth")
+    assert (
+        "taken by their order, because the names are others (body_conv.1x.weight for conv1.weight)"
+        in caplog.text
+    )
+    assert "weights: all 97 tensors" in caplog.text
+    assert all(torch.equal(value, state[key]) for key, value in network.named_parameters())
+
+
+@pytest.mark.parametrize("fault", ["shape", "kind", "order"])
+def test_another_order_or_shape_is_not_taken(fault: str, tmp_path: Path) -> None:
+    state = named_otherwise(published().state_dict())
+    keys = list(state)
+    if fault == "shape":
+        state[keys[0]] = torch.zeros(16, 3, 5, 5)
+    elif fault == "kind":  # a bias where the network has a weight of the same shape
+        keys[1], keys[2] = keys[2], keys[1]
+        state = {key: state[key] for key in keys}
+    else:
+        state = dict(sorted(state.items(), reverse=True))
+    torch.save(state, tmp_path / "other.pth")
+    with pytest.raises(UserError, match="only 0 of 97 tensors fit this network"):
+        load(tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize("fault", ["missing", "more", "shape"])
+def test_weights_that_must_be_whole(fault: str, tmp_path: Path) -> None:
+    """A network that is evaluated as it is has none of its weights by chance."""
+    state = published().state_dict()
+    if fault == "missing":
+        del state["layer3.2.bn2.running_var"]
+    elif fault == "more":  # of a deeper network
+        state["layer3.3.conv1.weight"] = torch.zeros(64, 64, 3, 3)
+    else:
+        state["linear.weight"] = torch.zeros(7, 64)
+    torch.save(state, tmp_path / "part.pth")
+    config = {"_target_": CIFAR, "depth": 20, "weights": str(tmp_path / "part.pth")}
+    build_network(config, 10, 3, 32)
+    with pytest.raises(UserError, match="fit this network .*; expected the weights of this network"):
+        build_network(config, 10, 3, 32, whole=True)
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
@@ -179,7 +257,7 @@ def test_a_head_of_other_classes_stays_out(
     same = classes in (["cat", "dog"], None)
     assert torch.equal(network.get_parameter("linear.weight"), state["network.linear.weight"]) == same
     assert torch.equal(network.get_parameter("conv1.weight"), state["network.conv1.weight"])
-    assert ("42 of 44 tensors" in caplog.text and "of other classes: linear." in caplog.text) != same
+    assert ("35 of 37 tensors" in caplog.text and "of other classes: linear." in caplog.text) != same
     assert "other shape" not in caplog.text and "not in the" not in caplog.text
 
 

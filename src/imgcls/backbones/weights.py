@@ -155,9 +155,7 @@ def by_order(network: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
         if name.rpartition(".")[2] != key.rpartition(".")[2] or (mine.shape != theirs.shape and not head):
             return state
     first = next(((key, name) for key, name in zip(given, own, strict=True) if key != name), ("", ""))
-    log.info(
-        "weights: taken by their order, because their names are others (%s for %s); all shapes agree", *first
-    )
+    log.info("weights: taken by their order, because the names are others (%s for %s); shapes agree", *first)
     return dict(zip(own, given.values(), strict=True))
 
 

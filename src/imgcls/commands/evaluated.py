@@ -17,7 +17,7 @@ from imgcls.errors import UserError
 from imgcls.runs.checkpoints import find_checkpoint
 from imgcls.tasks.task import Task, load_checkpoint
 
-CLASSIFICATION: Node = {"_target_": "imgcls.tasks.classification.ImageClassifier"}
+CLASSIFICATION = "imgcls.tasks.classification.ImageClassifier"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Chosen:
     trust: list[str]
     backbone: Node
     data: Node | None = None
-    task: Node | None = None  # of a backbone; None: classification
+    task: str | None  # the class of a backbone's task; None: classification
 
 
 class Loaded(NamedTuple):
@@ -56,7 +56,7 @@ def load_chosen(chosen: Chosen) -> Loaded:
     return load_published(chosen.backbone, chosen.data or {}, chosen.task or CLASSIFICATION)
 
 
-def load_published(backbone: Node, data: Node, task: Node) -> Loaded:
+def load_published(backbone: Node, data: Node, task: str) -> Loaded:
     """Returns a backbone with all of its weights, from a file or its library, for images as they expect them.
     The classes are those that the file names, else all that the data knows of. Raises UserError: there are no
     weights, or not all fit; or no data says the classes."""
@@ -64,7 +64,7 @@ def load_published(backbone: Node, data: Node, task: Node) -> Loaded:
     first = FirstWeights.read(backbone)
     if first.weights is None and not first.pretrained:
         raise UserError(
-            "backbone=…: nothing was learnt; give backbone.weights=FILE, backbone.pretrained=true"
+            "backbone=…: it has not learnt; give backbone.weights=FILE or backbone.pretrained=true"
         )
     if not data.get("_target_"):
         raise UserError("backbone=…: published weights do not say their classes; data=NAME does")
@@ -79,7 +79,9 @@ def load_published(backbone: Node, data: Node, task: Node) -> Loaded:
         known = f"{library.origin} has weights for {library.classes} classes, the data {spec.num_classes}"
         raise UserError(f"backbone.pretrained=true: {known}; train a head for them with imgcls train")
     network_of = partial(build_network, whole=True)
-    built: Task = build(task, "task", Task, spec=asdict(spec), backbone=backbone, network_of=network_of)
+    built: Task = build(
+        {"_target_": task}, "task", Task, spec=asdict(spec), backbone=backbone, network_of=network_of
+    )
     note_difference(backbone, spec)
     config = {"seed": 0, "cwd": str(Path.cwd()), "data": node, "trainer": {}}
     return Loaded(built.eval(), config, first.weights or str(backbone.get("name")))

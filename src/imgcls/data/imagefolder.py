@@ -87,7 +87,7 @@ class PictureModule(ImageDataModule):
         Other arguments: `ImageDataModule`.
     """
 
-    of_weights = ("mean", "std", "interpolation", "crop_ratio", "fit")
+    of_weights: tuple[str, ...] = ("mean", "std", "interpolation", "crop_ratio", "fit")
 
     def __init__(self, *, on_error: OnError = "raise", max_errors: Share = 0.01, **common: Any) -> None:
         super().__init__(**common)

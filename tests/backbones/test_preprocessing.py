@@ -1,0 +1,162 @@
+"""What images weights expect: found with the weights, and taken where the data's config says null."""
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchvision.models as models
+from safetensors.torch import save_file
+from sklearn.datasets import load_sample_images
+from support.composed import composed
+
+from imgcls.backbones.preprocessing import note_difference, of_weights, prepared_for
+from imgcls.data.imagefolder import ImageFolder, evaluation_transform
+from imgcls.spec import DataSpec
+
+TIMM = {"_target_": "imgcls.backbones.timm.timm_network"}
+VISION = {"_target_": "imgcls.backbones.torchvision.torchvision_network"}
+OURS = {"_target_": "imgcls.backbones.resnet_cifar.resnet_cifar", "depth": 8}
+SPEC = DataSpec(("cat", "dog"), 3, 48, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bicubic", 0.8, "squash")
+HALF = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_ratio": 0.95, "fit": "crop", "image_size": 160}
+
+
+def test_the_librarys_weights() -> None:
+    found = of_weights(TIMM | {"name": "test_resnet", "pretrained": True})
+    assert found is not None and found.origin == "timm's test_resnet.r160_in1k" and found.classes == 1000
+    assert found.fields == HALF | {"interpolation": "bilinear"}
+    found = of_weights(VISION | {"name": "efficientnet_b4", "pretrained": True})
+    assert found is not None and found.origin == "torchvision's efficientnet_b4, IMAGENET1K_V1"
+    assert (found.fields["interpolation"], found.fields["image_size"]) == ("bicubic", 380)
+    direct = {"_target_": "torchvision.models.resnet50", "pretrained": True}
+    found = of_weights(direct)
+    assert found is not None and found.fields["crop_ratio"] == 224 / 232
+
+
+def test_larger_images_in_a_test() -> None:
+    backbone = TIMM | {"name": "resnet10t", "pretrained": True}
+    sizes = {of_weights(backbone, testing).fields["image_size"] for testing in (False, True)}  # type: ignore[union-attr]
+    assert sizes == {176, 224}
+
+
+def test_a_file_of_weights_that_a_name_says(tmp_path: Path) -> None:
+    """A tag in the name says whose weights the file has; a name alone does not."""
+    file = {"weights": str(tmp_path / "net.pth")}
+    torch.save({"a": torch.zeros(1)}, tmp_path / "net.pth")
+    tagged = of_weights(TIMM | {"name": "tf_efficientnet_lite0.in1k"} | file)
+    assert tagged is not None and tagged.fields["mean"] == (0.5, 0.5, 0.5)
+    for backbone in (TIMM | {"name": "tf_efficientnet_lite0"}, VISION | {"name": "resnet18"}, OURS):
+        assert of_weights({**backbone, **file}) is None
+    assert of_weights(OURS) is None
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+def test_a_checkpoint_and_an_export(suffix: str, tmp_path: Path) -> None:
+    path, facts = tmp_path / f"net{suffix}", asdict(SPEC)
+    if suffix == ".ckpt":
+        torch.save({"state_dict": {}, "hyper_parameters": {"spec": facts}}, path)
+    else:
+        save_file({"a": torch.zeros(1)}, path, {key: json.dumps(value) for key, value in facts.items()})
+    found = of_weights(OURS | {"weights": str(path)})
+    assert found is not None and found.origin == str(path) and found.classes == 2
+    assert {key: tuple(v) if isinstance(v, list) else v for key, v in found.fields.items()} == {
+        "mean": SPEC.mean, "std": SPEC.std, "interpolation": "bicubic", "crop_ratio": 0.8, "fit": "squash",
+        "image_size": 48,
+    }  # fmt: skip
+
+
+def test_weights_beside_a_config_of_timms(tmp_path: Path) -> None:
+    config: dict[str, Any] = {"mean": [0.1] * 3, "std": [0.2] * 3, "input_size": [3, 64, 64], "crop_pct": 0.9}
+    config |= {"interpolation": "bicubic", "crop_mode": "border"}
+    text = {"architecture": "test_resnet", "num_classes": 7, "pretrained_cfg": config}
+    (tmp_path / "config.json").write_text(json.dumps(text))
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    found = of_weights(TIMM | {"name": "test_resnet", "weights": str(tmp_path / "model.safetensors")})
+    assert found is not None and found.classes == 7
+    assert (found.fields["fit"], found.fields["image_size"], found.fields["mean"]) == ("pad", 64, [0.1] * 3)
+
+
+def test_what_is_null_is_taken(caplog: pytest.LogCaptureFixture) -> None:
+    data = composed("data=imagefolder", "data.root=x", "data.crop_ratio=0.8")["data"]
+    with caplog.at_level(logging.INFO):
+        found = prepared_for(TIMM | {"name": "test_resnet", "pretrained": True}, data)
+    assert found == data | {
+        "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear", "fit": "crop", "image_size": 160
+    }  # fmt: skip
+    (line,) = caplog.messages
+    assert line == (
+        "preprocessing: mean [0.5,0.5,0.5], std [0.5,0.5,0.5], interpolation bilinear, fit crop, "
+        "image_size 160, as the weights expect (timm's test_resnet.r160_in1k); "
+        "data.crop_ratio=0.8 is given (the weights: 0.95)"
+    )
+
+
+def test_small_images_keep_their_size(caplog: pytest.LogCaptureFixture) -> None:
+    data = composed("data=cifar10")["data"]
+    with caplog.at_level(logging.INFO):
+        found = prepared_for(TIMM | {"name": "test_resnet", "pretrained": True}, data)
+    assert found == data | {"mean": [0.5] * 3, "std": [0.5] * 3}
+    assert "data.image_size=32 is given (the weights: 160)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        TIMM | {"name": "test_resnet", "pretrained": True, "preprocessing": "data"},
+        TIMM | {"name": "test_resnet", "pretrained": False}, OURS,
+    ],
+)  # fmt: skip
+def test_nothing_to_take(backbone: dict[str, Any], caplog: pytest.LogCaptureFixture) -> None:
+    data = composed("data=imagefolder", "data.root=x")["data"]
+    with caplog.at_level(logging.INFO):
+        assert prepared_for(backbone, data) == data
+    assert not caplog.messages
+
+
+def test_a_file_of_unknown_origin_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    torch.save({"a": torch.zeros(1)}, tmp_path / "net.pth")
+    backbone = TIMM | {"name": "test_resnet", "weights": str(tmp_path / "net.pth")}
+    note_difference(backbone, SPEC)
+    assert (
+        "net.pth does not say what images it expects; timm's test_resnet.r160_in1k expects others"
+        in caplog.text
+    )
+    assert "data.mean=[0.5,0.5,0.5]" in caplog.text and "data.image_size=160" in caplog.text
+    caplog.clear()
+    note_difference(backbone | {"preprocessing": "data"}, SPEC)
+    same = DataSpec(("cat", "dog"), 3, 160, [0.5], [0.5], "bilinear", 0.95)
+    note_difference(backbone, same)
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("name", ["resnet50", "vit_b_16", "efficientnet_b4", "inception_v3"])
+def test_torchvisions_own_transform(name: str, folder: Path) -> None:
+    """What torchvision's preset gives, but for rounding between two passes, as Pillow rounds, too."""
+    node = prepared_for(
+        VISION | {"name": name, "pretrained": True}, {"_target_": "imgcls.data.imagefolder.ImageFolder"}
+    )
+    spec = ImageFolder(root=str(folder), **{k: v for k, v in node.items() if k != "_target_"}).spec
+    preset = models.get_model_weights(name).DEFAULT.transforms()  # type: ignore[attr-defined]
+    image = torch.from_numpy(load_sample_images().images[0][:300, :417]).permute(2, 0, 1)
+    ours = (evaluation_transform(spec)(image) / 255 - torch.tensor(spec.mean).view(3, 1, 1)) / torch.tensor(
+        spec.std
+    ).view(3, 1, 1)
+    assert (ours - preset(image)).abs().mean() < 0.01 < 0.1 < (ours - ours.mean()).abs().mean()
+
+
+@pytest.mark.parametrize("fit", ["crop", "squash", "pad"])
+@pytest.mark.parametrize(("height", "width"), [(30, 90), (90, 30), (40, 40)])
+def test_the_whole_picture(fit: Any, height: int, width: int) -> None:
+    """A white picture: padding alone makes black, and squashing and padding lose no part of it."""
+    spec = DataSpec(("a", "b"), 3, 24, [0.5], [0.5], fit=fit)
+    white = torch.full((3, height, width), 255, dtype=torch.uint8)
+    marked = white.clone()
+    marked[:, 0, 0] = 0
+    shown, share = evaluation_transform(spec)(white), min(height, width) / max(height, width)
+    assert shown.shape == (3, 24, 24)
+    assert (shown == 255).float().mean() == pytest.approx(share if fit == "pad" else 1.0, abs=0.05)
+    seen = not torch.equal(evaluation_transform(spec)(marked), shown)
+    assert seen == (fit != "crop" or height == width)
