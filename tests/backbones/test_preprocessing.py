@@ -140,7 +140,7 @@ def test_torchvisions_own_transform(name: str, folder: Path) -> None:
     )
     spec = ImageFolder(root=str(folder), **{k: v for k, v in node.items() if k != "_target_"}).spec
     preset = models.get_model_weights(name).DEFAULT.transforms()  # type: ignore[attr-defined]
-    image = torch.from_numpy(load_sample_images().images[0][:300, :417]).permute(2, 0, 1)
+    image = torch.tensor(load_sample_images().images[0][:300, :417]).permute(2, 0, 1)
     ours = (evaluation_transform(spec)(image) / 255 - torch.tensor(spec.mean).view(3, 1, 1)) / torch.tensor(
         spec.std
     ).view(3, 1, 1)

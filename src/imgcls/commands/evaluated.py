@@ -15,9 +15,8 @@ from imgcls.config.training import FirstWeights, Node
 from imgcls.data.module import ImageDataModule
 from imgcls.errors import UserError
 from imgcls.runs.checkpoints import find_checkpoint
+from imgcls.tasks.classification import ImageClassifier
 from imgcls.tasks.task import Task, load_checkpoint
-
-CLASSIFICATION = "imgcls.tasks.classification.ImageClassifier"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +28,6 @@ class Chosen:
     trust: list[str]
     backbone: Node
     data: Node | None = None
-    task: str | None  # the class of a backbone's task; None: classification
 
 
 class Loaded(NamedTuple):
@@ -48,29 +46,26 @@ def load_chosen(chosen: Chosen) -> Loaded:
         either = "or backbone=NAME backbone.weights=FILE data=NAME, for published weights"
         raise UserError(f"checkpoint must be given: checkpoint=…; {either}")
     if chosen.checkpoint is not None:
-        if backbone or chosen.task:
-            key = "backbone" if backbone else "task"
-            raise UserError(f"{key}=…: the checkpoint has its own; leave {key} or checkpoint out")
+        if backbone:
+            raise UserError("backbone=…: the checkpoint has its own; leave backbone or checkpoint out")
         path = find_checkpoint(chosen.checkpoint)
         return Loaded(*load_checkpoint(path, chosen.trust), shown(path))
-    return load_published(chosen.backbone, chosen.data or {}, chosen.task or CLASSIFICATION)
+    return load_published(chosen.backbone, chosen.data or {})
 
 
-def load_published(backbone: Node, data: Node, task: str) -> Loaded:
+def load_published(backbone: Node, data: Node) -> Loaded:
     """Returns a backbone with all of its weights, from a file or its library, for images as they expect them.
     The classes are those that the file names, else all that the data knows of. Raises UserError: there are no
     weights, or not all fit; or no data says the classes."""
     backbone = resolved(backbone)
     first = FirstWeights.read(backbone)
     if first.weights is None and not first.pretrained:
-        raise UserError(
-            "backbone=…: it has not learnt; give backbone.weights=FILE or backbone.pretrained=true"
-        )
+        advice = "give backbone.weights=FILE or backbone.pretrained=true"
+        raise UserError(f"backbone=…: it has not learnt; {advice}")
     if not data.get("_target_"):
         raise UserError("backbone=…: published weights do not say their classes; data=NAME does")
-    node = prepared_for(
-        backbone, {key: value for key, value in data.items() if value is not None}, testing=True
-    )
+    given = {key: value for key, value in data.items() if value is not None}
+    node = prepared_for(backbone, given, testing=True)
     source: ImageDataModule = build(node, "data", ImageDataModule, seed=0)
     named = described(Path(first.weights)).get("class_names") if first.weights else None
     spec = replace(source.spec, class_names=named or source.all_classes or source.spec.class_names)
@@ -79,9 +74,7 @@ def load_published(backbone: Node, data: Node, task: str) -> Loaded:
         known = f"{library.origin} has weights for {library.classes} classes, the data {spec.num_classes}"
         raise UserError(f"backbone.pretrained=true: {known}; train a head for them with imgcls train")
     network_of = partial(build_network, whole=True)
-    built: Task = build(
-        {"_target_": task}, "task", Task, spec=asdict(spec), backbone=backbone, network_of=network_of
-    )
+    task = ImageClassifier(asdict(spec), backbone, network_of=network_of)
     note_difference(backbone, spec)
     config = {"seed": 0, "cwd": str(Path.cwd()), "data": node, "trainer": {}}
-    return Loaded(built.eval(), config, first.weights or str(backbone.get("name")))
+    return Loaded(task.eval(), config, first.weights or str(backbone.get("name")))
