@@ -35,6 +35,5 @@ print(f"{sum(found.values())} of {len(found)} right")
 if len(sys.argv) > 3:
     with Path(sys.argv[3]).open(newline="") as file:
         theirs = {Path(row["name"]).name: row["target"] == row["prediction"] for row in csv.DictReader(file)}
-    print(
-        f"{sum(found[name] == right for name, right in theirs.items())} of {len(theirs)} pictures judged alike"
-    )
+    alike = sum(found[name] == right for name, right in theirs.items())
+    print(f"{alike} of {len(theirs)} pictures judged alike")
