@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 from imgcls import __main__ as command
-from imgcls.augment import BatchAugment
+from imgcls.augment.batch import BatchAugment
 from imgcls.commands.eval import data_config, evaluation_trainer
 from imgcls.commands.verb import enter_project
 from imgcls.config import check as configs
@@ -140,7 +140,8 @@ def load_data(overrides: Sequence[str] = ()) -> ImageDataModule:
 
 
 def augmented(data: ImageDataModule, indices: Sequence[int], epoch: int = 0) -> Tensor:
-    """Returns training images `(N, C, H, W) uint8` as the network gets them in an epoch, not normalised."""
+    """Returns training images `(N, C, H, W) uint8`, or views of them `(N, V, C, H, W)`, as the network gets
+    them in an epoch, not normalised."""
     train = data.sets["train"]
     torch.manual_seed(epoch)
     batch = train.__getitems__([epoch * len(train) + index for index in indices])

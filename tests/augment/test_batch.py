@@ -1,35 +1,19 @@
 """Augmentation: what is drawn, that it differs for each sample, and that shares are what the pixels say."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from support.noise import CLASSES, as_bytes, noise, spec
+from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms import v2
 
-from imgcls.augment import Augment, BatchAugment, Mix, ThreeAugment, patches, rectangles, worker_transform
-from imgcls.config import check as configs
-from imgcls.data.memory import MemoryImages
-from imgcls.errors import UserError
-from imgcls.spec import DataSpec
-
-CLASSES = 10
-
-
-def spec(image_size: int = 16, channels: int = 3, mirror: bool = True) -> DataSpec:
-    names = tuple(map(str, range(CLASSES)))
-    return DataSpec(names, channels, image_size, (0.5,) * channels, (0.2,) * channels, mirror=mirror)
+from imgcls.augment.batch import BatchAugment, patches, rectangles
+from imgcls.augment.settings import Augment, Mix
 
 
 def batch_augment(image_size: int = 16, mirror: bool = True, **settings: Any) -> BatchAugment:
     return BatchAugment(Augment(**settings), spec(image_size, mirror=mirror))
-
-
-def noise(*shape: int) -> Tensor:
-    """Pixels from 1 to 255: no pixel looks like padding."""
-    return torch.randint(1, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 
 
 def placed(image: Tensor, padding: int) -> dict[tuple[int, int, bool], bytes]:
@@ -42,10 +26,6 @@ def placed(image: Tensor, padding: int) -> dict[tuple[int, int, bool], bytes]:
             crop = padded[:, top : top + size, left : left + size]
             out[top, left, False], out[top, left, True] = as_bytes(crop), as_bytes(crop.flip(2))
     return out
-
-
-def as_bytes(image: Tensor) -> bytes:
-    return image.contiguous().numpy().tobytes()
 
 
 def draws(images: Tensor, out: Tensor, padding: int) -> list[tuple[int, int, bool]]:
@@ -283,120 +263,3 @@ def test_rectangles_of_an_area() -> None:
         covered = rectangles(images, torch.full((3000,), area)).float().mean((1, 2, 3))
         assert float(covered.max()) == pytest.approx(area, rel=0.15)
     assert not rectangles(images, torch.zeros(3000)).float().mean((1, 2, 3)).gt(1 / 1600 + 1e-6).any()
-
-
-# the workers' part
-
-
-RAND = {"_target_": "torchvision.transforms.v2.RandAugment", "num_ops": 1}
-
-
-@pytest.mark.parametrize(
-    ("settings", "image_size", "expected"),
-    [
-        ({}, 32, []),
-        ({"crop": "padded"}, 32, []),
-        ({"crop": "auto"}, 64, []),
-        ({"crop": "auto"}, 65, [v2.RandomResizedCrop]),
-        ({"crop": "resized"}, 32, [v2.RandomResizedCrop]),
-        ({"policy": RAND}, 32, [v2.RandAugment]),
-        ({"crop": "resized", "policy": RAND}, 32, [v2.RandomResizedCrop, v2.RandAugment]),
-    ],
-)
-def test_worker_transform(settings: dict[str, Any], image_size: int, expected: list[type]) -> None:
-    transform = worker_transform(Augment(**settings), spec(image_size))
-    assert transform is None or isinstance(transform, v2.Compose)
-    steps = [] if transform is None else [type(step) for step in transform.transforms]
-    assert steps == expected
-    resize = v2.Resize(8)
-    transform = worker_transform(Augment(**settings), spec(image_size), resize)
-    steps = [type(step) for step in getattr(transform, "transforms", [transform])]
-    assert steps == ([] if v2.RandomResizedCrop in expected else [v2.Resize]) + expected
-
-
-def test_resized_crop_takes_the_settings() -> None:
-    transform = worker_transform(Augment(crop="resized", scale=(0.5, 0.5), ratio=(1.0, 1.0)), spec(32))
-    crop = transform.transforms[0]  # type: ignore[union-attr, index]
-    assert isinstance(crop, v2.RandomResizedCrop)
-    assert (
-        tuple(crop.size) == (32, 32) and tuple(crop.scale) == (0.5, 0.5) and tuple(crop.ratio) == (1.0, 1.0)
-    )
-    assert crop(noise(3, 80, 50)).shape == (3, 32, 32)
-
-
-def test_auto_crops_pad_or_resize_and_never_both() -> None:
-    for image_size in (32, 64, 65, 224):
-        augment, facts = Augment(crop="auto"), spec(image_size)
-        resized = worker_transform(augment, facts) is not None
-        assert resized == (image_size > 64) and (BatchAugment(augment, facts).padding > 0) != resized
-
-
-POLICIES: dict[str, Callable[[], nn.Module]] = {
-    "randaugment": v2.RandAugment,
-    "trivialaugment": v2.TrivialAugmentWide,
-    "autoaugment": v2.AutoAugment,
-    "three_augment": ThreeAugment,
-}
-
-
-@pytest.mark.parametrize("size", [8, 32])
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", POLICIES)
-def test_policies(name: str, channels: int, size: int) -> None:
-    """One picture, 40 times: each gets a draw of its own, and the same one when it is asked for again."""
-    pictures = noise(1, channels, size, size).expand(40, -1, -1, -1)
-    dataset = MemoryImages(pictures, torch.zeros(40, dtype=torch.int64))
-    dataset.transform = POLICIES[name]()
-    keys = list(range(40))
-    first = dataset.__getitems__(keys).images
-    assert first.shape == pictures.shape and first.dtype == torch.uint8
-    assert len({as_bytes(image) for image in first}) > 10
-    torch.rand(3)
-    assert torch.equal(dataset.__getitems__(keys[::-1]).images.flip(0), first)
-    assert not torch.equal(dataset.__getitems__([key + 40 for key in keys]).images, first)  # the next epoch
-    assert torch.equal(dataset.picture(0), pictures[0])
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"flip": 1.5}, "augment.flip=1.5: "),
-        ({"erase": -0.1}, "augment.erase=-0.1: "),
-        ({"padding": 2.0}, "augment.padding=2.0: "),
-        (
-            {"mixup": {"probability": 0.6}, "cutmix": {"probability": 0.6}},
-            "augment.mixup.probability + cutmix.probability=1.2",
-        ),
-        (
-            {"mixup": {"probability": -0.5}, "cutmix": {"probability": 0.6}},
-            "augment.mixup.probability=-0.5: ",
-        ),
-        ({"cutmix": {"probability": 1.5}}, "augment.cutmix.probability=1.5: "),
-        ({"mixup": {"alpha": -1.0}}, "augment.mixup.alpha=-1.0: "),
-        ({"cutmix": {"alpha": 0.0}}, "augment.cutmix.alpha=0.0: "),
-        ({"scale": [0.0, 0.0]}, "augment.scale="),
-        ({"scale": [1.0, 0.5]}, "augment.scale=[1.0, 0.5]: "),
-        ({"scale": [-0.1, 0.5]}, "augment.scale="),
-        ({"scale": [0.1, 1.5]}, "augment.scale="),
-        ({"ratio": [2.0, 0.5]}, "augment.ratio=[2.0, 0.5]: "),
-        ({"ratio": [0.0, 0.5]}, "augment.ratio="),
-    ],
-)
-def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError) as caught:
-        configs.typed(settings, Augment, "augment")
-    assert str(caught.value).startswith(message)
-
-
-@pytest.mark.parametrize(
-    ("policy", "message"),
-    [
-        ({"_target_": "torchvision.transforms.v2.RandAugmen"}, "did you mean 'RandAugment'?"),
-        ({**RAND, "magnitud": 3}, "augment.policy.magnitud: "),
-        ({**RAND, "magnitude": "x"}, "augment.policy.magnitude=x: "),
-    ],
-)
-def test_wrong_policies(policy: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError) as caught:
-        worker_transform(Augment(policy=policy), spec())
-    assert message in str(caught.value)

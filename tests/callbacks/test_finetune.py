@@ -11,7 +11,8 @@ from support.command import imgcls
 from support.composed import composed, files
 from torch import Tensor, nn
 
-from imgcls.augment import Augment, BatchAugment, changes_images
+from imgcls.augment.batch import BatchAugment, changes_images
+from imgcls.augment.settings import Augment
 from imgcls.backbones.build import build_network
 from imgcls.backbones.layers import head_names, layers, reset_head
 from imgcls.backbones.torchvision import torchvision_network

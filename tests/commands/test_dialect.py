@@ -30,15 +30,16 @@ THEIRS = {
           interval: epoch
     """,
     "augment/theirs": """
-        policy:
-          _target_: torchvision.transforms.v2.Compose
-          transforms:
-            - _target_: torchvision.transforms.v2.RandomHorizontalFlip
-              p: 0.25
-            - _target_: torchvision.transforms.v2.RandomApply
-              p: 0.5
-              transforms:
-                - {_target_: torchvision.transforms.v2.ColorJitter, _args_: [0.4, 0.4]}
+        image:
+          theirs:
+            _target_: torchvision.transforms.v2.Compose
+            transforms:
+              - _target_: torchvision.transforms.v2.RandomHorizontalFlip
+                p: 0.25
+              - _target_: torchvision.transforms.v2.RandomApply
+                p: 0.5
+                transforms:
+                  - {_target_: torchvision.transforms.v2.ColorJitter, _args_: [0.4, 0.4]}
     """,
     "metrics/theirs": """
         mine:
@@ -122,7 +123,10 @@ def test_torchs_schedules_go_on(case: str, train: Callable[..., Any], theirs: li
     ("command", "expected"),
     [
         ("callbacks=timer callbacks.timer.duration.hurs=1", "callbacks.timer.duration"),
-        ("augment=theirs augment.policy.transforms.0.p=often", "augment.policy.transforms.0.p=often: input"),
+        (
+            "augment=theirs augment.image.theirs.transforms.0.p=often",
+            "augment.image.theirs.transforms.0.p=often: input",
+        ),
         ("backbone=theirs", "torchvision.models.resnet18 takes no in_channels: set data.channels=3"),
         (
             "backbone=theirs backbone.pretrained=true",

@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from pydantic import Field
 
-from imgcls.augment import Augment, Mix
+from imgcls.augment.settings import Augment, Mix
 from imgcls.config.build import build
 from imgcls.config.check import arguments, check, locate, plain, typed
 from imgcls.config.command_line import check_groups, check_keys, explain, take_unchosen
@@ -21,7 +21,7 @@ from imgcls.engine.run_directory import put
 from imgcls.errors import UserError, nearest
 
 SGD = "torch.optim.SGD"
-AUGMENT = "imgcls.augment.Augment"
+AUGMENT = "imgcls.augment.settings.Augment"
 
 
 def refused(function: Callable[..., Any], *given: Any, **named: Any) -> str:
@@ -186,7 +186,7 @@ def test_whatever_a_constructor_raises_is_a_line(kind: str, name: str) -> None:
 
 
 def test_an_argument_that_is_missing() -> None:
-    assert "size" in refused(build, {"_target_": "torchvision.transforms.v2.Resize"}, "augment.policy")
+    assert "size" in refused(build, {"_target_": "torchvision.transforms.v2.Resize"}, "augment.image.policy")
 
 
 # plain

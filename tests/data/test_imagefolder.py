@@ -16,7 +16,7 @@ from support.pictures import write_picture
 from timm.data import create_transform
 from torchvision.transforms import v2
 
-from imgcls.augment import Augment
+from imgcls.augment.settings import Augment
 from imgcls.config.build import build
 from imgcls.data.imagefolder import ImageFolder, evaluation_transform
 from imgcls.data.loading.decode import UnreadableImage, decode

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from support.composed import CONF, files
 from torch import Tensor, nn
 
-from imgcls.augment import Augment
+from imgcls.augment.settings import Augment
 from imgcls.config.build import build
 from imgcls.data.batch import Batch
 from imgcls.data.digits import Digits
@@ -142,7 +142,7 @@ def test_what_is_refused_before_anything_is_loaded(monkeypatch: pytest.MonkeyPat
     assert refused(device="tpu").startswith("data.device=tpu: ")
     with_crops = refused(device="cpu", augment=Augment(crop="resized"))
     assert with_crops.startswith(
-        "data.device=cpu: a resized crop and augment.policy work image by image, in workers;"
+        "data.device=cpu: a resized crop and augment.image work image by image, in workers;"
     )
 
 

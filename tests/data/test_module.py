@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, distributed
 
-from imgcls.augment import Augment
+from imgcls.augment.settings import Augment
 from imgcls.config.build import build
 from imgcls.data.batch import Batch, EpochSampler
 from imgcls.data.digits import Digits
@@ -384,7 +384,7 @@ def two_epochs(folder: Path, workers: int, seed: int = 0) -> list[Batch]:
     policy = {"_target_": "torchvision.transforms.v2.RandAugment"}
     data = ImageFolder(
         root=str(folder), image_size=24, mean=[0.5], std=[0.5], batch_size=5, num_workers=workers, seed=seed,
-        augment=Augment(crop="resized", policy=policy),
+        augment=Augment(crop="resized", image={"policy": policy}),
     )  # fmt: skip
     data.setup()
     loader = data.train_dataloader()

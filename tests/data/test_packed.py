@@ -13,7 +13,7 @@ from support.packs import packed
 from support.pictures import write_picture
 from torch.utils.data import DataLoader
 
-from imgcls.augment import Augment
+from imgcls.augment.settings import Augment
 from imgcls.data.imagefolder import ImageFolder
 from imgcls.data.loading.decode import UnreadableImage
 from imgcls.data.loading.manifest import facts_of

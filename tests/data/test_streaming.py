@@ -19,7 +19,7 @@ from support.pictures import write_picture
 from torch import distributed
 from torch.utils.data import DataLoader
 
-from imgcls.augment import Augment
+from imgcls.augment.settings import Augment
 from imgcls.data import streaming
 from imgcls.data.imagefolder import ImageFolder
 from imgcls.data.loading.decode import decode

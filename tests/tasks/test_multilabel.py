@@ -22,7 +22,8 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 from torchmetrics import classification as torchmetrics
 
-from imgcls.augment import Augment, BatchAugment
+from imgcls.augment.batch import BatchAugment
+from imgcls.augment.settings import Augment
 from imgcls.config.check import typed
 from imgcls.data.batch import Batch
 from imgcls.engine.signals import STOPPED

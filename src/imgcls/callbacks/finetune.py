@@ -18,7 +18,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from imgcls.augment import changes_images
+from imgcls.augment.batch import changes_images
 from imgcls.backbones.layers import head_names, layers
 from imgcls.data.batch import ImageDataset
 from imgcls.data.module import ImageDataModule
@@ -219,9 +219,10 @@ def scale_of_features(task: Task, images: ImageDataset) -> float:
     """Returns the power of 2 next to the root mean square of the head's inputs, for 64 training images."""
     count = min(len(images), 64)
     batch = images.__getitems__([i * len(images) // count for i in range(count)])
+    pictures = batch.images.flatten(0, 1) if batch.images.ndim == 5 else batch.images  # each view
     context = task.trainer.precision_plugin.forward_context()
     with inputs_of(task.network, task.head_name) as inputs, context:
-        task.raw_logits(batch.images.to(task.device))
+        task.raw_logits(pictures.to(task.device))
     root = float(inputs[0].float().square().mean().sqrt())
     return 2.0 ** round(math.log2(root)) if root > 0 and math.isfinite(root) else 1.0
 

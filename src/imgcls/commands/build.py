@@ -84,6 +84,9 @@ def build_task(config: TrainConfig, data: ImageDataModule) -> Task:
         channels_last=config.channels_last, compile=config.compile,
     )  # fmt: skip
     task.check_targets(data.sets["train"].targets)
+    if data.views and not task.takes_views:
+        given = f"augment.image makes {data.views} views of an image, and {type(task).__name__} takes one"
+        raise UserError(f"{given}; choose a task that takes views (takes_views = True)")
     return task
 
 

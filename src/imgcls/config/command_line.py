@@ -21,8 +21,10 @@ from imgcls.errors import UserError, nearest
 NONE = {"callbacks": "[]", "logger": "[]", "scheduler": "constant", "augment": "none", "finetune": "none"}
 PARTS = ("callbacks", "logger")  # groups of which several files are chosen, each for the parts that it names
 SHOWING = {"-c", "--cfg", "-i", "--info", "-h", "--help", "hydra.mode"}  # with these nothing is trained
-# Where keys were that conf/recovery has now; trainer.on_oom is gone
-MOVED = re.compile(r"(callbacks\.(checkpoint|safeguard|progress)|trainer\.on_(nonfinite|oom))(?![^.])")
+# Where keys were that conf/recovery or augment.image has now; trainer.on_oom is gone
+MOVED = re.compile(
+    r"(callbacks\.(checkpoint|safeguard|progress)|trainer\.on_(nonfinite|oom)|augment\.policy)(?![^.])"
+)
 # Keys within a group. Hydra may compose another choice than the run's own, and would not know them
 OF_A_CHOICE = re.compile(r"(?!hydra\.)\w+\.[\w.]+=")
 
@@ -152,6 +154,8 @@ def renamed(key: str) -> str:
     if not MOVED.match(key):
         return ""
     name, known = key.rpartition(".")[2], root_keys("recovery/default", conf_folders())
+    if key.startswith("augment."):
+        return f"write {key.replace('.policy', '.image.policy', 1)}=…"
     if name == "on_oom":
         return "find a size that fits with tune=batch_size"
     return f"write recovery.{name}=…" if name in known else f"write recovery.…; {nearest(name, known)}"

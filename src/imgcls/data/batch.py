@@ -1,11 +1,11 @@
 """Batch: what a loader yields. ImageDataset: base class of a split. EpochSampler: its order."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Self, TypeVar
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, distributed
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms.v2 import functional as F
 
@@ -38,7 +38,7 @@ class ImageDataset(Dataset[Batch]):
 
     targets: Tensor  # as in `Batch`, of the whole split
     seed: int = 0
-    transform: nn.Module | None = None  # of one image, in the workers
+    transform: Callable[[Tensor], Tensor] | None = None  # of one image, in the workers; may make V views
     device = torch.device("cpu")  # where batches are made
 
     def __len__(self) -> int:
@@ -56,7 +56,7 @@ class ImageDataset(Dataset[Batch]):
 
     @abstractmethod
     def images(self, keys: Tensor) -> Tensor:
-        """Returns the images `(N, C, H, W) uint8` of a batch of keys."""
+        """Returns the images `(N, C, H, W) uint8` of a batch of keys, or views `(N, V, C, H, W)`."""
 
     @abstractmethod
     def picture(self, index: int) -> Tensor:

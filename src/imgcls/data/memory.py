@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from imgcls.augment import worker_transform
+from imgcls.augment.image import in_workers
 from imgcls.data.batch import Batch, EpochSampler, ImageDataset, in_channels
 from imgcls.data.module import ImageDataModule
 from imgcls.errors import UserError
@@ -60,8 +60,8 @@ class MemoryDataModule(ImageDataModule):
         return UserError(f"data.device={self.device}: {reason}, or data.device=null")
 
     def setup(self, stage: str | None = None) -> None:
-        if self.device is not None and worker_transform(self.augment, self.spec) is not None:
-            reason = "a resized crop and augment.policy work image by image, in workers"
+        if self.device is not None and in_workers(self.augment, self.spec):
+            reason = "a resized crop and augment.image work image by image, in workers"
             raise self.refused(f"{reason}; choose an augment without them such as augment=standard")
         super().setup(stage)
 

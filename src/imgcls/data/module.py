@@ -20,7 +20,8 @@ from lightning.pytorch import LightningDataModule
 from pydantic import Field, PositiveFloat
 from torch.utils.data import DataLoader
 
-from imgcls.augment import Augment, worker_transform
+from imgcls.augment.image import ImageTransform, worker_transform
+from imgcls.augment.settings import Augment
 from imgcls.data.batch import Batch, EpochSampler, ImageDataset, keep_batch
 from imgcls.data.loading.cuts import fold_of, share_of
 from imgcls.data.loading.splits import SPLITS, Cut, check_targets, class_counts, name_absent
@@ -159,6 +160,12 @@ class ImageDataModule(LightningDataModule):
             self.setup()
             images = self.sets[split]
         self.sets = {**self.sets, "test": images.part(torch.arange(len(images)))}
+
+    @property
+    def views(self) -> int | None:
+        """How many views of an image a training batch `(N, V, C, H, W)` has; None: it is `(N, C, H, W)`."""
+        transform = self.sets["train"].transform
+        return transform.views if isinstance(transform, ImageTransform) else None
 
     def class_counts(self) -> list[int]:
         """Returns how many training images each class or label has; none where targets are measures."""

@@ -17,8 +17,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from imgcls.augment import Augment
-from imgcls.config import check as configs
+from imgcls.augment.settings import Augment
 from imgcls.config.build import build
 from imgcls.config.paths import cache_dir
 from imgcls.config.training import Node, TrainerConfig
@@ -57,7 +56,7 @@ def prepare(seed: int) -> None:
 
 def build_data(node: Node, augment: Node | None, seed: int, split: str = "test") -> ImageDataModule:
     """Builds the datamodule, fetches what it needs, and checks all its splits; tests will be on `split`."""
-    given = {} if augment is None else {"augment": configs.typed(augment, Augment, "augment")}
+    given: dict[str, Any] = {} if augment is None else {"augment": Augment.read(augment)}
     data: ImageDataModule = build(node, "data", ImageDataModule, seed=seed, **given)
     data.prepare_data()
     data.setup_test(split) if split != "test" else data.setup()

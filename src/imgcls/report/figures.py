@@ -166,7 +166,9 @@ def shortened(name: str, most: int) -> str:
 
 
 def as_picture(image: Tensor) -> np.ndarray:
-    """Returns `image (C, H, W) uint8` as `(H, W, 3)`, enlarged or reduced to about `SIDE` pixels."""
+    """Returns `image (C, H, W) uint8` as `(H, W, 3)`, enlarged or reduced to about `SIDE` pixels; views
+    `(V, C, H, W)` side by side."""
+    image = side_by_side(image)
     image = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
     longer = max(image.shape[-2:])
     if enlarge := SIDE // longer:
@@ -175,6 +177,11 @@ def as_picture(image: Tensor) -> np.ndarray:
         size = [max(SIDE * side // longer, 1) for side in image.shape[-2:]]
         image = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0].round().byte()
     return image.permute(1, 2, 0).contiguous().numpy()
+
+
+def side_by_side(image: Tensor) -> Tensor:
+    """Returns views `(V, C, H, W)` of an image as one `(C, H, V * W)`; an image `(C, H, W)` as it is."""
+    return torch.cat(list(image), -1) if image.ndim == 4 else image
 
 
 def under_heat(picture: np.ndarray, heat: Tensor) -> np.ndarray:

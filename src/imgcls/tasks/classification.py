@@ -38,6 +38,8 @@ class ImageClassifier(Task):
         Other arguments: those of `Task`.
     """
 
+    takes_views = False
+
     def __init__(
         self, *args: Any, class_weights: Weights = None, temperature: bool = False, **common: Any
     ) -> None:

@@ -34,6 +34,8 @@ class MultiLabelClassifier(Task):
         Other arguments: those of `Task`.
     """
 
+    takes_views = False
+
     def __init__(self, *args: Any, thresholds: bool = True, **common: Any) -> None:
         super().__init__(*args, **common)
         self.fits_on_validation = thresholds

@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from imgcls.augment import BatchAugment
+from imgcls.augment.batch import BatchAugment
 from imgcls.backbones.layers import head_names
 from imgcls.data.batch import Batch
 from imgcls.data.module import ImageDataModule
@@ -67,8 +67,10 @@ class NetworkModule(LightningModule):
         self.skipped: list[list[int]] = []  # batches [epoch, index] that had a loss that was not finite
 
     def normalise(self, images: Tensor, size: int | None = None) -> Tensor:
-        """Returns `images (N, C, H, W) uint8` as floats with the data's mean 0 and deviation 1, and with the
-        side `size` in pixels, by default that of the data."""
+        """Returns `images (N, C, H, W) uint8`, or views `(N, V, C, H, W)`, as floats with the data's mean 0
+        and deviation 1, and with the side `size` in pixels, by default that of the data."""
+        if images.ndim == 5:
+            return self.normalise(images.flatten(0, 1), size).unflatten(0, images.shape[:2])
         size = size or self.spec.image_size
         out = images.to(self.scale.dtype).mul_(self.scale).add_(self.shift)
         if images.shape[-2:] != (size, size):
@@ -79,7 +81,8 @@ class NetworkModule(LightningModule):
 
     def augmented(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Returns training images as the network takes them, cropped, mirrored, normalised, erased and mixed,
-        with their targets, which mixing turns into shares `(N, K)`; features stay as they are."""
+        with their targets, which mixing turns into shares `(N, K)`; or views `(N, V, C, H, W)`, each by
+        itself. Features stay as they are."""
         if images.is_floating_point():
             return images, targets
         images = self.augment.pixels(images)  # crop and mirror, in uint8

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from imgcls.augment import Augment, BatchAugment
+from imgcls.augment.batch import BatchAugment
+from imgcls.augment.settings import Augment
 from imgcls.backbones.build import build_network
 from imgcls.config import check as configs
 from imgcls.config.build import Find
@@ -62,6 +63,7 @@ class Task(NetworkModule):
         features_into: the part of the network that takes features in place of images.
     """
 
+    takes_views = True  # whether `compute` takes views `(N, V, C, H, W)`, where augment.image makes them
     fits_on_validation = False  # whether `fitted` has something to fit
     keep_logits = False  # whether a test keeps the network's own logits of each sample
 
@@ -103,7 +105,7 @@ class Task(NetworkModule):
             self.network.compile()
         if loss is not None:
             self.loss = self.build_loss(loss)
-        self.augment = BatchAugment(configs.typed(augment or {}, Augment, "augment"), self.spec)
+        self.augment = BatchAugment(Augment.read(augment or {}), self.spec)
         std = torch.tensor(self.spec.std).view(-1, 1, 1)
         self.register_buffer("scale", 1 / (255 * std), persistent=False)
         self.register_buffer("shift", -torch.tensor(self.spec.mean).view(-1, 1, 1) / std, persistent=False)

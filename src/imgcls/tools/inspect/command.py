@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from imgcls.augment import Augment
+from imgcls.augment.settings import Augment
 from imgcls.config import check as configs
 from imgcls.config.build import build
 from imgcls.config.training import Node
@@ -54,7 +54,7 @@ def main(config: InspectConfig, run_dir: Path) -> None:
 def report(config: InspectConfig, run_dir: Path) -> None:
     """Reads all images, compares them, writes the findings and prints them."""
     options = config.data
-    data, refused = prepared(options, configs.typed(config.augment, Augment, "augment"), config.seed)
+    data, refused = prepared(options, Augment.read(config.augment), config.seed)
     listing = list_memory(data, options) if isinstance(data, MemoryDataModule) else list_files(data, options)
     start, workers = time.perf_counter(), options.get("num_workers")
     table = scan(listing, min(cores(), 16) if workers is None else workers)

@@ -15,11 +15,11 @@ from rich.table import Column, Table
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
-from imgcls.augment import BatchAugment
+from imgcls.augment.batch import BatchAugment
 from imgcls.config.paths import hydra_quoted, shown
 from imgcls.data.batch import EpochSampler
 from imgcls.data.module import ImageDataModule
-from imgcls.report.figures import as_picture, shortened
+from imgcls.report.figures import as_picture, shortened, side_by_side
 from imgcls.report.page import plain, render, table
 from imgcls.tools.inspect.scan import Reader
 
@@ -209,5 +209,5 @@ def draw_samples(data: ImageDataModule, unreadable: set[str], number: int) -> Sa
     for image, row in zip(pixels, shares.tolist(), strict=True):
         parts = [(share, name) for share, name in zip(row, spec.class_names, strict=True) if share > 0.005]
         label = " + ".join(name if len(parts) == 1 else f"{share:.2f} {name}" for share, name in parts)
-        samples.append((image, label))
+        samples.append((side_by_side(image), label))
     return samples
