@@ -1,7 +1,7 @@
 """Extensions of a project: files that are added to what `imgcls new` writes, and no file of imgcls changed.
 
 Each folder beside this file has those of one: a metric that others watch (surprise), a regression (sizes), a
-set with several labels (pairs).
+set with several labels (pairs), and a pretraining whose backbone is probed (simclr).
 """
 
 import csv
@@ -23,7 +23,7 @@ from support.runs import assert_same_run, jobs
 
 import imgcls
 from imgcls.engine.signals import STOPPED
-from imgcls.runs.checkpoints import load_content
+from imgcls.runs.checkpoints import find_checkpoint, load_content
 
 TINY = ("trainer=cpu", "logger=csv", "data.batch_size=24")
 FEW = (*TINY, "data.count=240", "trainer.max_epochs=3")
@@ -97,9 +97,36 @@ def test_several_labels(here: Callable[..., None]) -> None:
         assert len({len(answer.labels) for answer in answers}) > 1
 
 
+def test_a_pretraining_and_a_probe(here: Callable[..., None], said: Callable[..., str]) -> None:
+    """The probe has the backbone as it was pretrained, with a new head."""
+    with project("simclr", extension=True):
+        small = (*TINY, "data.fraction=0.2", "trainer.max_epochs=2")
+        here("train", "experiment=pretrain", *small, "hydra.run.dir=pretrained")
+        here("eval", "checkpoint=pretrained", "hydra.run.dir=again")
+        assert measured("again") == measured("pretrained")
+        here("train", "experiment=probe", "backbone.weights=pretrained", *small, "hydra.run.dir=probe")
+        before, after = (load_content(find_checkpoint(run))["state_dict"] for run in ("pretrained", "probe"))
+        body = [name for name in after if name.startswith("network.features.")]
+        assert body and all(torch.equal(before[name], after[name]) for name in body)
+        assert before["network.head.2.weight"].shape == (32, 64)
+        assert after["network.head.weight"].shape == (10, 64)
+        assert "SimCLR needs two views" in said("train", "experiment=pretrain", "augment=standard", *small)
+
+
+@pytest.mark.slow
+def test_a_probe_of_a_pretrained_backbone_is_better(here: Callable[..., None]) -> None:
+    with project("simclr", extension=True):
+        here("train", "experiment=pretrain", "trainer=cpu", "test=false", "hydra.run.dir=pretrained")
+        here("train", "experiment=probe", "trainer=cpu", "hydra.run.dir=random")
+        learnt = "backbone.weights=pretrained"
+        here("train", "experiment=probe", "trainer=cpu", learnt, "hydra.run.dir=learnt")
+        assert measured("learnt")["test/top1"] > measured("random")["test/top1"] + 0.02
+
+
 RESUMED = {
     "surprise": ("experiment=watched", *FEW, "test=false"),
     "pairs": ("experiment=several", *FEW, "test=false"),
+    "simclr": ("experiment=pretrain", *TINY, "test=false", "data.fraction=0.2", "trainer.max_epochs=3"),
 }
 KILLS = (("step", 6), ("validation", 1), ("writing", 2))
 
