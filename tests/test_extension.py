@@ -3,13 +3,18 @@
 import re
 import runpy
 import shlex
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from support.command import ROOT
+
+import imgcls
 
 TEXT = (ROOT / "docs" / "extension.md").read_text()
 LISTINGS = re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", TEXT, flags=re.DOTALL)
@@ -29,7 +34,7 @@ def mine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_listings_are_found() -> None:
-    assert len(LISTINGS) == 9 and len(COMMANDS) >= 10
+    assert len(LISTINGS) == 11 and len(COMMANDS) >= 10
     assert all(len(code.splitlines()) <= 80 for _, code in LISTINGS)
 
 
@@ -51,6 +56,21 @@ def test_a_task_of_ones_own_is_evaluated(here: Callable[..., None], said: Callab
     assert "mine is not trusted and was not imported; add trust=[mine]" in said("eval", "checkpoint=run")
     here("eval", "checkpoint=run", "trust=[mine]", "hydra.run.dir=tested")
     assert Path("tested/metrics.json").read_text() == Path("run/test/metrics.json").read_text()
+
+
+def test_a_checkpoint_needs_no_augmentation(here: Callable[..., None]) -> None:
+    line = next(line for line in COMMANDS if "augment=mine" in line)
+    here(*shlex.split(line)[1:], *SHORT, "hydra.run.dir=run")
+    state = torch.load("run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert float(state["augment.entries.0.call.done"]) == 4  # steps
+    shutil.rmtree("mine")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mine"]:
+        del sys.modules[name]
+    here("eval", "checkpoint=run", "hydra.run.dir=tested")
+    assert Path("tested/metrics.json").read_text() == Path("run/test/metrics.json").read_text()
+    assert imgcls.load("run").predict(np.zeros((8, 8), np.uint8)).labels
+    here("export", "checkpoint=run", "out=exported.pt2", "format=torch_export")
+    assert Path("exported.pt2").is_file()
 
 
 def test_the_script() -> None:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from imgcls.augment.batch import BatchAugment, patches, rectangles
 from imgcls.augment.settings import Augment, Mix
+from imgcls.errors import UserError
 
 
 def batch_augment(image_size: int = 16, mirror: bool = True, **settings: Any) -> BatchAugment:
@@ -263,3 +264,94 @@ def test_rectangles_of_an_area() -> None:
         covered = rectangles(images, torch.full((3000,), area)).float().mean((1, 2, 3))
         assert float(covered.max()) == pytest.approx(area, rel=0.15)
     assert not rectangles(images, torch.zeros(3000)).float().mean((1, 2, 3)).gt(1 / 1600 + 1e-6).any()
+
+
+# entries of one's own
+
+HERE = "support.augmentation."
+V2 = "torchvision.transforms.v2."
+DRIFT = {"_target_": HERE + "Drift"}
+
+
+def entries_of(*nodes: dict[str, Any] | None, **settings: Any) -> BatchAugment:
+    augment = BatchAugment(Augment.read({"batch": list(nodes), **settings}), spec())
+    augment.check(None, torch.arange(4))
+    return augment
+
+
+def test_entries_get_images_and_targets_or_images_alone() -> None:
+    nodes = [DRIFT, {"_target_": HERE + "Relabel"}, {"_target_": HERE + "Several"}, None]
+    augment = entries_of(*nodes, {"_target_": V2 + "GaussianBlur", "kernel_size": 3})
+    assert [entry.takes_targets for entry in augment.entries] == [False, True, False, True]
+    images, targets = torch.randn(50, 3, 16, 16), torch.arange(50) % 10
+    torch.manual_seed(0)
+    out, labels = augment.own(images.clone(), targets)
+    assert out.shape == images.shape and not torch.equal(out, images)
+    assert 0 < (labels != targets).sum() < 20 and labels.shape == targets.shape
+
+
+@pytest.mark.parametrize("name", ["MixUp", "CutMix"])
+def test_torchvisions_mixing_is_an_entry(name: str) -> None:
+    augment = entries_of({"_target_": V2 + name}, mixup={"probability": 0.5})
+    targets = torch.arange(50) % 10
+    torch.manual_seed(0)
+    images, shares = augment.own(torch.randn(50, 3, 16, 16), targets)
+    assert shares.shape == (50, 10) and torch.allclose(shares.sum(1), torch.ones(50))
+    assert bool((shares.gt(0).sum(1) == 2).any())
+    _, mixed = augment.mix(images, shares)  # and ours after it
+    assert mixed.gt(0).sum(1).max() > 2
+    labels = torch.eye(10)[targets]
+    assert augment.own(torch.randn(50, 3, 16, 16), labels)[1].shape == (50, 10)  # of several labels
+
+
+def test_the_trial_leaves_state_and_draws_alone() -> None:
+    torch.manual_seed(3)
+    augment = entries_of(DRIFT)
+    drawn = torch.rand(3)
+    torch.manual_seed(3)
+    assert torch.equal(drawn, torch.rand(3))
+    (level,) = augment.state_dict().values()
+    assert float(level) == 0
+    augment.own(torch.randn(4, 3, 16, 16), torch.arange(4))
+    assert float(level) != 0
+
+
+def test_what_an_entry_learns_is_not_trained() -> None:
+    augment = entries_of({"_target_": "torch.nn.BatchNorm2d", "num_features": 3})
+    assert [p.requires_grad for p in augment.parameters()] == [False, False]
+
+
+def test_each_view_is_an_image_of_an_entry() -> None:
+    augment = BatchAugment(Augment.read({"batch": [DRIFT], "erase": 0.5}), spec())
+    augment.check(2, torch.arange(4))
+    images = torch.randn(4, 2, 3, 16, 16)
+    out, targets = augment.own(images, torch.arange(4))
+    assert out.shape == images.shape and not torch.equal((out - images)[:, 0], (out - images)[:, 1])
+    assert torch.equal(targets, torch.arange(4))
+    with pytest.raises(UserError, match="makes 2 views of an image, which can't be mixed"):
+        BatchAugment(Augment(mixup=Mix(probability=0.5)), spec()).check(2, torch.arange(4))
+    with pytest.raises(UserError, match="v2.MixUp can't be called with a batch"):
+        BatchAugment(Augment(batch=[{"_target_": V2 + "MixUp"}]), spec()).check(2, torch.arange(4))
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "shape": ({"_target_": HERE + "stretched", "_partial_": True}, "augment.batch.0: support.augmentation."
+              "stretched returned images float32 (4, 3, 16, 32) for float32 (4, 3, 16, 16); expected alike"),
+    "targets": ({"_target_": HERE + "one_label", "_partial_": True}, "augment.batch.0: support.augmentation."
+                "one_label returned targets int64 (1,) for int64 (4,); expected alike, or shares (N, 10)"),
+    "a dict": ({"_target_": HERE + "named", "_partial_": True}, "augment.batch.0: support.augmentation.named "
+               "can't be called with a batch (images: it returned dict)"),
+    "half": ({"_target_": V2 + "ToDtype", "dtype": torch.float16}, "augment.batch.0: torchvision.transforms."
+             "v2.ToDtype returned images float16 (4, 3, 16, 16) for float32"),
+    "an error": ({"_target_": "torch.nn.Linear", "in_features": 3, "out_features": 2}, "augment.batch.0: "
+                 "torch.nn.Linear can't be called with a batch (images: "),
+    "a key": ({**DRIFT, "scal": 1}, "augment.batch.0.scal: support.augmentation.Drift takes no 'scal'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_one_line_for_what_is_no_entry(case: str) -> None:
+    node, message = WRONG[case]
+    with pytest.raises(UserError) as caught:
+        entries_of(node)
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)

@@ -44,12 +44,15 @@ CASES = {
                            "data.image_size=16"]),
     "linear probe": ([25], ["finetune=linear_probe", "augment=none"]),
     "every second epoch": ([25, 45], ["trainer.check_val_every_n_epoch=2", "trainer.max_epochs=4"]),
+    "own augmentation": ([25], ["augment=mix", "+augment.batch.drift._target_=support.augmentation.Drift",
+                                "+augment.image.shift._target_=support.augmentation.Shift",
+                                "callbacks=ema", "data.num_workers=1"]),
     "dropout": ([25], ["backbone=timm", "backbone.name=vit_tiny_patch16_224", "+backbone.drop_path_rate=0.2",
                        "data.image_size=16", "data.fraction=0.3", "data.batch_size=16"]),
 }  # fmt: skip
 
 
-ALWAYS = ("accumulated",)
+ALWAYS = ("accumulated", "own augmentation")
 
 
 @pytest.mark.parametrize(

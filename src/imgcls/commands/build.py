@@ -83,10 +83,12 @@ def build_task(config: TrainConfig, data: ImageDataModule) -> Task:
         class_counts=data.class_counts(), train_images=len(data.sets["train"]), seed=config.seed,
         channels_last=config.channels_last, compile=config.compile,
     )  # fmt: skip
-    task.check_targets(data.sets["train"].targets)
+    targets = data.sets["train"].targets
+    task.check_targets(targets)
     if data.views and not task.takes_views:
         given = f"augment.image makes {data.views} views of an image, and {type(task).__name__} takes one"
         raise UserError(f"{given}; choose a task that takes views (takes_views = True)")
+    task.augment.check(data.views, targets[:4].float() if targets.ndim == 2 else targets[:4])
     return task
 
 

@@ -16,7 +16,7 @@ from imgcls.data.batch import Batch
 from imgcls.data.module import ImageDataModule
 from imgcls.errors import UserError
 from imgcls.optim import Steps, build_optimizer, build_schedule
-from imgcls.seeding import key_seed
+from imgcls.seeding import key_seed, seed_others
 from imgcls.spec import DataSpec
 
 WITH_SCALER = ("16-mixed", "16")  # precisions whose gradients are scaled
@@ -80,13 +80,14 @@ class NetworkModule(LightningModule):
         return out
 
     def augmented(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns training images as the network takes them, cropped, mirrored, normalised, erased and mixed,
-        with their targets, which mixing turns into shares `(N, K)`; or views `(N, V, C, H, W)`, each by
-        itself. Features stay as they are."""
+        """Returns training images as the network takes them, with their targets: cropped, mirrored,
+        normalised, changed by augment.batch, erased, and mixed, which turns targets into shares `(N, K)`.
+        Views `(N, V, C, H, W)` are augmented each by itself; features stay as they are."""
         if images.is_floating_point():
             return images, targets
         images = self.augment.pixels(images)  # crop and mirror, in uint8
-        return self.augment.mix(self.normalise(images, self.input_size), targets)  # erase, mix pairs
+        images, targets = self.augment.own(self.normalise(images, self.input_size), targets)
+        return self.augment.mix(images, targets)  # erase, mix pairs
 
     def run(self, inputs: Tensor) -> tuple[Tensor, ...]:
         """Returns the network's outputs for normalised images, or for features, in float32; those of
@@ -131,7 +132,10 @@ class NetworkModule(LightningModule):
         self.first_rate = self.trainer.optimizers[0].param_groups[0]["lr"]
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        torch.manual_seed(key_seed(self.hparams["seed"], self.current_epoch, batch_idx, self.global_rank))
+        seed = key_seed(self.hparams["seed"], self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(seed)
+        if self.augment.entries:
+            seed_others(seed)
 
     def skipped_loss(self) -> Tensor:
         """Returns the loss of a skipped batch: 0, with gradients of 0."""
