@@ -1,7 +1,8 @@
 """Extensions of a project: files that are added to what `imgcls new` writes, and no file of imgcls changed.
 
 Each folder beside this file has those of one: a metric that others watch (surprise), a regression (sizes), a
-set with several labels (pairs), and a pretraining whose backbone is probed (simclr).
+set with several labels (pairs), a pretraining whose backbone is probed (simclr), and an augmentation of a
+batch that draws (grain).
 """
 
 import csv
@@ -124,6 +125,7 @@ def test_a_probe_of_a_pretrained_backbone_is_better(here: Callable[..., None]) -
 
 
 RESUMED = {
+    "grain": ("experiment=grain", "augment=grain", *FEW, "test=false"),
     "surprise": ("experiment=watched", *FEW, "test=false"),
     "pairs": ("experiment=several", *FEW, "test=false"),
     "simclr": ("experiment=pretrain", *TINY, "test=false", "data.fraction=0.2", "trainer.max_epochs=3"),
@@ -139,6 +141,12 @@ def test_stopped_and_resumed_to_the_bit(name: str, train: Callable[..., Any]) ->
         assert train("resume=cut", stop=12) == STOPPED
         train("resume=cut")
         assert_same_run(Path("whole"), Path("cut"))
+        if name == "grain":
+            states = [
+                load_content(Path(f"{run}/checkpoints/last.ckpt"))["state_dict"] for run in ("whole", "cut")
+            ]
+            (key,) = [key for key in states[0] if key.endswith("strength")]
+            assert states[0][key] == states[1][key] != 0.25  # it has walked
 
 
 @pytest.mark.slow  # a process of its own
