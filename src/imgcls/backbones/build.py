@@ -17,7 +17,7 @@ from imgcls.config.allowed import allowed
 from imgcls.config.build import build
 from imgcls.config.training import FIRST_WEIGHTS, network_call
 from imgcls.errors import UserError
-from imgcls.runs.checkpoints import load_tensors, unloadable
+from imgcls.runs.checkpoints import find_checkpoint, load_tensors, unloadable
 
 log = logging.getLogger(__name__)
 # Of a state in a file.
@@ -115,8 +115,11 @@ def try_shapes(
 
 
 def read_state(path: Path) -> tuple[dict[str, Tensor], list[str] | None]:
-    """Returns the tensors of a .safetensors file, or of a pickle that carries nothing but data (code is not
-    run), and the names of the classes, where the file has them, as one of train or export has."""
+    """Returns the tensors of a .safetensors file, of a pickle that carries nothing but data (code is not
+    run), or of a run directory's best checkpoint, and the names of the classes, where the file has them, as
+    one of train or export has."""
+    if path.is_dir():
+        path = find_checkpoint(str(path))
     if not path.is_file():
         raise UserError(f"weights={path}: there is no such file")
     names: list[str] | None = None
