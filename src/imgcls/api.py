@@ -1,5 +1,8 @@
 """imgcls from Python: what a project or a notebook imports. These names stay; all else may change.
 
+The project is that of the working directory, as with the command: what its pyproject.toml says in
+`[tool.imgcls]`. Its package can be imported, and checkpoints may name it.
+
 import imgcls
 
 run = imgcls.train(["data=digits", "trainer.max_epochs=5"])
@@ -19,13 +22,16 @@ import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException, OverrideParseException
 from PIL import Image
 from torch import Tensor
 
 from imgcls import __main__ as command
 from imgcls.augment.batch import BatchAugment
 from imgcls.commands.eval import data_config, evaluation_trainer
+from imgcls.commands.verb import enter_project
 from imgcls.config import check as configs
+from imgcls.config.command_line import explain
 from imgcls.config.paths import CONF
 from imgcls.data.batch import Batch, ImageDataset, in_channels
 from imgcls.data.files import Files
@@ -117,11 +123,19 @@ def train(overrides: Sequence[str] = ()) -> Run:
 
 
 def load_data(overrides: Sequence[str] = ()) -> ImageDataModule:
-    """Returns the data that `imgcls train` would use with these arguments; its splits are in `.sets`."""
+    """Returns the data that `imgcls train` would use with these arguments; its splits are in `.sets`.
+
+    Raises:
+        UserError: with the line that the command would print.
+    """
+    enter_project()
     GlobalHydra.instance().clear()
     places = ["run_dir=.", "cwd=.", "names={run: null, data: null, backbone: null}"]
-    with initialize_config_dir(str(CONF)):
-        config = configs.plain(compose("train", [*places, *overrides]))
+    try:
+        with initialize_config_dir(str(CONF)):
+            config = configs.plain(compose("train", [*places, *overrides]))
+    except (ConfigCompositionException, OverrideParseException) as error:
+        raise UserError(explain(error)) from error
     return build_data(config["data"], config["augment"], config["seed"])
 
 

@@ -289,7 +289,7 @@ def test_a_file_of_another_network_is_refused(tmp_path: Path) -> None:
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no such file"):
         load(tmp_path / "none.pth")
-    with pytest.raises(UserError, match="there is no such file"):
+    with pytest.raises(UserError, match=r"the folder has no checkpoints/best\.ckpt"):
         load(tmp_path)
 
 

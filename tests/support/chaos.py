@@ -1,8 +1,9 @@
 """Starts trainings and kills them: `python chaos.py FILE`, where FILE is a JSON list of attempts.
 
 An attempt is {"arguments": […], "event": "step" | "validation" | "writing" | "renaming" | null, "count": n,
-"signal": number}. Each runs in a process of its own, forked after the imports, in a session of its own; the
-signal goes to it at the event's n-th time. Prints a JSON list of the exit statuses.
+"signal": number}, and may have a "folder": where it runs. Each runs in a process of its own, forked after the
+imports, in a session of its own; the signal goes to it at the event's n-th time. Prints a JSON list of the
+exit statuses.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ from typing import Any
 
 from imgcls.__main__ import main
 from imgcls.engine import checkpoint
-from imgcls.tasks.classification import ImageClassifier
+from imgcls.tasks.task import Task
 
 
 def before(owner: Any, name: str, action: Callable[[], None]) -> None:
@@ -41,9 +42,9 @@ def prepare(attempt: dict[str, Any]) -> None:
             os.kill(os.getpid(), attempt["signal"])
 
     if attempt["event"] == "step":
-        before(ImageClassifier, "training_step", happens)
+        before(Task, "training_step", happens)
     elif attempt["event"] == "validation":
-        before(ImageClassifier, "validation_step", happens)
+        before(Task, "validation_step", happens)
     elif attempt["event"] == "renaming":  # of the file that was written, or of the one that it replaces
         before(Path, "replace", happens)
     elif attempt["event"] == "writing":
@@ -65,6 +66,7 @@ def run(attempt: dict[str, Any]) -> int:
     child = os.fork()
     if child == 0:
         os.setsid()
+        os.chdir(attempt.get("folder", "."))
         sys.argv = ["imgcls", "train", *attempt["arguments"]]
         prepare(attempt)
         try:

@@ -12,7 +12,7 @@ from torch import Tensor, nn, strided
 
 from imgcls.backbones.layers import head_names
 from imgcls.errors import UserError
-from imgcls.runs.checkpoints import load_tensors, unloadable
+from imgcls.runs.checkpoints import find_checkpoint, load_tensors, unloadable
 
 log = logging.getLogger(__name__)
 # Of a state in a file.
@@ -25,6 +25,7 @@ def described(path: Path) -> dict[str, Any]:
     """Returns the fields of the `DataSpec` that a file of ours says, a checkpoint of train or the weights of
     export; of another file none. Raises UserError as `read_state`."""
     found: Any = None
+    path = file_of(path)
     if path.suffix == ".safetensors" and path.is_file():
         with suppress(Exception), safe_open(path, framework="pt") as file:  # `read_state` says what is wrong
             found = {name: json.loads(text) for name, text in file.metadata().items()}
@@ -36,9 +37,15 @@ def described(path: Path) -> dict[str, Any]:
     return dict(found) if ours else {}
 
 
+def file_of(path: Path) -> Path:
+    """Returns the file of weights: itself, or the best checkpoint of a run directory."""
+    return find_checkpoint(str(path)) if path.is_dir() else path
+
+
 def load_file(path: Path) -> Any:
-    """Returns the content of a .safetensors file, or of a pickle that carries nothing but data (code is not
-    run). Raises UserError: it is missing, damaged or carries code."""
+    """Returns the content of a .safetensors file, of a pickle that carries nothing but data (code is not
+    run), or of a run directory's best checkpoint. Raises UserError: it is missing, damaged or carries code."""
+    path = file_of(path)
     if not path.is_file():
         raise UserError(f"weights={path}: there is no such file")
     try:

@@ -62,12 +62,18 @@ def run_verb(name: str, module: str) -> list[tuple[Any, Path]]:
             if name == "train":
                 SIGNALS.restore()
 
-    if project := own_project():
-        project.enter()
-    Plugins.instance().register(ProjectConf)
+    enter_project()
     # What Hydra itself builds (launchers, sweepers, hooks) is named by files that the user trusts.
     hydra.main(str(CONF), name, execution_whitelist=UNSAFE_DISABLE_EXECUTION_CHECKS)(task)()
     return outcomes
+
+
+def enter_project() -> None:
+    """Makes the package and the config files of the user's project known, that of the working directory.
+    Raises UserError: its `[tool.imgcls]` is wrong."""
+    if project := own_project():
+        project.enter()
+    Plugins.instance().register(ProjectConf)
 
 
 class ProjectConf(SearchPathPlugin):

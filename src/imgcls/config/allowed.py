@@ -27,6 +27,8 @@ def allowed(target: object, kind: str, trust: Iterable[str] = ()) -> Callable[..
     module_name, _, name = str(target).rpartition(".")
     package, ours = module_name.partition(".")[0], module_name.startswith(ROOMS.get(kind, " "))
     project = own_project()
+    if project is not None and package == project.package:
+        project.enter()  # also in Python, where no command did
     trusted = {*trust, project.package if project else None} - {None, "imgcls"}
     if not ours and package not in trusted:
         trusting = f"add trust=[{package}] if you trust all of its code"

@@ -86,8 +86,10 @@ class EpochProgress(ProgressBar):
         if self.ended is None or not trainer.is_global_zero or not self.enabled:
             return
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        names = ["train/loss", "train/top1", *(("val/loss", "val/top1") if self.validated else ())]
-        shown = [f"{name} {values[name]:.4f}" for name in names if name in values]
+        names = ["train/loss", "train/top1"]
+        if self.validated:
+            names += ["val/loss", "val/top1", getattr(trainer.checkpoint_callback, "monitor", "")]
+        shown = [f"{name} {values[name]:.4f}" for name in dict.fromkeys(names) if name in values]
         speed = f"{values['images_per_second']:,.0f} images/s" if "images_per_second" in values else ""
         if self.bar is not None:
             self.bar.stop()  # or the line would be written into the bar

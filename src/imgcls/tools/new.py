@@ -9,7 +9,14 @@ from jinja2 import Environment, StrictUndefined
 from imgcls.errors import UserError
 
 TEMPLATES = Path(__file__).with_name("new_project")  # a file's path may have NAME in it
-USAGE = "imgcls new NAME   writes a project into the folder NAME, whose package has this name"
+USAGE = """imgcls new NAME   writes a project into the folder NAME, whose package has this name
+
+  imgcls new leafnet
+  cd leafnet
+  imgcls train experiment=leafnet   seconds on a CPU
+  pytest -q                         its own tests
+
+src/leafnet has a network, a task and a data set to change, conf a file for each; README.md says what next."""
 
 
 def main(words: list[str]) -> None:
@@ -20,7 +27,8 @@ def main(words: list[str]) -> None:
     if len(words) != 1:
         raise UserError(f"{' '.join(words) or 'no name'}: expected one name, as in imgcls new leafnet")
     folder = write(words[0], Path.cwd())
-    print(f"{folder.name}: written; cd {folder.name} && imgcls train experiment={folder.name}")
+    print(f"{folder.name}: written; its README.md says what to do next. It trains as it is:")
+    print(f"cd {folder.name} && imgcls train experiment={folder.name}")
 
 
 def write(name: str, place: Path) -> Path:
