@@ -44,7 +44,8 @@ def file_of(path: Path) -> Path:
 
 def load_file(path: Path) -> Any:
     """Returns the content of a .safetensors file, of a pickle that carries nothing but data (code is not
-    run), or of a run directory's best checkpoint. Raises UserError: it is missing, damaged or carries code."""
+    run), or of a run directory's best checkpoint. Raises UserError: it is missing, damaged, or carries
+    code."""
     path = file_of(path)
     if not path.is_file():
         raise UserError(f"weights={path}: there is no such file")
