@@ -79,6 +79,10 @@ MISTAKES = [
     ),
     ("train loss=focal loss.gamma=-1", "loss.gamma=-1: input should be greater than or equal to 0"),
     ("train task.class_weights=[1,-1]", "class_weights"),
+    (
+        "train task.class_weights={_target_:builtins.list}",
+        "task.class_weights has a call within it: a checkpoint keeps a task's settings",
+    ),
     ("train trainer.precision=foo", "trainer.precision=foo: expected 64 or 32"),
     (
         "train trainer.strategy=ddp_spawn",

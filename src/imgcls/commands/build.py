@@ -75,7 +75,11 @@ def build_all(nodes: Nodes, group: str) -> list[Any]:
 
 
 def build_task(config: TrainConfig, data: ImageDataModule) -> Task:
-    """Builds the task for the data."""
+    """Builds the task for the data. Raises UserError: a call within its settings, whose result would be in
+    the checkpoints, or targets that are not for it."""
+    if nested := [key for key, value in config.task.items() if configs.has_nodes(value)]:
+        advice = "a checkpoint keeps a task's settings, which are plain; build it in the task's __init__"
+        raise UserError(f"task.{nested[0]} has a call within it: {advice}")
     task: Task = build(
         config.task, "task", Task, spec=asdict(data.spec), backbone=config.backbone, loss=config.loss,
         optimizer=config.optimizer, scheduler=config.scheduler, augment=config.augment,
