@@ -23,6 +23,13 @@ PARTS = ("callbacks", "logger")  # groups of which several files are chosen, eac
 SHOWING = {"-c", "--cfg", "-i", "--info", "-h", "--help", "hydra.mode"}  # with these nothing is trained
 # Where keys were that conf/recovery has now; trainer.on_oom is gone
 MOVED = re.compile(r"(callbacks\.(checkpoint|safeguard|progress)|trainer\.on_(nonfinite|oom))(?![^.])")
+# Keys of Lightning's Trainer that other parts of the config say.
+ELSEWHERE = {
+    "trainer.callbacks": "write callbacks=…, or +callbacks.NAME._target_=…",
+    "trainer.logger": "write logger=…, or +logger.NAME._target_=…",
+    "trainer.default_root_dir": "write hydra.run.dir=…",
+    "trainer.enable_checkpointing": "checkpoints are always kept, as recovery says",
+}
 # Keys within a group. Hydra may compose another choice than the run's own, and would not know them
 OF_A_CHOICE = re.compile(r"(?!hydra\.)\w+\.[\w.]+=")
 
@@ -148,9 +155,9 @@ def choosing(group: str, name: str, present: Iterable[str]) -> str:
 
 
 def renamed(key: str) -> str:
-    """Returns what to write in place of a key that was moved; "" for any other."""
+    """Returns what to write in place of a key that was moved or has no effect; "" for any other."""
     if not MOVED.match(key):
-        return ""
+        return ELSEWHERE.get(key, "")
     name, known = key.rpartition(".")[2], root_keys("recovery/default", conf_folders())
     if name == "on_oom":
         return "find a size that fits with tune=batch_size"
