@@ -1,5 +1,7 @@
 """imgcls from Python: train, load, predict, and the names that a project imports."""
 
+import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ from PIL import Image
 from support.runs import SHORT
 
 import imgcls
-from imgcls.api import Picture
+from imgcls.data.pictures import Picture, pixels
 
 OWN = ["data=imagefolder", "data.image_size=24", "data.num_workers=0", "trainer.limit_train_batches=2"]
 
@@ -50,15 +52,90 @@ def test_it_says_what_the_command_says(folder: Path) -> None:
     with pytest.raises(imgcls.UserError, match="nowhere"):
         imgcls.load("nowhere")
     run = imgcls.train([*SHORT, *OWN, f"data.root={folder}", "test=false", "hydra.run.dir=run"])
-    for wrong in (np.zeros((4, 4)), np.zeros((4, 4, 5), np.uint8), "missing.jpg"):
+    model, grey = run.model, np.zeros((4, 4), np.uint8)
+    objects = np.array(["a.jpg"], dtype=object)
+    empty, floats = grey[:0], Image.fromarray(np.full((4, 4), 7.0, np.float32))
+    odd: list[object] = [5, None, [None], b"bytes", objects, empty, floats, Image.new("L", (0, 3))]
+    for wrong in (np.zeros((4, 4)), np.zeros((4, 4, 5), np.uint8), "missing.jpg", *odd):
         with pytest.raises(imgcls.UserError):
-            run.model.predict(wrong)
+            model.predict(wrong)  # type: ignore[arg-type]
+    for top_k in (0, -1, 2.5):
+        with pytest.raises(imgcls.UserError, match="expected 1 or more"):
+            model.predict(grey, top_k=top_k)  # type: ignore[arg-type]
+    with pytest.raises(imgcls.UserError, match="there is no image to embed"):
+        model.embed([])
+    with pytest.raises(imgcls.UserError, match="device=cudax: "):
+        imgcls.load(run.path, device="cudax")
+    with pytest.raises(imgcls.UserError, match="nowhere: there is no run in it"):
+        imgcls.Run(Path("nowhere")).metrics  # noqa: B018
+    with pytest.raises(imgcls.UserError, match="--cfg job: this shows something and trains nothing"):
+        imgcls.train(["--cfg", "job"])
+
+
+def test_pictures_as_they_come(folder: Path) -> None:
+    """Views of arrays, a frame of several, more than 8 bits: what is in hand is what is read."""
+    array = np.random.default_rng(0).integers(0, 256, (6, 5, 3), np.uint8)
+    assert torch.equal(pixels(array[::-1, :, ::-1]), pixels(array[::-1, :, ::-1].copy()))
+    frames = [Image.fromarray(np.full((4, 4), value, np.uint8)) for value in (10, 200)]
+    frames[0].save("two.tiff", save_all=True, append_images=frames[1:])
+    with Image.open("two.tiff") as opened:
+        opened.seek(1)
+        assert pixels(opened).unique().tolist() == [200] and opened.tell() == 1
+    deep = np.full((4, 4), 4095, np.uint16)
+    assert pixels(Image.fromarray(deep), 12).unique().tolist() == [255]
+    Image.fromarray(deep).save("deep.png")
+    run = imgcls.train([*SHORT, *OWN, f"data.root={folder}", "data.bits=12", "test=false"])
+    with Image.open("deep.png") as opened:
+        assert torch.equal(run.model.prepared(opened), run.model.prepared("deep.png"))
+    assert run.model.embed("deep.png").shape == run.model.embed(["deep.png"]).shape
+
+
+def test_several_labels_are_all_said() -> None:
+    """By default no label that is given is left out, however many there are."""
+    run = imgcls.train([*SHORT, "task=multilabel", "test=false", "task.thresholds=false"])
+    model = imgcls.load(run.path)
+    model.task.test_metrics.own["evaluation"].get_buffer("thresholds").fill_(1e-9)
+    picture = model.data().sets["test"].picture(0)
+    assert len(model.predict(picture).labels) == 10
+    assert len(model.predict(picture, top_k=3).labels) == 3
+
+
+def test_logging_is_as_it_was(tmp_path: Path) -> None:
+    """After a training the process has its own handlers, and none that writes into the run's log."""
+    root, own = logging.getLogger(), logging.NullHandler()
+    root.addHandler(own)
+    try:
+        before = root.handlers[:], root.level
+        imgcls.train([*SHORT, "test=false", "hydra.run.dir=run"])
+        assert (root.handlers[:], root.level) == before
+        logging.warning("mine")
+        assert "mine" not in Path("run/run.log").read_text()
+    finally:
+        root.removeHandler(own)
 
 
 def test_data_of_the_command_line() -> None:
     data = imgcls.load_data(["data=digits", "data.batch_size=7"])
     assert data.batch_size == 7 and len(data.sets["train"]) == 1295
     assert next(iter(data.val_dataloader())).images.shape == (7, 1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("data=nope", "data=nope: there is no such choice; choose one of: "),
+        ("data.nope=3", "data.nope: there is no such key"),
+        ("data.batch_size=[", "data.batch_size=["),
+    ],
+)
+def test_data_of_a_wrong_command_line(word: str, said: str) -> None:
+    with pytest.raises(imgcls.UserError, match=re.escape(said)):
+        imgcls.load_data([word])
+
+
+def test_data_of_a_path_with_signs_of_the_grammar(folder: Path) -> None:
+    place = folder.rename(folder.with_name("a, b = {c}"))
+    assert len(imgcls.load_data(["data=imagefolder", f"data.root={place}"]).sets["train"])
 
 
 def test_every_name_is_there_and_the_import_is_light() -> None:

@@ -12,18 +12,18 @@ model.predict("photo.jpg").labels
 """
 
 import functools
+import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import ConfigCompositionException, OverrideParseException
-from PIL import Image
+from hydra.errors import HydraException
 from torch import Tensor
 
 from imgcls import __main__ as command
@@ -31,14 +31,15 @@ from imgcls.augment.batch import BatchAugment
 from imgcls.commands.eval import data_config, evaluation_trainer
 from imgcls.commands.verb import enter_project
 from imgcls.config import check as configs
-from imgcls.config.command_line import explain
+from imgcls.config import paths
+from imgcls.config.command_line import check_groups, explain
 from imgcls.config.paths import CONF
 from imgcls.data.batch import Batch, ImageDataset, in_channels
 from imgcls.data.files import Files
 from imgcls.data.imagefolder import ImageFolder, evaluation_transform
-from imgcls.data.loading.decode import from_pillow
 from imgcls.data.memory import MemoryDataModule
 from imgcls.data.module import ImageDataModule
+from imgcls.data.pictures import Picture, pixels, several
 from imgcls.engine.build import build_data, build_trainer, prepare
 from imgcls.errors import UserError
 from imgcls.report.figures import as_picture, draw_confusion, draw_mistakes, under_heat
@@ -62,19 +63,20 @@ __all__ = [
     "load", "load_data", "read_runs", "train", "under_heat",
 ]  # fmt: skip
 BATCH = 64  # images that a model gets at once
-Picture = str | Path | Image.Image | np.ndarray | Tensor
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory."""
+    """A run directory. What it is asked for raises UserError where there is no run in it."""
 
     path: Path
 
     @property
     def config(self) -> dict[str, Any]:
         """The config that it was trained with, resolved."""
-        return read_config(self.path)
+        if not Path(self.path, "config.yaml").is_file():
+            raise UserError(f"{self.path}: there is no run in it (no config.yaml)")
+        return read_config(Path(self.path))
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -109,17 +111,33 @@ def train(overrides: Sequence[str] = ()) -> Run:
     if any(word in ("-m", "--multirun") or word == "hydra.mode=MULTIRUN" for word in overrides):
         raise UserError("imgcls.train runs one training; for a sweep call it for each, or use the command")
     GlobalHydra.instance().clear()
-    before = sys.argv
-    sys.argv = ["imgcls"]
+    before, sys.argv = sys.argv, ["imgcls"]
     try:
-        outcomes = command.run("train", list(overrides))
+        with logging_kept():
+            outcomes = command.run("train", list(overrides))
     except SystemExit as ended:
         if isinstance(ended.code, str):
             raise UserError(ended.code) from ended.__context__
         raise
     finally:
         sys.argv = before
+    if not outcomes:
+        raise UserError(f"{' '.join(overrides)}: this shows something and trains nothing")
     return Run(outcomes[-1][1])
+
+
+@contextmanager
+def logging_kept() -> Iterator[None]:
+    """Gives the process its own logging back: Hydra's would go on to write into the run's log."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        for handler in set(root.handlers) - set(handlers):
+            handler.close()
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 def load_data(overrides: Sequence[str] = ()) -> ImageDataModule:
@@ -131,10 +149,11 @@ def load_data(overrides: Sequence[str] = ()) -> ImageDataModule:
     enter_project()
     GlobalHydra.instance().clear()
     places = ["run_dir=.", "cwd=.", "names={run: null, data: null, backbone: null}"]
+    words = paths.quoted(check_groups("train", list(overrides)))
     try:
         with initialize_config_dir(str(CONF)):
-            config = configs.plain(compose("train", [*places, *overrides]))
-    except (ConfigCompositionException, OverrideParseException) as error:
+            config = configs.plain(compose("train", [*places, *words]))
+    except HydraException as error:
         raise UserError(explain(error)) from error
     return build_data(config["data"], config["augment"], config["seed"])
 
@@ -161,7 +180,10 @@ def load(run: str | Path, trust: Sequence[str] = (), device: str | None = None) 
     """
     task, config = load_checkpoint(find_checkpoint(str(run)), trust)
     best = "cuda" if torch.cuda.is_available() else "cpu"
-    return Model(task.to(device or best), config, tuple(trust))
+    try:
+        return Model(task.to(device or best), config, tuple(trust))
+    except RuntimeError as error:
+        raise UserError(f"device={device}: {str(error).splitlines()[0]}") from error
 
 
 class Model:
@@ -194,27 +216,32 @@ class Model:
         return self.task.report(metrics, data.sets["test"])
 
     @torch.inference_mode()
-    def predict(self, images: Picture | Iterable[Picture], top_k: int = 5) -> Any:
-        """Returns a `Prediction` for an image, or a list of them for several. Raises UserError: a file can't
-        be read, or an array is none of an image."""
-        one = isinstance(images, str | Path | Image.Image | Tensor | np.ndarray)
+    def predict(self, images: Picture | Iterable[Picture], top_k: int | None = None) -> Any:
+        """Returns a `Prediction` for an image, or a list of them for several, with `top_k` labels at most; by
+        default 5, or of a task with several labels all that are given. Raises UserError: a file can't be
+        read, or an array is none of an image."""
+        if top_k is not None and (not isinstance(top_k, int) or top_k < 1):
+            raise UserError(f"top_k={top_k}: expected 1 or more, or None")
         found: list[Prediction] = []
-        for batch in self.batches([images] if one else images):  # type: ignore[list-item, arg-type]
+        for batch in self.batches(several(images)):
             answers = self.task.answers(batch, top_k)
             labels = answers.labels or [[] for _ in answers.numbers]
             numbers = [row.float().cpu().tolist() for row in answers.numbers]
             found += map(Prediction, labels, numbers)
-        return found[0] if one else found
+        return found[0] if isinstance(images, Picture) else found
 
-    def embed(self, images: Iterable[Picture]) -> Tensor:
-        """Returns what goes into the network's head for images: `(N, D) float32`."""
+    def embed(self, images: Picture | Iterable[Picture]) -> Tensor:
+        """Returns what goes into the network's head for an image or several: `(N, D) float32`. Raises
+        UserError: as `predict`, or there is no image."""
         with torch.inference_mode():
             found = []
-            for batch in self.batches(images):
+            for batch in self.batches(several(images)):
                 with self.task.features_kept() as kept:
                     self.task(batch)
                 found.append(kept.pooled().cpu())
-            return torch.cat(found)
+        if not found:
+            raise UserError("there is no image to embed; expected one or more")
+        return torch.cat(found)
 
     def batches(self, images: Iterable[Picture]) -> Iterable[Tensor]:
         """Yields images `(N, C, H, W) uint8`, prepared as in evaluation, on the model's device."""
@@ -234,12 +261,5 @@ class Model:
             if images is None:
                 raise UserError(f"{image}: {failures[0][1]}")
             return images[0]
-        if isinstance(image, Image.Image):
-            image = from_pillow(image)
-        elif isinstance(image, np.ndarray):
-            image = torch.from_numpy(image if image.ndim > 2 else image[..., None]).movedim(-1, 0)
-        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3):
-            given = f"{str(image.dtype).removeprefix('torch.')} of the shape {tuple(image.shape)}"
-            raise UserError(f"an image is {given}; expected uint8 with 1 or 3 channels")
-        prepared: Tensor = self.transform(in_channels(image, self.spec.channels))
+        prepared: Tensor = self.transform(in_channels(pixels(image, self.spec.bits), self.spec.channels))
         return prepared

@@ -1,6 +1,7 @@
 """ImageClassifier in training: what a checkpoint holds, chance, steps, clipping, averages and padding."""
 
 import copy
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,7 @@ from imgcls.engine.build import prepare
 from imgcls.engine.checkpoint import SaveConfig
 from imgcls.errors import UserError
 from imgcls.tasks.classification import ImageClassifier
+from imgcls.tasks.metrics import Outputs
 from imgcls.tasks.task import Task, load_checkpoint
 
 CNN = {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4}
@@ -344,6 +346,41 @@ def test_padding_counts_nowhere() -> None:
     found = module.test_metrics.compute_and_reset()
     assert float(found["top1"]) == pytest.approx((logits.argmax(1) == targets[kept]).float().mean().item())
     assert float(found["loss"]) == pytest.approx(F.cross_entropy(logits, targets[kept]).item(), rel=1e-5)
+
+
+def test_a_process_that_has_padding_alone() -> None:
+    """Its metrics have states of the same shapes as the others', which wait for them."""
+    auroc = {"auroc": {"_target_": "torchmetrics.AUROC"}}
+    module = classifier(metrics=auroc).eval()
+    module._trainer = SimpleNamespace(world_size=2)  # type: ignore[assignment]
+    none = torch.zeros(2).bool()
+    for _ in range(2):
+        module.test_step(Batch(images(2), torch.tensor([0, 0]), torch.tensor([0, 0]), none), 0)
+    assert {name: len(rows) for name, rows in module.gathered.rows().items()} == {
+        "indices": 0, "targets": 0, "predictions": 0, "confidences": 0
+    }  # fmt: skip
+    module.test_metrics.update_added()
+    (scores,) = module.test_metrics.added["auroc"].preds  # type: ignore[union-attr, misc]
+    assert scores.shape == (0, 10) and module.test_metrics.loss.samples == 0
+
+
+@pytest.mark.parametrize(
+    ("computed", "words"),
+    [
+        (Outputs(torch.ones(2, requires_grad=True), *[torch.ones(2)] * 2), "of the shape (2,); expected one"),
+        (Outputs(torch.ones(1, requires_grad=True), *[torch.ones(2)] * 2), "of the shape (1,); expected one"),
+        (Outputs(torch.tensor(1.0), *[torch.ones(2)] * 2), "the training loss has no gradient"),
+        (None, "compute gives NoneType in place of a loss; expected an imgcls.Outputs"),
+        ((torch.tensor(1.0), torch.ones(2)), "compute gives tuple in place of a loss"),
+    ],
+)
+def test_a_loss_that_can_not_teach(computed: Any, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = classifier()
+    module._trainer = SimpleNamespace(current_epoch=0)  # type: ignore[assignment]
+    monkeypatch.setattr(module, "compute", lambda batch, stage: computed)
+    batch = Batch(images(2), torch.tensor([0, 1]), torch.arange(2), torch.ones(2).bool())
+    with pytest.raises(UserError, match=re.escape(words)):
+        module.training_step(batch, 0)
 
 
 class Recorder(Callback):

@@ -1,10 +1,12 @@
 """What is measured, beside scikit-learn and beside a count by hand."""
 
+import re
 from typing import Any
 
 import pytest
 import torch
 from sklearn import metrics as sklearn
+from support.composed import composed
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from torchmetrics import Metric
@@ -16,6 +18,7 @@ from imgcls.report.figures import reliability
 from imgcls.tasks.classification import ImageClassifier
 from imgcls.tasks.measures import Evaluation, Gathered, MeanLoss
 from imgcls.tasks.metrics import Outputs
+from imgcls.tasks.multilabel import MultiLabelClassifier
 
 
 def batches(classes: int, count: int = 3, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
@@ -166,6 +169,14 @@ def test_predictions_are_in_the_order_of_the_set() -> None:
     assert predictions.compute()["indices"].tolist() == [0, 1]
 
 
+def test_a_test_of_one_sample() -> None:
+    """torchmetrics makes scalars of values with one element."""
+    predictions = Gathered()
+    predictions.update(torch.tensor([0]), {"targets": torch.tensor([2]), "outputs": torch.tensor([[0.5]])})
+    shapes = {name: tuple(value.shape) for name, value in predictions.rows().items()}
+    assert shapes == {"indices": (1,), "targets": (1,), "outputs": (1, 1)}
+
+
 def small_classifier(**given: Any) -> ImageClassifier:
     spec = {"class_names": [str(i) for i in range(6)], "channels": 1, "image_size": 8, "mean": [0.5]}
     backbone = {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4}
@@ -245,6 +256,68 @@ def test_a_metric_that_does_not_fit_is_said_at_the_start(node: dict[str, Any], w
         small_classifier(metrics={"mine": node})
 
 
-def test_a_name_that_is_taken() -> None:
-    with pytest.raises(UserError, match=r"metrics\.top1: this task measures top1 already"):
-        small_classifier(metrics={"top1": THREE["mcc"]})
+RECALL = {"_target_": "torchmetrics.classification.MulticlassRecall"}
+BY_CLASS = {"_target_": "torchmetrics.ClasswiseWrapper", "metric": {**RECALL, "average": "none"}}
+
+
+def collection(*names: str) -> dict[str, Any]:
+    return {"_target_": "torchmetrics.MetricCollection", "metrics": dict.fromkeys(names, RECALL)}
+
+
+@pytest.mark.parametrize(
+    ("metrics", "words"),
+    [
+        ({"top1": THREE["mcc"]}, "metrics.top1: top1 is measured already"),
+        ({"mine": collection("one", "top1")}, "metrics.mine: top1 is measured already"),
+        ({"mine": collection("loss")}, "metrics.mine: loss is measured already"),
+        ({"one": THREE["mcc"], "mine": collection("one")}, "metrics.mine: one is measured already"),
+        ({"mine": collection("one"), "more": collection("one")}, "metrics.more: one is measured already"),
+        ({"mine": BY_CLASS, "more": BY_CLASS}, "metrics.more: multiclassrecall_0 is measured already"),
+        ({"items": RECALL}, "metrics.items: attribute 'items' already exists; take another name"),
+        ({"a.b": RECALL}, "metrics.a.b: module name can't contain"),
+    ],
+)
+def test_a_name_that_is_taken(metrics: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=re.escape(words)):
+        small_classifier(metrics=metrics)
+
+
+def test_the_names_of_several_values() -> None:
+    """Those that a metric has on the example, as it logs them, with its direction."""
+    loss = {"_target_": "torchmetrics.classification.MulticlassCalibrationError"}
+    many = {"_target_": "torchmetrics.MetricCollection", "metrics": {"a": RECALL, "b": loss}, "prefix": "my_"}
+    metrics = small_classifier(metrics={"mine": BY_CLASS, "many": many}).val_metrics
+    better = metrics.better()
+    names = [f"multiclassrecall_{i}" for i in range(6)]
+    assert {better[name] for name in names} <= {"max", None} and "mine" not in better
+    assert (better["my_a"], better["my_b"]) == ("max", "min")
+    for logits, targets in batches(6):
+        metrics.update(Outputs(torch.tensor(1.0), logits, targets), small_classifier().measured)
+    assert set(metrics.compute_and_reset()) == set(better)
+
+
+@pytest.mark.parametrize("name", ["auroc", "mcc"])
+def test_shipped_metrics_that_fit_several_labels_too(name: str) -> None:
+    node = composed(f"metrics={name}")["metrics"]
+    spec = {"class_names": ["a", "b", "c"], "channels": 1, "image_size": 8, "mean": [0.5], "std": [0.5]}
+    backbone = {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4}
+    metrics = MultiLabelClassifier(spec, backbone, metrics=node).val_metrics
+    logits, targets = torch.randn(50, 3), torch.randint(2, (50, 3))
+    task = small_classifier(metrics=node)
+    metrics.update(Outputs(torch.tensor(1.0), logits, targets), lambda o: (o.logits.sigmoid(), o.targets))
+    found = float(metrics.compute_and_reset()[name])
+    if name == "auroc":
+        assert found == pytest.approx(sklearn.roc_auc_score(targets, logits), abs=1e-5)
+    else:
+        said = (logits > 0).flatten()
+        assert found == pytest.approx(sklearn.matthews_corrcoef(targets.flatten(), said), abs=1e-5)
+    given = batches(6)
+    for one in given:
+        task.val_metrics.update(Outputs(torch.tensor(1.0), *one), task.measured)
+    single = float(task.val_metrics.compute_and_reset()[name])
+    logits, targets = (torch.cat(parts) for parts in zip(*given, strict=True))
+    if name == "auroc":
+        expected = sklearn.roc_auc_score(targets, logits.softmax(1), multi_class="ovr")
+    else:
+        expected = sklearn.matthews_corrcoef(targets, logits.argmax(1))
+    assert single == pytest.approx(expected, abs=1e-5)

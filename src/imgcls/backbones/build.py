@@ -34,7 +34,7 @@ def build_network(
     shape = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     options, first = network_call(dict(config)), FirstWeights.read(dict(config))
     target = configs.locate(options["_target_"], "backbone._target_")
-    network = build({**options, **taken(target, shape)}, "backbone")
+    network = build(options, "backbone", **taken(target, shape))
     if not isinstance(network, nn.Module):
         returned = f"backbone._target_={options['_target_']} returns {type(network).__name__}"
         raise UserError(f"{returned}; expected a torch.nn.Module")
@@ -50,7 +50,7 @@ def build_network(
     return network
 
 
-def taken(target: Callable[..., Any], shape: Mapping[str, int]) -> dict[str, int]:
+def taken(target: Callable[..., Any], shape: Mapping[str, int]) -> dict[str, Any]:
     """Returns those facts of the data that a backbone's function has a parameter for; a function that passes
     keywords on, as torchvision's do, gets the number of classes."""
     named, passes_on = configs.hints_of(target)

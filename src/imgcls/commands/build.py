@@ -81,13 +81,22 @@ def build_callbacks(config: TrainConfig, better: Mapping[str, Better]) -> list[C
     ]
 
 
-def build_all(nodes: Nodes, group: str) -> list[Any]:
-    """Builds the callbacks or loggers that are not switched off."""
-    return [build(node, f"{group}.{name}") for name, node in nodes.items() if node]
+def build_all(nodes: Nodes, group: str, kind: type) -> list[Any]:
+    """Builds the callbacks or loggers that are not switched off. Raises UserError: one is of another kind."""
+    built = {name: build(node, f"{group}.{name}") for name, node in nodes.items() if node}
+    for name, one in built.items():
+        if not isinstance(one, kind):
+            expected = f"it makes a {type(one).__name__}, expected a {kind.__name__} of Lightning"
+            raise UserError(f"{group}.{name}: {expected}")
+    return list(built.values())
 
 
 def build_task(config: TrainConfig, data: ImageDataModule) -> Task:
-    """Builds the task for the data."""
+    """Builds the task for the data. Raises UserError: a call within its settings, whose result would be in
+    the checkpoints, or targets that are not for it."""
+    if nested := [key for key, value in config.task.items() if configs.has_nodes(value)]:
+        advice = "a checkpoint keeps a task's settings, which are plain; build it in the task's __init__"
+        raise UserError(f"task.{nested[0]} has a call within it: {advice}")
     task: Task = build(
         config.task, "task", Task, spec=asdict(data.spec), backbone=config.backbone, loss=config.loss,
         optimizer=config.optimizer, scheduler=config.scheduler, augment=config.augment,
@@ -121,7 +130,7 @@ def added_callbacks(config: TrainConfig, better: Mapping[str, Better]) -> list[C
         if mode is not None and "mode" in parameters:
             node = {**node, "mode": mode}
         nodes[name] = node
-    return build_all(nodes, "callbacks")
+    return build_all(nodes, "callbacks", Callback)
 
 
 def ours(built: object) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import Logger, WandbLogger
 
 from imgcls.commands.build import assemble, build_all, build_parts, read_config
 from imgcls.config.paths import shown
@@ -80,7 +80,7 @@ def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None) -> Score:
 
     try:
         with outcome_recorded(run_dir, training, better):
-            training.trainer.loggers = told(build_all(config.logger, "logger"), run_dir, record)
+            training.trainer.loggers = told(build_all(config.logger, "logger", Logger), run_dir, record)
             training = fit(training, rebuild, config.recovery, run_dir, checkpoint)
             summarise(training.trainer, run_dir)
             callbacks: list[Callback] = training.trainer.callbacks  # type: ignore[attr-defined]

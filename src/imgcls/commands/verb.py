@@ -19,6 +19,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS
 from omegaconf import DictConfig, OmegaConf, read_write
+from omegaconf.errors import OmegaConfBaseException
 
 from imgcls.config import check as config
 from imgcls.config.command_line import PARTS, check_keys, check_place, take_unchosen
@@ -106,6 +107,9 @@ class BeforeRun(Callback):
             self.check(config, mode)
         except UserError as error:
             sys.exit(f"{name}: {one_line(error)}")
+        except OmegaConfBaseException as error:
+            place = f"{error.full_key}: " if error.full_key else ""
+            sys.exit(f"{name}: {place}{str(error).splitlines()[0]}")
         except Exception as error:  # there is no log file yet
             with NamedTemporaryFile("w", prefix="imgcls-", suffix=".log", delete=False) as file:
                 traceback.print_exc(file=file)

@@ -29,8 +29,12 @@ def build(
     (imgcls.config.allowed) and gives it here, and then the node may have none within it; or the caller gives
     `find`, which returns what is allowed alone, also for the nodes within.
 
-    Raises UserError: a key or a value does not fit, or a target raised any exception, which is the cause.
+    Raises UserError: a key or a value does not fit, or is given already; or a target raised any exception,
+    which is the cause.
     """
+    for key in given.keys() & node.keys():  # whoever calls this would silently win
+        if type(node[key]) is not type(given[key]) or node[key] != given[key]:
+            raise UserError(f"{where}.{key}={node[key]}: another part of the config says it; leave it out")
     call = recipe(node, where, kind, target, find)
     _bind(call.func, where, node, call.args, call.keywords | given)
     try:

@@ -25,6 +25,13 @@ SHOWING = {"-c", "--cfg", "-i", "--info", "-h", "--help", "hydra.mode"}  # with 
 MOVED = re.compile(
     r"(callbacks\.(checkpoint|safeguard|progress)|trainer\.on_(nonfinite|oom)|augment\.policy)(?![^.])"
 )
+# Keys of Lightning's Trainer that other parts of the config say.
+ELSEWHERE = {
+    "trainer.callbacks": "write callbacks=…, or +callbacks.NAME._target_=…",
+    "trainer.logger": "write logger=…, or +logger.NAME._target_=…",
+    "trainer.default_root_dir": "write hydra.run.dir=…",
+    "trainer.enable_checkpointing": "checkpoints are always kept, as recovery says",
+}
 # Keys within a group. Hydra may compose another choice than the run's own, and would not know them
 OF_A_CHOICE = re.compile(r"(?!hydra\.)\w+\.[\w.]+=")
 
@@ -150,9 +157,9 @@ def choosing(group: str, name: str, present: Iterable[str]) -> str:
 
 
 def renamed(key: str) -> str:
-    """Returns what to write in place of a key that was moved; "" for any other."""
+    """Returns what to write in place of a key that was moved or has no effect; "" for any other."""
     if not MOVED.match(key):
-        return ""
+        return ELSEWHERE.get(key, "")
     name, known = key.rpartition(".")[2], root_keys("recovery/default", conf_folders())
     if key.startswith("augment."):
         return f"write {key.replace('.policy', '.image.policy', 1)}=…"

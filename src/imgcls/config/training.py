@@ -1,9 +1,10 @@
 """Typed config of a training: what `imgcls train` composes, with the bounds of each value."""
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from imgcls.config import check as configs
 from imgcls.config.command_line import renamed
@@ -15,6 +16,15 @@ Nodes = Annotated[dict[str, Part], BeforeValidator(lambda nodes: nodes or {})]  
 Metrics = Annotated[str | list[str], Field(min_length=1)]  # the first of several says which epoch is best
 Mode = Literal["min", "max"]  # the direction in which a metric is better
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+
+def file_name(name: str) -> str:
+    """Returns the name of best.ckpt without its ending; a metric's name in it may have a slash."""
+    if name in ("last", "previous") or "/" in re.sub(r"\{[^{}]*\}", "", name):
+        raise ValueError("expected a name without folders, which is not last or previous")
+    return name
+
+
 PARTS = ("task", "data", "augment", "backbone", "loss", "optimizer", "scheduler", "trainer", "recovery")
 
 
@@ -60,7 +70,7 @@ class RecoveryConfig(BaseModel):
 
     monitor: str | None = None  # None: the first optimized_metric
     mode: Literal["min", "max"] | None = None  # None: as the metric is better
-    filename: Annotated[str, Field(min_length=1)] = "best"
+    filename: Annotated[str, Field(min_length=1), AfterValidator(file_name)] = "best"
     save_top_k: Annotated[int, Field(ge=-1)] = 1
     every_minutes: Annotated[float, Field(gt=0)] = 10.0
     on_nonfinite: Literal["stop", "skip"] = "stop"

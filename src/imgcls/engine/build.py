@@ -80,8 +80,11 @@ def build_trainer(
     for key in ("strategy", "profiler"):
         if isinstance(node.get(key), Mapping):
             node[key] = build(node[key], f"trainer.{key}")
+    plugins = node.get("plugins") or []
+    plugins = plugins if isinstance(plugins, list) else [plugins]
+    node["plugins"] = [build(one, "trainer.plugins") if isinstance(one, Mapping) else one for one in plugins]
     if not isinstance(node.get("strategy"), ModelParallelStrategy):  # which writes by itself
-        node["plugins"] = [WholeFiles()]
+        node["plugins"].append(WholeFiles())
     given: dict[str, Any] = {"default_root_dir": str(run_dir), "use_distributed_sampler": False}
     given |= {"callbacks": callbacks, "logger": loggers or False}
     trainer: Trainer = build(node, "trainer", Trainer, **given)

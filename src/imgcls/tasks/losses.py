@@ -26,6 +26,18 @@ def build_loss(config: Mapping[str, Any], weights: Sequence[float] | None, num_c
     return build(config, "loss", nn.Module, weight=torch.tensor(weights))
 
 
+def check_loss(loss: object) -> None:
+    """Raises UserError for a training loss that no step can be taken by."""
+    if not isinstance(loss, Tensor):
+        expected = "expected an imgcls.Outputs with a tensor as its loss"
+        raise UserError(f"the task's compute gives {type(loss).__name__} in place of a loss; {expected}")
+    if loss.ndim:
+        advice = "expected one number, such as with loss.reduction=mean"
+        raise UserError(f"the training loss is of the shape {tuple(loss.shape)}; {advice}")
+    if not loss.requires_grad:
+        raise UserError("the training loss has no gradient; compute it from what the network returns")
+
+
 def smoothed(targets: Tensor, logits: Tensor, smoothing: float) -> Tensor:
     """Returns targets as shares `(N, K)`, of which the share `smoothing` is spread over all classes."""
     shares = targets if targets.ndim == 2 else F.one_hot(targets, logits.shape[1]).to(logits.dtype)

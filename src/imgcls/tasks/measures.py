@@ -140,19 +140,18 @@ class MeanLoss(Metric):
 
 
 class Gathered(Metric):
-    """What a test keeps of each sample, over all batches and processes: `compute` returns tensors by name, in
-    the order of the data set, the samples' numbers in it as `indices (N,) int64` among them."""
+    """What a test keeps of each sample, over all batches and processes, in the order of the data set."""
 
     full_state_update = False
 
     def __init__(self) -> None:
         super().__init__()
-        self.kept: list[str] = []
+        self.kept: dict[str, int] = {}  # the number of dimensions of each value
 
     def update(self, indices: Tensor, values: Mapping[str, Tensor]) -> None:
         for name, value in {"indices": indices, **values}.items():
             if name not in self.kept:
-                self.kept.append(name)
+                self.kept[name] = value.ndim
                 self.add_state(name, default=[], dist_reduce_fx="cat")
             getattr(self, name).append(value)
 
@@ -161,3 +160,11 @@ class Gathered(Metric):
         gathered = {name: dim_zero_cat(values) for name, values in lists.items() if len(values)}
         order = gathered["indices"].argsort()
         return {name: values[order].cpu() for name, values in gathered.items()}
+
+    def rows(self) -> dict[str, Tensor]:
+        """Returns tensors by name, a row for each sample, the samples' numbers in the data set as `indices
+        (N,) int64` among them. (Of one number torchmetrics makes a scalar.)"""
+        found = self.compute()
+        return {
+            name: value if value.ndim else value.view((1,) * self.kept[name]) for name, value in found.items()
+        }

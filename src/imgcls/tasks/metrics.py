@@ -27,6 +27,10 @@ class Outputs(NamedTuple):
     targets: Tensor  # what the metrics compare them with
     images: Tensor | None = None  # (N, C, H, W) as the network got them; in training, where there are any
 
+    def of_no_sample(self) -> "Outputs":
+        """Returns outputs like these, of no sample."""
+        return Outputs(torch.zeros_like(self.loss), self.logits[:0], self.targets[:0])
+
 
 class Metrics(nn.Module):
     """What is measured of a split: the mean loss, the metrics that a task has, and those that a config adds.
@@ -43,23 +47,19 @@ class Metrics(nn.Module):
         self.loss, self.own, self.added = MeanLoss(), nn.ModuleDict(own), nn.ModuleDict(added or {})
         self.waiting: list[tuple[Tensor, Tensor]] = []
 
+    def entries(self) -> dict[str, Metric | MetricCollection]:
+        """Returns the metrics and collections by name."""
+        return {**self.own, "loss": self.loss, **self.added}  # type: ignore[dict-item]
+
     def named(self) -> Iterator[tuple[str, Metric]]:
-        """Yields the metrics by name; a metric of several values names them itself."""
-        for name, metric in (*self.own.items(), ("loss", self.loss), *self.added.items()):
-            if isinstance(metric, MetricCollection):
-                yield from metric.items()
-            elif isinstance(metric, Metric):
-                yield name, metric
+        """Yields the metrics by name, also those of collections."""
+        for name, entry in self.entries().items():
+            yield from entry.items() if isinstance(entry, MetricCollection) else [(name, entry)]
 
     def better(self) -> dict[str, Better]:
         """Returns the names of all values, and the direction in which each is better."""
-        found: dict[str, Better] = {}
-        for name, metric in self.named():
-            several = getattr(metric, "better", None)
-            higher = metric.higher_is_better
-            one: Better = None if higher is None else "max" if higher else "min"
-            found |= several if isinstance(several, dict) else {name: one}
-        return found
+        ways = (directions(entry, name) for name, entry in self.entries().items())
+        return {name: way for found in ways for name, way in found.items()}
 
     def update(self, outputs: Outputs, measured: Callable[[Outputs], tuple[Tensor, Tensor]]) -> None:
         """Measures a batch; `measured` gives what the added metrics get."""
@@ -74,7 +74,7 @@ class Metrics(nn.Module):
     def update_added(self) -> None:
         """Gives the added metrics all batches that wait: many of them read from the device, which so happens
         at the end, or once in so many numbers, and not in each step."""
-        for given in self.waiting:
+        for given in [given for given in self.waiting if len(given[1])] or self.waiting[:1]:
             for added in self.added.children():
                 added.update(*given)  # type: ignore[operator]
         self.waiting.clear()
@@ -83,10 +83,10 @@ class Metrics(nn.Module):
         """Returns the values by name, over all batches and processes, and starts anew."""
         self.update_added()
         values: dict[str, Tensor] = {}
-        for name, metric in self.named():
-            found = metric.compute()
+        for name, entry in self.entries().items():
+            found = entry.compute()
             values |= found if isinstance(found, dict) else {name: found}
-            metric.reset()
+            entry.reset()
         return values
 
     def state(self) -> dict[str, dict[str, Any]]:
@@ -97,6 +97,22 @@ class Metrics(nn.Module):
 def on(state: Tensor | list[Tensor], device: torch.device | str) -> Tensor | list[Tensor]:
     """Returns a metric's state on another device."""
     return [part.to(device) for part in state] if isinstance(state, list) else state.to(device)
+
+
+def directions(entry: Metric | MetricCollection, name: str) -> dict[str, Better]:
+    """Returns the names of a metric's values, and the direction in which each is better; one of several
+    values has them in `better`."""
+    known: dict[str, Better] | None = getattr(entry, "better", None)
+    if known is not None:
+        return known
+    metrics = dict(entry.items()) if isinstance(entry, MetricCollection) else {name: entry}
+    return {name: direction(metric) for name, metric in metrics.items()}
+
+
+def direction(metric: nn.Module) -> Better:
+    """Returns the direction in which a metric says that it is better."""
+    higher = getattr(metric, "higher_is_better", None)
+    return None if higher is None else "max" if higher else "min"
 
 
 @dataclass
@@ -125,12 +141,19 @@ class Measures:
 
         Raises:
             UserError: a node is no metric, does not work on the example, has not one number as its value, or
-                the name of what the task measures itself.
+                a name that can't be one, or that of another value.
         """
-        own = Metrics(self.evaluation)
-        built = {name: self.build(node, f"metrics.{name}", find) for name, node in added.items() if node}
-        if twice := [name for name in built if name in own.better()]:
-            raise UserError(f"metrics.{twice[0]}: this task measures {twice[0]} already; take another name")
+        known = Metrics(self.evaluation).better()
+        built: dict[str, Metric | MetricCollection] = {}
+        for name, node in added.items():
+            if not node:
+                continue
+            check_name(name)
+            built[name] = self.build(node, f"metrics.{name}", find)
+            found = directions(built[name], name)
+            if twice := [value for value in found if value in known]:
+                raise UserError(f"metrics.{name}: {twice[0]} is measured already; take another name for it")
+            known |= found
         return Metrics(self.evaluation, built)
 
     def build(self, node: Mapping[str, Any], where: str, find: Find) -> Metric | MetricCollection:
@@ -139,8 +162,10 @@ class Measures:
         metric = build(filled(node, NO_READS | self.arguments, find), where, find=find)
         if not isinstance(metric, Metric | MetricCollection):
             raise UserError(f"{where}._target_={node['_target_']}: expected a metric of torchmetrics")
-        if self.example is not None:
-            try_metric(tried, where, *self.example)
+        values = {} if self.example is None else try_metric(tried, where, *self.example)
+        if isinstance(values, dict) and values and not hasattr(metric, "better"):
+            ways = directions(metric, "")
+            metric.better = {name: ways.get(name, direction(metric)) for name in values}  # type: ignore
         return metric
 
     def logged(self, added: Mapping[str, Any]) -> dict[str, Better]:
@@ -163,8 +188,17 @@ def filled(node: Any, arguments: Mapping[str, Any], find: Find) -> Any:
     return {key: value for key, value in arguments.items() if key in parameters} | inner
 
 
-def try_metric(metric: Metric | MetricCollection, where: str, given: Tensor, targets: Tensor) -> None:
-    """Raises UserError for a metric that fails on an example, or whose value is not one number."""
+def check_name(name: str) -> None:
+    """Raises UserError for a name that torch can't give to a module."""
+    try:
+        nn.ModuleDict({name: nn.Identity()})
+    except KeyError as error:
+        raise UserError(f"metrics.{name}: {error.args[0]}; take another name") from error
+
+
+def try_metric(metric: Metric | MetricCollection, where: str, given: Tensor, targets: Tensor) -> Any:
+    """Returns the value of a metric on an example, or several by name. Raises UserError: it fails there, or a
+    value is not one number."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a few samples have not all classes
@@ -177,6 +211,7 @@ def try_metric(metric: Metric | MetricCollection, where: str, given: Tensor, tar
         if not isinstance(value, Tensor) or value.numel() != 1:
             count = f"{value.numel()} numbers" if isinstance(value, Tensor) else type(value).__name__
             raise UserError(f"{where} gives {count}; expected one number, such as with average=macro")
+    return values
 
 
 def logs_of(callbacks: Mapping[str, Any]) -> dict[str, Better]:

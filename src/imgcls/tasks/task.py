@@ -18,7 +18,7 @@ from imgcls.data.batch import Batch, ImageDataset
 from imgcls.runs.checkpoints import find_checkpoint, load_content
 from imgcls.spec import DataSpec
 from imgcls.tasks.loading import config_of, restore
-from imgcls.tasks.losses import build_loss
+from imgcls.tasks.losses import build_loss, check_loss
 from imgcls.tasks.measures import Gathered
 from imgcls.tasks.metrics import Measures, Metrics, Outputs
 from imgcls.tasks.network import NetworkModule, data_of
@@ -177,6 +177,7 @@ class Task(NetworkModule):
         if [self.current_epoch, batch_idx] in self.skipped:
             return self.skipped_loss()
         outputs = self.compute(batch, "train")
+        check_loss(getattr(outputs, "loss", outputs))
         for term in self.loss_terms:
             outputs = outputs._replace(loss=term(self, outputs))
         self.train_metrics.update(outputs._replace(logits=outputs.logits.detach()), self.measured)
@@ -186,30 +187,28 @@ class Task(NetworkModule):
         values = {f"train/{name}": value for name, value in self.train_metrics.compute_and_reset().items()}
         self.log_dict(values | {"lr": torch.tensor(self.first_rate)})
 
-    def evaluate(self, batch: Batch, stage: Stage) -> Outputs | None:
-        """Returns the outputs of the samples that are not padding; None if all are. Then, too, the network
-        runs, because the other processes may wait for it."""
+    def evaluate(self, batch: Batch, stage: Stage) -> Outputs:
+        """Returns the outputs of the samples that are not padding. Where all are, the network runs, too: the
+        other processes may wait for it, and for metrics with states of the same shapes."""
         if self.trainer.world_size == 1 and data_of(self.trainer).on_error != "skip":
             return self.compute(batch, stage)  # there is no padding: nothing is read from the device
         if not batch.valid.any():
-            self.compute(batch, stage)
-            return None
+            return self.compute(batch, stage).of_no_sample()
         return self.compute(Batch(*(part[batch.valid] for part in batch)), stage)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        if outputs := self.evaluate(batch, "val"):
-            self.val_metrics.update(outputs, self.measured)
+        self.val_metrics.update(self.evaluate(batch, "val"), self.measured)
 
     def on_validation_epoch_end(self) -> None:
         self.log_dict({f"val/{name}": value for name, value in self.val_metrics.compute_and_reset().items()})
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        if outputs := self.evaluate(batch, "test"):
-            self.test_metrics.update(outputs, self.measured)
-            self.gathered.update(batch.indices[batch.valid], self.predictions(outputs))
+        outputs = self.evaluate(batch, "test")
+        self.test_metrics.update(outputs, self.measured)
+        self.gathered.update(batch.indices[batch.valid], self.predictions(outputs))
 
     def on_test_epoch_end(self) -> None:
-        self.tested = self.gathered.compute()  # here, where the processes still are together
+        self.tested = self.gathered.rows()  # here, where the processes still are together
         self.gathered.reset()
         values = self.test_metrics.compute_and_reset() | self.summary(self.tested)
         self.log_dict({f"test/{name}": value for name, value in values.items()})

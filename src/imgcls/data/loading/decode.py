@@ -52,6 +52,7 @@ def decode(path: str, channels: int, max_pixels: int = MAX_PIXELS, bits: int | N
             image = decode_jpeg(torch.from_numpy(data), channels)
         else:
             with _opened(data, max_pixels) as opened:
+                opened.seek(0)
                 image = from_pillow(opened, bits)
     except FAULTS as error:
         raise UnreadableImage(f"{path} can't be read as an image ({_reason(error)})") from error
@@ -138,8 +139,7 @@ def _finite(image: Image.Image, numbers: str, white: float) -> np.ndarray:
 
 
 def from_pillow(opened: Image.Image, bits: int | None = None) -> Tensor:
-    """Returns the first frame of Pillow's image as `(1 or 3, H, W) uint8`, turned as its EXIF says."""
-    opened.seek(0)
+    """Returns the frame that Pillow's image is at as `(1 or 3, H, W) uint8`, turned as its EXIF says."""
     numbers, white = _numbers(opened)
     image = ImageOps.exif_transpose(opened)
     if image.mode.startswith(("I", "F")):

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from pydantic import Field
 from rich import box
@@ -90,7 +91,7 @@ def measure(config: TrainConfig, turns: Turns, run_dir: Path) -> dict[str, Any] 
             node["mode"] = "offline"  # nothing of a benchmark is uploaded
     # The line for each epoch is written to the log, not shown.
     logging.getLogger("imgcls.loggers.progress").setLevel(logging.WARNING)
-    trainer.loggers = build_all(config.logger, "logger")
+    trainer.loggers = build_all(config.logger, "logger", Logger)
     try:
         trainer.fit(task, datamodule=data)
     finally:
