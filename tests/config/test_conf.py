@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from support.composed import CONF, composed, files, training
 from support.packs import packed
 
@@ -18,6 +19,7 @@ from imgcls.config.build import build
 from imgcls.config.training import RecoveryConfig, TrainConfig
 from imgcls.data.module import ImageDataModule
 from imgcls.engine.build import build_data, build_trainer
+from imgcls.engine.checkpoint import WholeFiles
 from imgcls.errors import UserError
 from imgcls.spec import DataSpec
 from imgcls.tasks.classification import ImageClassifier
@@ -116,6 +118,15 @@ def test_trainer(name: str) -> None:
         return
     trainer = build_trainer(config.trainer, [], [], Path())
     assert trainer.max_epochs == 20 and trainer.world_size == (2 if name == "ddp_cpu" else 1)
+
+
+def test_plugins_of_the_trainer_are_kept() -> None:
+    """Beside the one that writes whole files."""
+    node = "{_target_: lightning.pytorch.plugins.environments.LightningEnvironment}"
+    config = training("trainer=cpu", f"+trainer.plugins=[{node}]")
+    connector = build_trainer(config.trainer, [], [], Path())._accelerator_connector
+    assert isinstance(connector._cluster_environment_flag, LightningEnvironment)
+    assert isinstance(connector.checkpoint_io, WholeFiles)
 
 
 @pytest.mark.parametrize("name", files("finetune"))
