@@ -15,11 +15,10 @@ from torch.utils.data import DataLoader
 
 from imgcls.augment import Augment
 from imgcls.data.imagefolder import ImageFolder
-from imgcls.data.loading.decode import UnreadableImage
 from imgcls.data.loading.manifest import facts_of
 from imgcls.data.module import SPLITS, ImageDataModule
 from imgcls.data.packed import PackedData, PackedImages
-from imgcls.errors import UserError
+from imgcls.errors import UnreadableImage, UserError
 
 RESIZED = Augment(crop="resized")
 

@@ -33,7 +33,7 @@ from imgcls.tasks.metrics import Better
 if TYPE_CHECKING:
     from imgcls.report.report import Report
 
-# What the end of a run needs (SciPy, pandas, scikit-learn) is imported there: the first step comes sooner.
+# What the end of a run needs (pandas, the report) is imported there: the first step comes sooner.
 log = logging.getLogger(__name__)
 Score = float | list[float] | None  # the best value of optimized_metric, or of each of several
 

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from imgcls.data.batch import in_channels
 from imgcls.data.imagefolder import FolderImages, PictureModule, evaluation_transform
-from imgcls.data.loading.decode import UnreadableImage, decode_jpeg
+from imgcls.data.loading.decode import decode_jpeg
 from imgcls.data.loading.manifest import check_files, read_manifest
 from imgcls.data.loading.splits import Cut
 from imgcls.data.module import Place
-from imgcls.errors import UserError
+from imgcls.errors import UnreadableImage, UserError
 from imgcls.processes import rank
 from imgcls.spec import DataSpec
 

@@ -29,13 +29,13 @@ from imgcls.config.build import build
 from imgcls.config.paths import hydra_quoted, shown
 from imgcls.config.training import Node
 from imgcls.data.imagefolder import FolderImages, ImageFolder
-from imgcls.data.loading.decode import UnreadableImage, is_jpeg
+from imgcls.data.loading.decode import is_jpeg
 from imgcls.data.loading.manifest import VERSION, Manifest, SplitFacts, facts_of
 from imgcls.data.loading.splits import SPLITS, check_targets
 from imgcls.data.module import ImageDataModule
 from imgcls.data.packed import RECORD
 from imgcls.engine.build import prepare
-from imgcls.errors import UserError
+from imgcls.errors import UnreadableImage, UserError
 from imgcls.spec import DataSpec
 
 log = logging.getLogger(__name__)

@@ -23,11 +23,11 @@ from imgcls.config.paths import shown
 from imgcls.data.batch import ImageDataset
 from imgcls.data.imagefolder import ImageFolder, exclude_list
 from imgcls.data.imagenet import ImageNet
-from imgcls.data.loading.decode import MAX_PIXELS, UnreadableImage, decode, header
+from imgcls.data.loading.decode import MAX_PIXELS, decode, header
 from imgcls.data.loading.folders import left_out, list_images, named_splits
 from imgcls.data.loading.splits import SPLITS
 from imgcls.data.module import ImageDataModule
-from imgcls.errors import UserError
+from imgcls.errors import UnreadableImage, UserError
 
 warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of odd metadata; they name no file
 
