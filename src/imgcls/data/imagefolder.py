@@ -110,6 +110,7 @@ class ImageFolder(PictureModule):
     """
 
     layout = "root/<class>/… or root/{train,val,test}/<class>/…"
+    val_is_test = False  # whether the set's folder val is the test split
 
     def __init__(
         self,
