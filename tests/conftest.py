@@ -1,9 +1,10 @@
 """What all tests share: the command run as users run it, and small sets of pictures."""
 
+import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,17 @@ from imgcls.tasks.task import Task
 
 
 @pytest.fixture(autouse=True)
-def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test runs in an empty folder, with W&B's files and the cache in it."""
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each test runs in an empty folder, with W&B's files and the cache in it; the log files that a command
+    has opened in this process are closed after it, or a later test would find them unclosed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / ".cache"))
     for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_CONFIG_DIR"):
         monkeypatch.setenv(name, str(tmp_path))
+    yield
+    for handler in [one for one in logging.root.handlers if isinstance(one, logging.FileHandler)]:
+        logging.root.removeHandler(handler)
+        handler.close()
 
 
 @pytest.fixture

@@ -5,31 +5,41 @@ import gc
 import importlib
 import logging
 import os
+import re
 import select
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from imgcls.engine.signals import SIGNALS, WARNINGS
 from imgcls.errors import UserError, nearest, one_line
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-VERBS = {  # and what the help says of each
-    "train": "train a network, test the best checkpoint, keep all of it in a run directory",
-    "eval": "test a checkpoint, on its own data or on other data with the same classes",
-    "predict": "label image files, with probabilities and embeddings",
-    "export": "write the network for use without this package: ONNX or torch.export",
-    "inspect": "say what is in the data and what is wrong with it, before training",
-    "pack": "put a folder of images into a few files, in a form that is fast to train from",
-    "compare": "runs side by side: a table, a CSV, and a page to click",
-    "reproduce": "run a run again, and say whether the result is the same",
-    "new": "write a small project of your own beside this package",
-    "bench": "measure what a training costs beyond the network's own arithmetic",
-}
-TOOLS = {name: f"tools.{name}.command" for name in ("inspect", "compare", "bench")}
-TOOLS |= {"pack": "tools.pack", "reproduce": "tools.reproduce"}
+FOLDERS = ("commands/*.py", "tools/*.py", "tools/*/command.py")
+FIRST_LINE = re.compile(r'"""imgcls (\w+): (.+?)\.(?: |""")')
 
-LINES = "\n".join(f"  {name:<10}{phrase}" for name, phrase in VERBS.items())
+
+class Verb(NamedTuple):
+    """A verb: the module whose `main` does it, and what the help says of it."""
+
+    module: str
+    phrase: str
+
+
+def find_verbs() -> dict[str, Verb]:
+    """Returns the verbs by name, `train` first. A verb is a file whose docstring begins with a line like
+    `imgcls train: trains a network.`; without its file it is not there."""
+    package, found = Path(__file__).parent, dict[str, Verb]()
+    for path in sorted(path for pattern in FOLDERS for path in package.glob(pattern)):
+        with path.open(encoding="utf-8") as file:
+            if match := FIRST_LINE.match(file.readline()):
+                module = ".".join(path.relative_to(package).with_suffix("").parts)
+                found[match[1]] = Verb(f"imgcls.{module}", match[2])
+    return dict(sorted(found.items(), key=lambda verb: verb[0] != "train"))
+
+
+VERBS = find_verbs()
+LINES = "\n".join(f"  {name:<10}{verb.phrase}" for name, verb in VERBS.items())
 USAGE = f"""imgcls VERB key=value …
 
 {LINES}
@@ -79,10 +89,8 @@ def _main() -> None:
 
 
 def _new(words: list[str]) -> None:
-    from imgcls.tools.new import main as write
-
     try:
-        write(words)
+        importlib.import_module(VERBS["new"].module).main(words)
     except UserError as error:
         sys.exit(f"imgcls new: {one_line(error)}")
 
@@ -105,7 +113,7 @@ def run(verb: str, arguments: list[str]) -> list[tuple[Any, Path]]:
         sys.argv = [sys.argv[0], *paths.quoted(check_groups(verb, arguments))]
         if verb == "train":
             sys.argv = hydra_arguments(sys.argv)
-        return run_verb(verb, f"imgcls.{TOOLS.get(verb, f'commands.{verb}')}")
+        return run_verb(verb, VERBS[verb].module)
     except UserError as error:
         sys.exit(f"imgcls {verb}: {one_line(error)}")
     except (ConfigCompositionException, OverrideParseException) as error:

@@ -9,6 +9,13 @@ class UserError(Exception):
     do. The command prints that line alone and exits with status 1."""
 
 
+class UnreadableImage(UserError):
+    """The error of a file that is no whole image; its message names the file and the reason."""
+
+    def reason(self) -> str:
+        return str(self).partition(" can't be read as an image (")[2].removesuffix(")") or str(self)
+
+
 class InUse(UserError):
     """Another process trains in the run directory."""
 

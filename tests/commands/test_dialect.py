@@ -156,3 +156,21 @@ def test_a_loss_of_torch(here: Callable[..., None]) -> None:
     loss = "loss._target_=torch.nn.MultiMarginLoss"
     here("train", "loss=torch", loss, "+loss.margin=0.5", *TINY, "backbone.width=4", "hydra.run.dir=run")
     assert float(table("run")[0]["train/loss"]) < 1
+
+
+@pytest.mark.parametrize(
+    ("call", "expected"),
+    [
+        ("CyclicLR\nbase_lr: 0.1\nmax_lr: 0.2\nmode: triangle\n", "mode is invalid"),
+        ("MultiplicativeLR\nlr_lambda: [1, 2, 3]\n", "Expected 2 lr_lambdas, but got 3"),
+        ("OneCycleLR\nmax_lr: 0.1\n", "You must define either total_steps OR"),
+    ],
+)
+def test_what_a_schedule_of_torch_refuses_is_said_at_the_start(
+    call: str, expected: str, said: Callable[..., str], theirs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("imgcls.commands.train.fit", lambda *_: pytest.fail("it was trained"))
+    Path("theirs/scheduler/wrong.yaml").write_text(f"_target_: torch.optim.lr_scheduler.{call}")
+    message = said("train", theirs[0], "scheduler=wrong", *TINY)
+    assert message.startswith("imgcls train: scheduler") and expected in message
+    assert not list(Path().rglob("metrics.csv"))

@@ -42,8 +42,12 @@ def metrics(folder: Path) -> dict[str, float]:
 
 
 def test_default_run_and_eval_say_the_same(here: Here, said: Callable[..., str]) -> None:
-    done = imgcls("train")
+    done = imgcls("train", PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    imported = {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
+    assert not imported & {"sklearn", "torchcodec", "timm", "optuna"} and "torch" in imported
+    assert [line for line in lines if not line.startswith("import time:")] == []
     run = run_directory()
     found = metrics(run / "test")
     assert float(epochs(run)[-1]["train/top1"]) >= 0.99
@@ -57,7 +61,6 @@ def test_default_run_and_eval_say_the_same(here: Here, said: Callable[..., str])
         f"evaluate again: imgcls eval checkpoint={run}",
     ):
         assert line in done.stdout, done.stdout
-    assert done.stderr == ""
     names = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and "wandb" not in p.parts}
     assert names >= {
         "config.yaml",

@@ -103,3 +103,20 @@ def test_what_is_learned_is_as_in_training(kind: str, tmp_path: Path) -> None:
     }  # where the smallest size is tried
     assert {(frozen, distilled) for frozen, _, distilled in trained} == {(False, True)}
     assert min(size for _, size, _ in trained) == (8 if kind == "lr" else 16)
+
+
+@pytest.mark.filterwarnings("ignore:.*in eval mode at the start of training")
+def test_no_layer_thaws_while_rates_are_tried(tmp_path: Path) -> None:
+    """The finder tries more steps than two epochs have; after the first, more than the head would learn."""
+    data = Digits(batch_size=32)
+    data.setup()
+    module, learning = classifier(data), set[tuple[bool, int]]()
+
+    def look(network: torch.nn.Module, _: object) -> None:
+        body = [p for name, p in network.named_parameters() if not name.startswith("head.")]
+        learning.add((any(p.requires_grad for p in body), module.current_epoch))
+
+    module.network.register_forward_pre_hook(look)
+    tune("lr", cpu_trainer(tmp_path, [Finetune(head_epochs=1, layer_epochs=1)]), module, data, tmp_path)
+    assert {epoch for _, epoch in learning} >= {0, 1, 2}
+    assert {thawed for thawed, epoch in learning if epoch} == {False}

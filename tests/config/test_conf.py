@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from support.composed import CONF, composed, files, training
-from support.packs import packed
+from support.sets import check_set
 
 from imgcls.backbones.build import build_network
 from imgcls.callbacks.finetune import Finetune
@@ -17,27 +17,22 @@ from imgcls.commands.eval import EvalConfig
 from imgcls.config import check as configs
 from imgcls.config.build import build
 from imgcls.config.training import RecoveryConfig, TrainConfig
-from imgcls.data.module import ImageDataModule
 from imgcls.engine.build import build_data, build_trainer
 from imgcls.engine.checkpoint import WholeFiles
 from imgcls.errors import UserError
 from imgcls.spec import DataSpec
 from imgcls.tasks.classification import ImageClassifier
 from imgcls.tasks.metrics import Better
-from imgcls.tools import pack
 
 NEEDED = {  # what a user must give with a choice
     "data=imagefolder": ["data.root={folder}", "data.image_size=32"],
-    "data=imagenet": ["data.root={folder}"],
-    "data=packed": ["data.root=pack"],
-    "data=streaming": ["data.root=pack"],
-    "data=fashion_mnist": [], "data=cifar10": [], "data=cifar100": [],
     "backbone=torchvision": ["backbone.name=resnet18"],
     "backbone=timm": ["backbone.name=resnet18"],
     "optimizer=torch": ["optimizer._target_=torch.optim.NAdam"],
     "loss=torch": ["loss._target_=torch.nn.MultiMarginLoss"],
     "optimizer=timm": ["optimizer.opt=adan"],
 }  # fmt: skip
+ELSEWHERE = {"imagenet", "packed", "streaming"}  # each is tested beside its source
 SECOND = [  # checkpoint of one's own
     "+callbacks.lowest._target_=lightning.pytorch.callbacks.ModelCheckpoint",
     "+callbacks.lowest.monitor=val/loss",
@@ -57,29 +52,11 @@ def test_every_group_is_known_here() -> None:
     }  # the last two: test_sweep.py
 
 
-@pytest.mark.parametrize("name", files("data"))
-def test_data(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if name == "imagenet":
-        for wnid, word in (("n01440764", "cat"), ("n01443537", "dog"), ("n01484850", "fox")):
-            (folder / "train").mkdir(exist_ok=True)
-            (folder / word).rename(folder / "train" / wnid)
-    if name in ("packed", "streaming"):
-        packed(folder, "pack", format="litdata" if name == "streaming" else "jpeg")
+@pytest.mark.parametrize("name", sorted({*files("data")} - ELSEWHERE))
+def test_data(name: str, folder: Path) -> None:
     overrides = [text.format(folder=folder) for text in NEEDED.get(f"data={name}", [])]
-    config = training(f"data={name}", *overrides)
-    data = build(config.data, "data")
-    assert isinstance(data, ImageDataModule)
-    assert data.spec.num_classes == len(set(data.spec.class_names))
-    assert len(data.spec.mean) == len(data.spec.std) == data.spec.channels
-    if name not in (
-        "fashion_mnist",
-        "cifar10",
-        "cifar100",
-    ):  # these need a download; their files are tested elsewhere
-        data = build_data(config.data, config.augment, seed=0)
-        images, targets, *_ = next(iter(data.train_dataloader()))
-        assert images.dtype == torch.uint8 and images.shape[1] == data.spec.channels
-        assert len(images) == len(targets)
+    # Some need a download; their files are tested elsewhere.
+    check_set(name, *overrides, read=name not in ("fashion_mnist", "cifar10", "cifar100"))
 
 
 @pytest.mark.parametrize("name", files("backbone"))
@@ -224,13 +201,6 @@ def test_eval() -> None:
     config = composed("checkpoint=x", "data=digits", root="eval")
     configs.check({"data": {k: v for k, v in config["data"].items() if k != "root"}})
     assert {field.name for field in fields(EvalConfig)} == set(config)
-
-
-@pytest.mark.parametrize("choice", ["imagefolder", "imagenet"])
-def test_pack(choice: str) -> None:
-    config = composed("out=x", f"data={choice}", "data.root=x", root="pack")
-    configs.check(config)
-    assert set(pack.PackConfig.__annotations__) == set(config)
 
 
 @pytest.mark.parametrize("word", ["null", "false", "0"])

@@ -10,6 +10,7 @@ import torch
 from support.command import imgcls
 
 from imgcls.backbones.build import build_network
+from imgcls.config.allowed import allowed
 from imgcls.errors import UserError
 from imgcls.tasks.classification import ImageClassifier
 
@@ -43,7 +44,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
         "_target_": f"{BUILD}.build_network", "config": {"_target_": "os.mkdir", "path": "it_ran"},
     },
     "a library, past our wrapper": {"_target_": "timm.create_model", "model_name": "resnet18"},
-    "a name that our module imports": {"_target_": "imgcls.backbones.resnet.UserError"},
+    "a name that our module imports": {"_target_": "imgcls.backbones.resnet_cifar.UserError"},
     "a file that timm reads": {
         "_target_": "imgcls.backbones.timm.timm_network", "name": "resnet18", "checkpoint_path": "code.pth",
     },
@@ -282,21 +283,13 @@ CIFAR = {
     "_target_": "imgcls.data.torchvision_sets.TorchvisionImages", "dataset": "CIFAR10", "root": "made",
     "image_size": 8, "channels": 3, "class_names": ["cat", "dog"], "mean": [0.5], "std": [0.5],
 }  # fmt: skip
-STREAM = {"_target_": "imgcls.data.streaming.StreamingData", "root": "s3://bucket/set", "cache": "made"}
 
 
-@pytest.mark.parametrize(
-    "data", [CIFAR, STREAM, STREAM | {"root": "local:pack"}], ids=["download", "s3", "local"]
-)
-def test_no_network_and_no_folder_by_its_word(
-    data: dict[str, Any], said: Said, here: Callable[..., None]
-) -> None:
+def test_no_network_and_no_folder_by_its_word(said: Said, here: Callable[..., None]) -> None:
     """A folder that a checkpoint names is read. Nothing is fetched, and nothing is made."""
-    write(GOOD, data=data)
+    write(GOOD, data=CIFAR)
     message = said("eval", "checkpoint=evil.ckpt")
-    assert "data.root=" in message and (
-        "download=false" in message or "the checkpoint's data lies at" in message
-    )
+    assert "data.root=" in message and "download=false" in message
     here("export", "checkpoint=evil.ckpt", "out=net.onnx")  # checked on random pixels then
     assert not Path("made").exists()
 
@@ -342,3 +335,37 @@ def test_facts_of_no_data(facts: dict[str, Any], expected: str, said: Said) -> N
     content["hyper_parameters"]["spec"] |= facts
     torch.save(content, "evil.ckpt")
     assert expected in said("predict", "checkpoint=evil.ckpt", "source=pictures")
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["torchvision.models.resnet18", "torchvision.models.resnet.resnet18", "torchvision.models.vit_b_16"],
+)
+def test_networks_of_torchvision_are_known(target: str) -> None:
+    """They are what `backbone=torchvision` builds by name, so that no trust is needed."""
+    assert allowed(target, "backbone").__name__ == target.rpartition(".")[2]
+    with pytest.raises(UserError, match="torchvision is not trusted"):
+        allowed(target, "data")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torchvision.models.get_model", "torchvision.models.resnet._resnet", "torchvision.models.ResNet",
+        "torchvision.models.quantization.resnet18", "torchvision.models.resnet.vit_b_16",
+        "torchvision.models.detection.fasterrcnn_resnet50_fpn", "torchvision.models.resnet.torch.hub.load",
+        "torchvision.datasets.CIFAR10", "torchvision.resnet18", "torchvisionx.models.resnet18",
+    ],
+)  # fmt: skip
+def test_nothing_else_of_torchvision_is(target: str) -> None:
+    with pytest.raises(UserError, match="is not trusted and was not imported"):
+        allowed(target, "backbone")
+
+
+def test_weights_by_position_are_not_fetched(monkeypatch: pytest.MonkeyPatch, said: Said) -> None:
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", lambda *_, **__: pytest.fail("it was fetched"))
+    write({"_target_": "torchvision.models.resnet18", "_args_": ["DEFAULT"]})
+    message = said("predict", "checkpoint=evil.ckpt", "source=pictures")
+    assert "backbone._args_=['DEFAULT']: expected all arguments by name" in message
+    write({"_target_": "torchvision.models.resnet18", "weights": "DEFAULT", "pretrained": True})
+    assert "its weights are of another network" in said("predict", "checkpoint=evil.ckpt", "source=pictures")

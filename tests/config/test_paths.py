@@ -115,15 +115,16 @@ def test_directories_that_are_made(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     folder.rename(tmp_path / ODD)
-    here("pack", f"data.root=~/{ODD}", "out=~/p, q", "hydra.run.dir=~/r, s", "size=16")
-    assert (tmp_path / "p, q").is_dir() and (tmp_path / "r, s" / "run.log").is_file()
+    short = ("data.num_workers=0", "data.image_size=32", "samples=1")
+    here("inspect", f"data.root=~/{ODD}", "hydra.run.dir=~/r, s", *short)
+    assert (tmp_path / "r, s" / "inspect.json").is_file()
     (tmp_path / "conf" / "local").mkdir(parents=True)
     local = "# @package _global_\ndata: {root: ~/it's, a=b}\nhydra: {run: {dir: ~/t u}}\n".replace(
         "it's, a=b", '"it\'s, a=b"'
     )
     (tmp_path / "conf" / "local" / "default.yaml").write_text(local.replace('~/"', '"~/'))
-    here("pack", "--config-dir=~/conf", "out=v", "size=16")
-    assert (tmp_path / "v").is_dir() and (tmp_path / "t u").is_dir() and not Path("~").exists()
+    here("inspect", "--config-dir=~/conf", *short)
+    assert (tmp_path / "t u" / "inspect.json").is_file() and not Path("~").exists()
 
 
 def test_an_image_with_a_comma_in_its_name(said: Callable[..., str]) -> None:

@@ -1,7 +1,10 @@
 """ImageNet from folders and from the two tar files, with few classes and images."""
 
 import io
+import json
+import shutil
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.pictures import write_picture
+from support.sets import check_set
 
 from imgcls.data import imagenet as module
 from imgcls.data.imagenet import TARS, ImageNet
@@ -218,3 +222,31 @@ def test_a_thousand_names_in_words(tars: Path) -> None:
 def test_names_are_looked_up_once() -> None:
     """Reading them for each class folder would take a minute for all of ImageNet."""
     assert module._names() is module._names()
+
+
+def test_the_config(folder: Path) -> None:
+    for wnid, word in zip(CLASSES, ("cat", "dog", "fox"), strict=False):
+        (folder / "train").mkdir(exist_ok=True)
+        (folder / word).rename(folder / "train" / wnid)
+    check_set("imagenet", f"data.root={folder}")
+
+
+def test_no_imagenet(said: Callable[..., str]) -> None:
+    message = said("train", "data=imagenet", "data.root=.")
+    assert "holds no ImageNet; expected root/train/<WordNet id>/…" in message
+
+
+def test_inspect(here: Callable[..., None], folder: Path) -> None:
+    """The official validation images are the test split, also where training refuses the set."""
+    for split in ("train", "val"):
+        for wnid, word in zip(CLASSES, ("cat", "dog"), strict=False):
+            shutil.copytree(folder / word, folder / split / wnid)
+    for word in ("cat", "dog", "fox"):
+        shutil.rmtree(folder / word)
+    arguments = ("data=imagenet", f"data.root={folder}", "data.num_workers=0", "data.image_size=32")
+    here("inspect", *arguments, "hydra.run.dir=whole")
+    assert json.loads(Path("whole/inspect.json").read_text())["splits"] == {"train": 24, "test": 24}
+    write_picture(folder / "train" / "walrus" / "0.jpg", seed=5)
+    here("inspect", *arguments, "hydra.run.dir=refused")
+    found = json.loads(Path("refused/inspect.json").read_text())
+    assert "no WordNet id" in found["training_refuses"] and found["splits"] == {"train": 25, "test": 24}

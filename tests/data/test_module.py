@@ -345,7 +345,7 @@ def test_wrong_arguments(arguments: dict[str, Any], message: str) -> None:
     assert str(caught.value).startswith(message)
 
 
-@pytest.mark.parametrize("name", ["imagefolder.ImageFolder", "imagenet.ImageNet", "packed.PackedData"])
+@pytest.mark.parametrize("name", ["imagefolder.ImageFolder"])
 def test_an_empty_root(name: str) -> None:
     """It would be the working directory."""
     with pytest.raises(UserError, match="data.root=: string should have at least 1 character"):

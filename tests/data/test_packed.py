@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,16 @@ import pytest
 import torch
 from support.packs import packed
 from support.pictures import write_picture
+from support.sets import check_set
 from torch.utils.data import DataLoader
 
 from imgcls.augment.settings import Augment
+from imgcls.config.build import build
 from imgcls.data.imagefolder import ImageFolder
-from imgcls.data.loading.decode import UnreadableImage
 from imgcls.data.loading.manifest import facts_of
 from imgcls.data.module import SPLITS, ImageDataModule
 from imgcls.data.packed import PackedData, PackedImages
-from imgcls.errors import UserError
+from imgcls.errors import UnreadableImage, UserError
 
 RESIZED = Augment(crop="resized")
 
@@ -258,3 +260,24 @@ def test_damaged_jpegs_are_named(folder: Path) -> None:
         whole = PackedData(root="out").load("train")
         assert whole is not None
         whole.images(torch.arange(36))
+
+
+def test_the_config(folder: Path) -> None:
+    packed(folder, "pack", format="jpeg")
+    check_set("packed", "data.root=pack")
+    with pytest.raises(UserError, match="data.root=: string should have at least 1 character"):
+        build({"_target_": "imgcls.data.packed.PackedData", "root": ""}, "data")
+
+
+def test_a_fingerprint_is_of_the_content(folder: Path) -> None:
+    packs = []
+    for seed in (1, 2):  # of pixels: the same table, other content
+        write_picture(folder / "cat" / "02.jpg", seed=seed)
+        packs.append(pack_of(packed(folder, f"pack{seed}")))
+    assert packs[0].fingerprint() != packs[1].fingerprint()
+
+
+def test_inspect_reads_no_pack(said: Callable[..., str]) -> None:
+    Path("empty").mkdir()
+    message = said("inspect", "data=packed", "data.root=empty")
+    assert "inspect reads image files and sets in memory" in message

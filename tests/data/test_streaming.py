@@ -14,14 +14,17 @@ from typing import Any
 
 import pytest
 import torch
+from support.checkpoints import write_checkpoint
 from support.packs import packed
 from support.pictures import write_picture
+from support.sets import check_set
 from torch import distributed
 from torch.utils.data import DataLoader
 
 from imgcls.augment.settings import Augment
-from imgcls.data import streaming
+from imgcls.data.digits import Digits
 from imgcls.data.imagefolder import ImageFolder
+from imgcls.data.loading import shards
 from imgcls.data.loading.decode import decode
 from imgcls.data.loading.manifest import facts_of
 from imgcls.data.module import SPLITS, ImageDataModule
@@ -34,7 +37,7 @@ def out(request: pytest.FixtureRequest, folder: Path, monkeypatch: pytest.Monkey
     """A pack of 41 pictures: 31 train, 3 val, 7 test."""
     for i in range(5):
         write_picture(folder / "cat" / f"more{i}.jpg", seed=50 + i)
-    monkeypatch.setattr(streaming, "SHARD", request.param)
+    monkeypatch.setattr(shards, "SHARD", request.param)
     packed(folder, format="litdata")
     assert (len(list(Path("out/train").glob("*.bin"))) > 2) == (request.param == 5_000)
     return Path("out").absolute()
@@ -146,7 +149,7 @@ def test_two_processes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of an odd number of images each counts once in evaluation, and no rank trains longer than the other."""
     for i in range(2):
         write_picture(folder / "cat" / f"more{i}.jpg", seed=50 + i)
-    monkeypatch.setattr(streaming, "SHARD", 5_000)
+    monkeypatch.setattr(shards, "SHARD", 5_000)
     packed(folder, format="litdata")
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
@@ -226,7 +229,7 @@ def foreign(out: Path, change: Callable[[dict[str, Any]], object]) -> None:
 @pytest.mark.parametrize("out", ["64MB"], indirect=True)
 def test_code_in_shards_does_not_run(out: Path, tmp_path: Path, remote: bool) -> None:
     shutil.rmtree(out / "train")
-    writer = streaming.shard_writer(out / "train")
+    writer = shards.shard_writer(out / "train")
     for place in range(31):
         writer[place] = {"image": Leaves(tmp_path / "ran"), "label": 0}
     writer.done()
@@ -296,6 +299,26 @@ def test_without_litdata(monkeypatch: pytest.MonkeyPatch, folder: Path, said: Ca
         ["pack", f"data.root={folder}", "out=out", "format=litdata"],
         ["train", "data=streaming", "data.root=x"],
     ):
-        monkeypatch.delitem(sys.modules, "imgcls.data.streaming", raising=False)
+        for module in ("imgcls.data.streaming", "imgcls.data.loading.shards"):
+            monkeypatch.delitem(sys.modules, module, raising=False)
         assert said(*arguments) == f"imgcls {arguments[0]}: {expected}"
     assert not Path("out").exists()
+
+
+def test_the_config(folder: Path) -> None:
+    packed(folder, "pack", format="litdata")
+    check_set("streaming", "data.root=pack")
+
+
+@pytest.mark.parametrize("root", ["s3://bucket/set", "local:pack"])
+def test_no_network_by_the_word_of_a_checkpoint(
+    root: str, said: Callable[..., str], here: Callable[..., None]
+) -> None:
+    data = {"_target_": "imgcls.data.streaming.StreamingData", "root": root, "cache": "made"}
+    write_checkpoint(Path("net.ckpt"), Digits().spec)
+    content = torch.load("net.ckpt", weights_only=True)
+    torch.save(content | {"config": content["config"] | {"data": data}}, "net.ckpt")
+    message = said("eval", "checkpoint=net.ckpt")
+    assert "data.root=" in message and "the checkpoint's data lies at" in message
+    here("export", "checkpoint=net.ckpt", "out=net.onnx")  # checked on random pixels then
+    assert not Path("made").exists()

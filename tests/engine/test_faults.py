@@ -17,9 +17,9 @@ from support.runs import assert_same_run
 
 from imgcls.__main__ import main
 from imgcls.data.imagefolder import ImageFolder
-from imgcls.data.loading.decode import MAX_PIXELS, UnreadableImage, decode
+from imgcls.data.loading.decode import MAX_PIXELS, decode
 from imgcls.engine.signals import STOPPED
-from imgcls.errors import UserError
+from imgcls.errors import UnreadableImage, UserError
 
 Said = Callable[..., str]
 OPTIONS = [

@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.packs import packed
 
-from imgcls.data import streaming
+from imgcls.data.loading import shards
 from imgcls.engine.signals import STOPPED
 
 pytestmark = pytest.mark.filterwarnings("ignore:Your `IterableDataset` has `__len__` defined")
@@ -24,7 +24,7 @@ OPTIONS = [
 def test_it_goes_on(
     train: Callable[..., Any], folder: Path, monkeypatch: pytest.MonkeyPatch, workers: int, shard: Any
 ) -> None:
-    monkeypatch.setattr(streaming, "SHARD", shard)
+    monkeypatch.setattr(shards, "SHARD", shard)
     packed(folder, format="litdata")
     options = [*OPTIONS, f"data.num_workers={workers}"]
     assert train(*options, "hydra.run.dir=cut", stop=2) == STOPPED

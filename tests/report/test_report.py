@@ -17,6 +17,7 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
+from sklearn import metrics as sklearn
 from support.command import imgcls
 from support.pages import HOSTILE, elements
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ from imgcls.engine.checkpoint import add_to_checkpoint
 from imgcls.errors import UserError
 from imgcls.report import figures
 from imgcls.report.calibration import fit_temperature
-from imgcls.report.classification import ClassificationReport, confused_pairs
+from imgcls.report.classification import ClassificationReport, class_scores, confused_pairs
 from imgcls.report.figures import draw_confusion, reliability
 from imgcls.report.report import print_summary
 from imgcls.tasks.classification import ImageClassifier
@@ -93,6 +94,16 @@ def test_temperature_is_in_the_logits_and_not_in_training(tmp_path: Path) -> Non
 
 
 # Tables
+
+
+def test_class_scores_are_those_of_scikit_learn() -> None:
+    generator = np.random.default_rng(0)
+    targets, predicted = generator.integers(0, 4, 50), generator.integers(1, 5, 50)
+    labels = np.arange(6)  # none is of class 5, none is predicted as 0, none of 4 is there
+    scores = class_scores(sklearn.confusion_matrix(targets, predicted, labels=labels))
+    expected = sklearn.precision_recall_fscore_support(targets, predicted, labels=labels, zero_division=0.0)
+    for found, wanted in zip(scores.values(), expected, strict=True):
+        assert found == pytest.approx(wanted)
 
 
 def test_confused_pairs_by_hand() -> None:

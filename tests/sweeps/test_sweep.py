@@ -276,6 +276,37 @@ def test_progress_line() -> None:
     )
 
 
+def test_a_launcher_needs_jobs(said: Callable[..., str]) -> None:
+    expected = (
+        "launcher=joblib: a launcher starts the jobs of -m; write imgcls train -m launcher=joblib seed=1"
+    )
+    assert expected in said("train", "launcher=joblib", "seed=1")
+
+
+def test_a_sweep_of_a_file_without_m_is_said(
+    here: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("conf/experiment").mkdir(parents=True)
+    text = "# @package _global_\nsweep: {params: {seed: '3'}}\n"
+    Path("conf/experiment/mine.yaml").write_text(text)
+    said = "sweep: a file of the config sets one, and without -m this is one training"
+    here("train", "--config-dir=conf", "experiment=mine", *TINY)
+    assert said in capsys.readouterr().out
+    here("train", "-m", "--config-dir=conf", "experiment=mine", *TINY)
+    assert said not in capsys.readouterr().out
+
+
+def test_the_direction_is_that_of_the_metric_on_these_classes(
+    here: Callable[..., None], folder: Path
+) -> None:
+    data = ("data=imagefolder", f"data.root={folder}", "data.image_size=16", "data.num_workers=0")
+    metric = ("+metrics.f._target_=torchmetrics.classification.MulticlassF1Score", "+metrics.f.num_classes=3")
+    command = ("train", "-m", *TINY, *data, "data.batch_size=4", *metric, "seed=0", "optimized_metric=val/f")
+    here(*command)
+    (folder,) = sweeps()
+    assert yaml.safe_load((folder / "sweep.yaml").read_text())["directions"] == ["max"]
+
+
 def test_launchers_compose(here: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
     for name, expected in (("local", "basic"), ("joblib", "joblib")):
         here("train", f"launcher={name}", "--cfg", "hydra", "-p", "hydra.runtime.choices")

@@ -107,10 +107,10 @@ def test_a_checkpoint_loads_by_itself(tmp_path: Path) -> None:
 
 
 def test_where_first_weights_came_from_is_not_kept(tmp_path: Path) -> None:
-    backbone = {"_target_": "imgcls.backbones.resnet.resnet", "depth": 18, "pretrained": False}
+    backbone = {"_target_": "imgcls.backbones.torchvision.torchvision_network", "name": "resnet18"}
     with torch.device("meta"):
-        module = classifier(backbone=backbone | {"weights": None})
-    assert module.hparams["backbone"] == {"_target_": "imgcls.backbones.resnet.resnet", "depth": 18}
+        module = classifier(backbone=backbone | {"pretrained": False, "weights": None})
+    assert module.hparams["backbone"] == backbone
     torch.save(classifier().network.state_dict(), tmp_path / "w.pth")
     given = CNN | {"weights": str(tmp_path / "w.pth")}
     module = classifier(backbone=given)

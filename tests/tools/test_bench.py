@@ -1,6 +1,7 @@
 """imgcls bench, and that a step of a training waits for nothing."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -141,8 +142,9 @@ def test_the_first_step_comes_soon(tmp_path: Path) -> None:
     for _ in range(3):
         start = time.time()
         done = imgcls(
-            "train", "+callbacks.first._target_=first_step.FirstStep", "debug=fast", PYTHONPATH=str(tmp_path)
-        )
+            "train", "+callbacks.first._target_=first_step.FirstStep", "debug=fast",
+            PYTHONPATH=f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}",
+        )  # fmt: skip
         times.append(
             next(float(line.split()[2]) for line in done.stdout.splitlines() if line.startswith("step 1 "))
             - start

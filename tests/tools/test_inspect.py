@@ -301,23 +301,6 @@ def test_sets_in_memory(run: Run) -> None:
     assert (folder / "samples.png").is_file() and "mean and std" in printed
 
 
-def test_imagenet(run: Run, tmp_path: Path) -> None:
-    for split, count in (("train", 4), ("val", 2)):
-        for label, name in enumerate(("n01440764", "n01443537")):
-            for i in range(count):
-                photo(
-                    tmp_path / "net" / split / name / f"{i}.JPEG".lower(), seed=100 * label + i + 10 * count
-                )
-    arguments = ("data=imagenet", f"data.root={tmp_path}/net", *SMALL)
-    assert run(*arguments)[0]["splits"] == {
-        "train": 8,
-        "test": 4,
-    }  # the official validation images are the test split
-    photo(tmp_path / "net" / "train" / "walrus" / "0.jpg", seed=5)
-    found, _, _ = run(*arguments)
-    assert "no WordNet id" in found["training_refuses"] and found["splits"] == {"train": 9, "test": 4}
-
-
 def test_names_that_are_hard_to_write(run: Run, folder: Path) -> None:
     photo(folder / "#odd" / "0.jpg", seed=0)
     names = [
@@ -360,7 +343,6 @@ def test_splits_without_train(run: Run, clean: Path) -> None:
     [
         (["data.root=nowhere"], "data.root=nowhere: there is no such folder"),
         (["data.root=empty"], "holds no image; expected <class>/<image files>"),
-        (["data=packed", "data.root=empty"], "inspect reads image files and sets in memory"),
         (["data.root=empty", "near=7"], "near=7: input should be less than or equal to 6"),
         (["data.root=empty", "data.fraction=2"], "data.fraction=2"),
         (
@@ -454,10 +436,9 @@ def test_eval_takes_the_bits_that_the_set_names_where_training_had_none(clean: P
 
 
 def test_the_config() -> None:
-    for choice in ("imagefolder", "imagenet"):
-        config = composed(f"data={choice}", "data.root=x", root="inspect")
-        configs.check({"data": config["data"]})
-        assert set(InspectConfig.__annotations__) == set(config)
+    config = composed("data=imagefolder", "data.root=x", root="inspect")
+    configs.check({"data": config["data"]})
+    assert set(InspectConfig.__annotations__) == set(config)
 
 
 BROWSER = next(

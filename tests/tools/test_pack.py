@@ -13,12 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
+from support.composed import composed
 from support.packs import packed
 from support.pictures import write_picture
 from torchcodec.decoders import decode_image
 
 from imgcls.__main__ import main
+from imgcls.config import check as configs
+from imgcls.data.imagefolder import FolderImages, ImageFolder
 from imgcls.data.loading.decode import decode
 from imgcls.data.packed import PackedData
 from imgcls.errors import UserError
@@ -120,7 +124,7 @@ def test_out_is_there_already(folder: Path, said: Callable[..., str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["out=o", "data=digits"], "expected data=imagefolder or imagenet"),
+        (["out=o", "data=digits"], "expected data=imagefolder or its like"),
         (["out=o", "data.fraction=0.5"], "data.fraction=0.5: all images are packed"),
         (["out={root}/o"], "lies in data.root="),
         (["out=o", "format=tar"], "format=tar: input should be 'pixels', 'jpeg' or 'litdata'"),
@@ -135,6 +139,20 @@ def test_what_is_refused(arguments: list[str], expected: str, folder: Path, said
     root = [] if "data=digits" in arguments else [f"data.root={folder}"]
     message = said("pack", *root, *[a.format(root=folder) for a in arguments])
     assert expected in message and not Path("o").exists()
+
+
+def test_several_labels_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = ImageFolder.load
+
+    def several(self: ImageFolder, split: str) -> FolderImages | None:
+        if (images := load(self, split)) is not None:
+            images.targets = torch.nn.functional.one_hot(images.targets, 3)
+        return images
+
+    monkeypatch.setattr(ImageFolder, "load", several)
+    with pytest.raises(UserError, match="several labels for an image; imgcls pack expects one class"):
+        packed(folder)
+    assert left() == []
 
 
 def test_an_unreadable_image_is_refused(folder: Path) -> None:
@@ -217,3 +235,17 @@ def test_killed_in_the_middle(folder: Path) -> None:
         "train.bin",
         "train.npy",
     ]
+
+
+def test_the_config() -> None:
+    config = composed("out=x", "data=imagefolder", "data.root=x", root="pack")
+    configs.check(config)
+    assert set(packing.PackConfig.__annotations__) == set(config)
+
+
+def test_a_directory_with_a_comma_in_its_name(
+    run: Callable[..., str], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run("pack", f"data.root={folder}", "out=~/p, q", "size=16")
+    assert (tmp_path / "p, q").is_dir() and not Path("~").exists()

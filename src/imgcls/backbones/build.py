@@ -69,6 +69,9 @@ def rebuild_network(
     """Builds the backbone that a checkpoint names, without first weights, if its allow-list has it. Raises
     UserError: it is not allowed, and nothing of it was imported or called; or its settings do not fit."""
     target = allowed(config.get("_target_"), "backbone", trust)
+    if "_args_" in config and target.__module__.startswith("torchvision."):  # the first is `weights`
+        fault = "expected all arguments by name; it was not called"
+        raise UserError(f"the checkpoint's backbone._args_={config['_args_']}: {fault}")
     options = {key: value for key, value in config.items() if key not in FIRST_WEIGHTS}
     shape = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     network = build({**options, **taken(target, shape)}, "the checkpoint's backbone", target=target)

@@ -46,6 +46,8 @@ class Finetune(Callback):
     rate fits features of any scale.
     """
 
+    stays = False  # at the layers of the first epoch, however long that is tried
+
     def __init__(
         self,
         head_epochs: NonNegativeInt | None = 0,
@@ -115,7 +117,7 @@ class Finetune(Callback):
         self.scale = state_dict["scale"]
 
     def lowest_layer(self, epoch: int) -> int:
-        top = max(self.layers.values())
+        top, epoch = max(self.layers.values()), 0 if self.stays else epoch
         if self.head_epochs is None or epoch < self.head_epochs:
             return top
         if not self.layer_epochs:

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from imgcls.backbones.hub import resolved
 from imgcls.backbones.preprocessing import note_difference, prepared_for
+from imgcls.callbacks.finetune import Finetune
 from imgcls.callbacks.step_curves import LossCurve, Throughput
 from imgcls.config import check as configs
 from imgcls.config.build import build
@@ -46,7 +47,7 @@ def assemble(
     check_monitored(config, callbacks, better, open_ended=not all(ours(one) for one in (task, *callbacks)))
     callbacks.append(SaveConfig(config.record, resumed_from))
     trainer = build_trainer(config.trainer, callbacks, [], run_dir)
-    check_schedule(config.scheduler, task, trainer, data)
+    check_schedule(config.scheduler, task, trainer, data, any(isinstance(one, Finetune) for one in callbacks))
     optimised = {name: config.mode_of(name, better) for name in config.all_metrics}
     return Training(trainer, task, data), better | optimised
 

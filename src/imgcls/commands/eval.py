@@ -1,4 +1,4 @@
-"""imgcls eval: the test of a checkpoint, on its own data or on other data with the same classes."""
+"""imgcls eval: tests a checkpoint, on its own data or on other data with the same classes."""
 
 import inspect
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from imgcls.config import check as configs
 from imgcls.config.allowed import allowed
 from imgcls.config.build import refuse_nested
 from imgcls.config.paths import shown
-from imgcls.config.training import Node, TrainerConfig
+from imgcls.config.training import Node, Nodes, TrainerConfig
 from imgcls.data.loading.splits import name_absent
 from imgcls.data.module import ImageDataModule
 from imgcls.engine.build import build_data, build_trainer, prepare
@@ -37,12 +37,15 @@ class EvalConfig(Chosen):
     """Keys of conf/eval.yaml; `data` is in place of the checkpoint's, or says what differs from it."""
 
     split: Literal["test", "val", "train", "all"]
+    metrics: Nodes  # beside the checkpoint's
     trainer: Node
 
 
 def main(config: EvalConfig, run_dir: Path) -> float:
     """Tests a checkpoint and writes a report; returns the first of its metrics."""
     task, trained, name = load_chosen(config)
+    more = task.measures(task.spec).of_split(config.metrics)
+    task.test_metrics.added.update(dict(more.added.items()))
     prepare(trained["seed"])
     overrides = HydraConfig.get().overrides.task
     node = data_config(trained, config.data or {}, task.spec, config.trust, overrides)

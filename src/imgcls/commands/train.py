@@ -33,7 +33,7 @@ from imgcls.tasks.metrics import Better
 if TYPE_CHECKING:
     from imgcls.report.report import Report
 
-# What the end of a run needs (SciPy, pandas, scikit-learn) is imported there: the first step comes sooner.
+# What the end of a run needs (pandas, the report) is imported there: the first step comes sooner.
 log = logging.getLogger(__name__)
 Score = float | list[float] | None  # the best value of optimized_metric, or of each of several
 
@@ -89,7 +89,8 @@ def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None) -> Score:
                 raise TrialPruned(f"the other trials of the sweep were better by epoch {epoch}")
             calibrate_and_test(config, training, run_dir)
             keep_artifact(training.trainer)
-            return optimised(run_dir, config.optimized_metric)
+            # Nobody asks the other processes.
+            return optimised(run_dir, config.optimized_metric) if training.trainer.is_global_zero else None
     finally:
         del training  # its memory is freed before the next job of a sweep
         gc.collect()

@@ -30,6 +30,9 @@ def tune(kind: str, trainer: Any, classifier: Any, data: Any, run_dir: Path) -> 
     find = learning_rate if kind == "lr" else batch_size
     small = ProgressiveResizing if kind == "batch_size" else ()  # what counts are the largest images
     callbacks = [c for c in trainer.callbacks if isinstance(c, KEPT) and not isinstance(c, small)]
+    for callback in callbacks:
+        if isinstance(callback, Finetune):
+            callback.stays = True  # Lightning's finders count what they try as epochs
     classifier.on_train_start = partial(put_back, trainer, classifier, callbacks)
     key, found = find(trainer, classifier, data, run_dir)
     del classifier.on_train_start

@@ -47,6 +47,8 @@ def run_verb(name: str, module: str) -> list[tuple[Any, Path]]:
                 log.log(logging.DEBUG if rank() else logging.WARNING, line)
             if name == "train":
                 SIGNALS.install()  # before what takes long
+                if hydra_config.mode == RunMode.RUN and plain.get("sweep") and plain["job"]["sweep"] is None:
+                    log.warning("sweep: a file of the config sets one, and without -m this is one training")
             os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler's notes; for the import of torch
             main = importlib.import_module(module).main
             kind = next(iter(inspect.signature(main, eval_str=True).parameters.values())).annotation

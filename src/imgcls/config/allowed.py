@@ -25,6 +25,8 @@ def allowed(target: object, kind: str, trust: Iterable[str] = ()) -> Callable[..
     is no such object."""
     where = f"the checkpoint's {kind}._target_={target}"
     module_name, _, name = str(target).rpartition(".")
+    if kind == "backbone" and (builder := registered(module_name, name)) is not None:
+        return builder
     package, ours = module_name.partition(".")[0], module_name.startswith(ROOMS.get(kind, " "))
     project = own_project()
     if project is not None and package == project.package:
@@ -45,6 +47,20 @@ def allowed(target: object, kind: str, trust: Iterable[str] = ()) -> Callable[..
         expected = f"expected a function or class that is defined in {module_name}"
         raise UserError(f"{where}: {expected}; it was not called")
     return found
+
+
+def registered(module_name: str, name: str) -> Callable[..., Any] | None:
+    """Returns the classification network of torchvision that a name means, or None. They are those of its
+    registry, the same that `imgcls.backbones.torchvision` builds by name; they take plain values alone, and
+    the caller leaves out `weights`, which would fetch a file."""
+    if module_name.partition(".")[0] != "torchvision":
+        return None
+    from torchvision import models
+
+    if name not in models.list_models(module=models):
+        return None
+    builder: Callable[..., Any] = models.get_model_builder(name)
+    return builder if module_name in (models.__name__, builder.__module__) else None
 
 
 def allowed_metric(target: str, trust: Iterable[str] = ()) -> Callable[..., Any]:

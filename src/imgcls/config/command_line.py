@@ -213,6 +213,10 @@ def hydra_arguments(words: list[str]) -> list[str]:
     if wanted and not multirun and not shows:  # Hydra would train once and say nothing
         command = shlex.join(["imgcls", "train", "-m", *words[1:]])
         raise UserError(f"{wanted[0]}: a sweep needs -m; write {command}")
+    launched = [word for word in words if word.startswith(("launcher=", "launcher."))]
+    if launched and launched != ["launcher=null"] and not multirun and not shows:
+        command = shlex.join(["imgcls", "train", "-m", *words[1:]])
+        raise UserError(f"{launched[0]}: a launcher starts the jobs of -m; write {command}")
     if resume not in ("", "null", "auto"):
         if multirun:
             raise UserError(f"resume={resume} goes on with one run; for the runs of a sweep give resume=auto")

@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader
 
 from imgcls.data.batch import keep_batch
 from imgcls.data.imagefolder import evaluation_transform
-from imgcls.data.loading.decode import EXTENSIONS, MAX_PIXELS, UnreadableImage, decode, is_image
-from imgcls.errors import UserError
+from imgcls.data.loading.decode import EXTENSIONS, MAX_PIXELS, decode, is_image
+from imgcls.errors import UnreadableImage, UserError
 from imgcls.processes import cores
 from imgcls.spec import DataSpec
 

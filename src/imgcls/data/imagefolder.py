@@ -13,11 +13,11 @@ from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
 from imgcls.data.batch import Batch, EpochSampler, ImageDataset
-from imgcls.data.loading.decode import EXTENSIONS, MAX_PIXELS, UnreadableImage, decode
+from imgcls.data.loading.decode import EXTENSIONS, MAX_PIXELS, decode
 from imgcls.data.loading.folders import as_names, class_folders, folder_index, name_left_out, split_folders
 from imgcls.data.loading.splits import Unreadable, with_stand_ins
 from imgcls.data.module import ImageDataModule, Loader, Place, Positive
-from imgcls.errors import UserError
+from imgcls.errors import UnreadableImage, UserError
 from imgcls.processes import cores
 from imgcls.spec import DataSpec, Share
 
@@ -118,6 +118,7 @@ class ImageFolder(PictureModule):
 
     layout = "root/<class>/… or root/{train,val,test}/<class>/…"
     of_weights = (*PictureModule.of_weights, "image_size")
+    val_is_test = False  # whether the set's folder val is the test split
 
     def __init__(
         self,

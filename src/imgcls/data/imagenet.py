@@ -29,6 +29,7 @@ TARS = {"train": "ILSVRC2012_img_train.tar", "val": "ILSVRC2012_img_val.tar"}
 class ImageNet(ImageFolder):
     """`root/{train,val}/<WordNet id>/…`, or a root with two tar files. Arguments: those of `ImageFolder`."""
 
+    val_is_test = True
     layout = f"root/train/<WordNet id>/… and root/val/<WordNet id>/…, or {' and '.join(TARS.values())} in it"
 
     def find(self) -> tuple[dict[str, Path], list[str]]:

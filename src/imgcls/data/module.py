@@ -3,7 +3,7 @@
 A source of your own is a subclass in a file beside this one, and a `conf/data/NAME.yaml` with its `_target_`:
 
 - of `MemoryDataModule`, with `arrays`, where all images fit in memory (digits.py is an example);
-- of `ImageFolder`, with `find`, where the files lie in one folder for each class (imagenet.py is an example);
+- of `ImageFolder`, with `find`, where the files lie in one folder for each class;
 - of `ImageDataModule`, with `load`, which returns an `ImageDataset` of your own, for anything else.
 
 `__init__` sets `spec`, before anything is downloaded or decoded.

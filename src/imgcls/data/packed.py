@@ -20,17 +20,15 @@ from torch import Tensor
 
 from imgcls.data.batch import in_channels
 from imgcls.data.imagefolder import FolderImages, PictureModule, evaluation_transform
-from imgcls.data.loading.decode import UnreadableImage, decode_jpeg
-from imgcls.data.loading.manifest import check_files, read_manifest
+from imgcls.data.loading.decode import decode_jpeg
+from imgcls.data.loading.manifest import RECORD, check_files, read_manifest
 from imgcls.data.loading.splits import Cut
 from imgcls.data.module import Place
-from imgcls.errors import UserError
+from imgcls.errors import UnreadableImage, UserError
 from imgcls.processes import rank
 from imgcls.spec import DataSpec
 
 log = logging.getLogger(__name__)
-
-RECORD = [("offset", "<i8"), ("bytes", "<i8"), ("height", "<i4"), ("width", "<i4"), ("label", "<i8")]
 
 
 @dataclass

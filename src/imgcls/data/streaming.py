@@ -7,7 +7,6 @@ each image counts once on any number of ranks.
 
 import hashlib
 import logging
-import os
 import tempfile
 import warnings
 from dataclasses import dataclass, field
@@ -21,33 +20,20 @@ from torch.utils.data import DataLoader, default_collate
 from imgcls.config.paths import cache_dir
 from imgcls.config.training import Node
 from imgcls.data.batch import Batch, in_channels
-from imgcls.data.loading.manifest import check_files, check_shards, facts_of
+from imgcls.data.loading.manifest import check_files, facts_of
+from imgcls.data.loading.shards import StreamingDataLoader, StreamingDataset, check_shards, get_downloader
 from imgcls.data.module import Place
 from imgcls.data.packed import Pack, PackedData, PackedImages
 from imgcls.errors import UserError
 from imgcls.processes import world_size
 from imgcls.seeding import key_seed
 
-os.environ.setdefault("LITDATA_DISABLE_VERSION_CHECK", "1")  # it would ask the network at each start
-try:
-    from litdata import StreamingDataLoader, StreamingDataset
-    from litdata.streaming import Cache
-    from litdata.streaming.downloader import get_downloader
-except ModuleNotFoundError as error:
-    install = "pip install -e '.[streaming]'"
-    raise UserError(f"streams need litdata, which is not installed; in the clone: {install}") from error
 for name in ("litdata", "botocore"):
     logging.getLogger(name).setLevel(logging.WARNING)
 # Lightning warns of a stream that has a length; ours is right.
 warnings.filterwarnings("ignore", message="Your `IterableDataset` has `__len__` defined")
 
-SHARD = "64MB"  # large enough for object storage, small enough to shuffle and to fetch ahead
 Stream = TypeVar("Stream", bound=StreamingDataset)
-
-
-def shard_writer(folder: Path) -> Cache:
-    """Returns the writer of shards: `writer[place] = sample`, and at the end `done` and `merge`."""
-    return Cache(str(folder), chunk_bytes=SHARD)
 
 
 @dataclass

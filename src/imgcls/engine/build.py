@@ -25,7 +25,7 @@ from imgcls.data.module import ImageDataModule
 from imgcls.engine.checkpoint import WholeFiles
 from imgcls.engine.private import has_amx
 from imgcls.errors import UserError
-from imgcls.optim import build_schedule
+from imgcls.optim import build_optimizer, build_schedule
 from imgcls.processes import cores
 from imgcls.tasks.task import Task
 
@@ -97,11 +97,18 @@ def build_trainer(
     return trainer
 
 
-def check_schedule(node: Node, task: Task, trainer: Trainer, data: ImageDataModule) -> None:
-    """Raises UserError for a schedule that needs an end, in a training that has none."""
-    steps = task.steps(trainer, data)
+def check_schedule(
+    node: Node, task: Task, trainer: Trainer, data: ImageDataModule, own_groups: bool = False
+) -> None:
+    """Raises UserError for a schedule that needs an end, in a training that has none; and for one of torch
+    that refuses its arguments. With `own_groups`, callbacks make other parameter groups, for which it can't
+    be tried before."""
+    steps, target = task.steps(trainer, data), node.get("scheduler", node).get("_target_", "")
     if steps.total is None:
         build_schedule(node, torch.optim.SGD([torch.zeros(1)], lr=1.0, momentum=0.9), steps)
+    elif not target.startswith("imgcls.") and not own_groups:  # ours have all their bounds in their types
+        optimizer = build_optimizer(task.hparams["optimizer"], task.network, task.device, fused=False)
+        build_schedule(node, optimizer, steps)
 
 
 def best_precision(accelerator: str) -> str:

@@ -2,15 +2,18 @@
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from imgcls.engine.checkpoint import add_to_checkpoint
 from imgcls.engine.recovery import Training
-from imgcls.report.report import Report
+
+if TYPE_CHECKING:
+    from imgcls.report.report import Report
 
 log = logging.getLogger(__name__)
 
 
-def run_test(training: Training, folder: Path, path: str | None = None) -> Report | None:
+def run_test(training: Training, folder: Path, path: str | None = None) -> "Report | None":
     """Tests the checkpoint at `path` (none: the weights in memory); rank 0 writes and returns the report."""
     trainer, task, data = training
     metrics = trainer.test(task, datamodule=data, ckpt_path=path, verbose=False, weights_only=True)[0]

@@ -26,7 +26,7 @@ def calibration_error(confidences: Tensor, right: Tensor) -> Tensor:
 def fit_temperature(logits: Tensor, targets: Tensor) -> float:
     """Returns the temperature, in four digits, that `logits (N, K)` have the lowest cross-entropy with (Guo
     et al. 2017, arXiv:1706.04599); 1 where there is none: with every target right the best would be 0."""
-    from scipy.optimize import minimize_scalar  # half a second, at the end of a run alone
+    from scipy.optimize import minimize_scalar  # at the end of a run alone
 
     logits = logits.double()
     if bool((logits.argmax(1) == targets).all()) or not bool(logits.isfinite().all()):

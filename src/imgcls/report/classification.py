@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor
 
 from imgcls.data.batch import ImageDataset
@@ -50,14 +49,13 @@ class ClassificationReport(Report):
     ) -> Self:
         """Builds the report from what a test kept of each sample."""
         index, target, prediction = (tested[key].numpy() for key in ("indices", "targets", "predictions"))
-        names, labels = np.array(spec.class_names, dtype=object), np.arange(spec.num_classes)
+        names, classes = np.array(spec.class_names, dtype=object), spec.num_classes
         predictions = pd.DataFrame({"name": [images.name(i) for i in index.tolist()]})
         predictions = predictions.assign(target=names[target], prediction=names[prediction])
         predictions = predictions.assign(confidence=tested["confidences"].numpy(), index=index)
-        of_classes = precision_recall_fscore_support(target, prediction, labels=labels, zero_division=0.0)
-        scores = dict(zip(("precision", "recall", "f1", "support"), of_classes, strict=True))
-        confusion = confusion_matrix(target, prediction, labels=labels)
-        per_class, pairs = pd.DataFrame({"class": names, **scores}), confused_pairs(confusion, names)
+        confusion = np.bincount(target * classes + prediction, minlength=classes**2).reshape(classes, classes)
+        per_class = pd.DataFrame({"class": names, **class_scores(confusion)})
+        pairs = confused_pairs(confusion, names)
         unscaled = tested["unscaled"].numpy() if "unscaled" in tested else None
         return cls(metrics, predictions, per_class, confusion, pairs, unscaled, images, evidence)
 
@@ -170,6 +168,14 @@ class ClassificationReport(Report):
             content["test/worst_mistakes"] = mistakes
             files = {f"test/{key}": folder / f"{name}.png" for key, name in PICTURES.items()}
             run.log({key: wandb.Image(str(path)) for key, path in files.items() if path.is_file()} | content)
+
+
+def class_scores(confusion: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns precision, recall, F1 and support of each class, 0 where there is nothing to divide by."""
+    right, predicted, there = np.diag(confusion), confusion.sum(0), confusion.sum(1)
+    parts = {"precision": (right, predicted), "recall": (right, there), "f1": (2 * right, predicted + there)}
+    scores = {name: part / np.maximum(whole, 1) for name, (part, whole) in parts.items()}
+    return scores | {"support": there}
 
 
 def confused_pairs(confusion: np.ndarray, names: np.ndarray) -> pd.DataFrame:

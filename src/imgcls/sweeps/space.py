@@ -13,7 +13,6 @@ from pydantic_core import PydanticCustomError
 from imgcls.config import check as configs
 from imgcls.config.build import build
 from imgcls.errors import UserError, nearest
-from imgcls.spec import DataSpec
 from imgcls.tasks.metrics import logs_of
 
 PARAMS = "sweep.params."
@@ -85,11 +84,11 @@ def choices(override: Override) -> list[str]:
 
 
 def check_space(
-    loader: ConfigLoader, config: DictConfig, shared: list[str], swept: list[Override], metrics: list[str]
-) -> None:
-    """Composes jobs, with the overrides that all have, until each value of each list was in one, and looks
-    for the metrics in what they log. Raises UserError where Hydra can't compose a job, the data of all jobs
-    are wrong, or no job logs such a metric."""
+    loader: ConfigLoader, config: DictConfig, shared: list[str], swept: list[Override]
+) -> dict[str, str | None]:
+    """Composes jobs, with the overrides that all have, until each value of each list was in one. Returns what
+    the first that has its data logs: names, and the direction in which each is better. Raises UserError where
+    Hydra can't compose a job, or the data of all jobs are wrong."""
     values = {o.get_key_element(): choices(o) for o in swept}
     known, mistake = dict[str, str | None](), UserError()
     for i in range(max(map(len, values.values()), default=1)):
@@ -101,18 +100,15 @@ def check_space(
             mistake = error
     if not known:
         raise mistake
-    for name in metrics:
-        if name not in known and not config.get("optimized_mode"):
-            raise UserError(f"optimized_metric={name}: no such metric is logged; {nearest(name, known)}")
+    return known
 
 
-def logged_by(config: DictConfig, spec: DataSpec | None = None) -> dict[str, str | None]:
-    """Returns what a training with this config logs, by default on its own data: names, and the direction in
-    which each is better."""
+def logged_by(config: DictConfig) -> dict[str, str | None]:
+    """Returns what a training with this config logs: names, and the direction in which each is better."""
     task, metrics, data = (plain(config.get(key)) for key in ("task", "metrics", "data"))
     kind: Any = configs.locate(task["_target_"], "task._target_")
     found: dict[str, str | None] = {}
-    found |= kind.measures(spec or build(data, "data").spec).logged(metrics)
+    found |= kind.measures(build(data, "data").spec).logged(metrics)
     return found | logs_of(config.get("callbacks") or {})
 
 
@@ -121,12 +117,11 @@ def plain(node: DictConfig | None) -> Any:
     return {} if node is None else OmegaConf.to_container(node, resolve=True)
 
 
-def directions(config: DictConfig, metrics: list[str]) -> list[str]:
-    """Returns for each metric "min" or "max": `optimized_mode`, or what the metric says. Raises UserError: it
-    does not say."""
+def directions(config: DictConfig, metrics: list[str], known: dict[str, str | None]) -> list[str]:
+    """Returns for each metric "min" or "max": `optimized_mode`, or what `known` has for it. Raises UserError:
+    no job logs it, or it does not say."""
     mode: Any = config.get("optimized_mode")
     given = [mode] * len(metrics) if mode is None or isinstance(mode, str) else list(mode)
-    known = {} if all(given) else logged_by(config, DataSpec(list("0123456789"), 3, 32, [0.5], [0.5]))
     found = [mode or known.get(name) for name, mode in zip(metrics, given, strict=True)]
     for name, mode in zip(metrics, found, strict=True):
         if mode is None:

@@ -40,7 +40,7 @@ class Sweep(Sweeper):
     launcher: Launcher
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Reads what is swept, and names the directory, before Hydra makes it."""
+        """Reads and checks what is swept, and names the directory, before Hydra makes it."""
         self.hydra_context, self.config = hydra_context, config
         node: Any = OmegaConf.to_container(config.get("sweep") or OmegaConf.create(), resolve=True)
         own = {key: value for key, value in node.items() if key in SweepSettings.__annotations__}
@@ -52,7 +52,11 @@ class Sweep(Sweeper):
         metric = OmegaConf.to_container(metric) if OmegaConf.is_config(metric) else metric
         metric = configs.typed(metric, Metrics, "optimized_metric")
         self.metrics = [metric] if isinstance(metric, str) else metric
-        self.directions = directions(config, self.metrics)
+        if self.settings.sampler is not None and not self.swept:
+            advice = "give a space, such as optimizer.lr=interval(0.01,1)"
+            raise UserError(f"sweep: there is nothing to search; {advice}")
+        known = check_space(hydra_context.config_loader, config, [*self.where, *self.fixed], self.swept)
+        self.directions = directions(config, self.metrics, known)
         self.identity = {
             "verb": config.hydra.job.config_name,
             "optimized_metric": self.metrics,
@@ -82,11 +86,6 @@ class Sweep(Sweeper):
         self.folder = Path(hydra.sweep.dir)
 
     def sweep(self, arguments: list[str]) -> None:
-        if self.settings.sampler is not None and not self.swept:
-            advice = "give a space, such as optimizer.lr=interval(0.01,1)"
-            raise UserError(f"sweep: there is nothing to search; {advice}")
-        loader, shared = self.hydra_context.config_loader, [*self.where, *self.fixed]
-        check_space(loader, self.config, shared, self.swept, self.metrics)
         self.record()
         try:
             with stoppable(self.launcher, self.kind, self.folder):

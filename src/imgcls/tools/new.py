@@ -1,5 +1,5 @@
-"""imgcls new NAME: writes a small project beside this package: a network, a task and a data set of its own,
-their config files and tests."""
+"""imgcls new: writes a small project of your own beside this package. It has a network, a task and
+a data set of its own, their config files and tests."""
 
 import keyword
 from pathlib import Path

@@ -29,13 +29,12 @@ from imgcls.config.build import build
 from imgcls.config.paths import hydra_quoted, shown
 from imgcls.config.training import Node
 from imgcls.data.imagefolder import FolderImages, ImageFolder
-from imgcls.data.loading.decode import UnreadableImage, is_jpeg
-from imgcls.data.loading.manifest import VERSION, Manifest, SplitFacts, facts_of
+from imgcls.data.loading.decode import is_jpeg
+from imgcls.data.loading.manifest import READERS, RECORD, VERSION, Manifest, SplitFacts, facts_of
 from imgcls.data.loading.splits import SPLITS, check_targets
 from imgcls.data.module import ImageDataModule
-from imgcls.data.packed import RECORD
 from imgcls.engine.build import prepare
-from imgcls.errors import UserError
+from imgcls.errors import UnreadableImage, UserError
 from imgcls.spec import DataSpec
 
 log = logging.getLogger(__name__)
@@ -63,7 +62,7 @@ def main(config: PackConfig, run_dir: Path) -> None:
     data = build(config.data, "data", ImageDataModule)
     if not isinstance(data, ImageFolder):
         target = config.data["_target_"]
-        raise UserError(f"{target} has no image files to pack; expected data=imagefolder or imagenet")
+        raise UserError(f"{target} has no image files to pack; expected data=imagefolder or its like")
     if data.fraction < 1:
         given = f"data.fraction={data.fraction}"
         raise UserError(f"{given}: all images are packed; give the fraction when training")
@@ -81,7 +80,7 @@ def pack(data: ImageFolder, out: Path, config: PackConfig) -> None:
         manifest = write_pack(data, partial, config)
     images = sum(split.images for split in manifest.splits.values())
     size, speed = sum(file.bytes for file in manifest.files.values()), images / (time.perf_counter() - start)
-    choice = "streaming" if config.format == "litdata" else "packed"
+    choice = READERS[config.format]
     log.info("%s images, %.1f MB, %.0f images/s: %s", f"{images:,}", size / 1e6, speed, shown(out))
     log.info("train on it: imgcls train data=%s data.root=%s", choice, hydra_quoted(shown(out)))
 
@@ -217,7 +216,7 @@ def writer(stem: Path, stream: bool) -> Iterator[Callable[[int, Tensor, int], ob
         with stem.with_suffix(".bin").open("wb") as file:
             yield lambda place, content, label: file.write(content.numpy().data)
         return
-    from imgcls.data.streaming import shard_writer
+    from imgcls.data.loading.shards import shard_writer
 
     cache = shard_writer(stem)
 

@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from imgcls.data.files import Files
-from imgcls.data.loading.decode import UnreadableImage, decode, header
-from imgcls.errors import UserError
+from imgcls.data.loading.decode import decode, header
+from imgcls.errors import UnreadableImage, UserError
 from imgcls.spec import DataSpec
 
 HEIGHT, WIDTH = 16, 24

@@ -13,7 +13,7 @@ from PIL import Image, ImageFile, ImageOps
 from torch import Tensor
 
 from imgcls.data.batch import in_channels
-from imgcls.errors import UserError
+from imgcls.errors import UnreadableImage
 
 MAX_PIXELS = 178_956_970  # Pillow, too, takes a larger image for a bomb
 Image.MAX_IMAGE_PIXELS = None  # `_check_size` compares the size with a limit that can be set
@@ -21,13 +21,6 @@ Image.MAX_IMAGE_PIXELS = None  # `_check_size` compares the size with a limit th
 FLOATS, COLOURS, UNSIGNED = "floats", "16-bit colours", "unsigned 32-bit integers"
 EXTENSIONS = frozenset([".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"])
 FAULTS = (RuntimeError, OSError, ValueError, SyntaxError, EOFError)  # the errors that decoders raise
-
-
-class UnreadableImage(UserError):
-    """The error of a file that is no whole image; its message names the file and the reason."""
-
-    def reason(self) -> str:
-        return str(self).partition(" can't be read as an image (")[2].removesuffix(")") or str(self)
 
 
 def is_image(name: str) -> bool:

@@ -1,11 +1,11 @@
-"""Manifest: reads the facts of a pack from manifest.json, and checks its files and the index of shards."""
+"""Manifest: reads the facts of a pack from manifest.json, and checks its files."""
 
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import ConfigDict, Field, PositiveInt, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from imgcls.data.loading.splits import Cut
@@ -13,6 +13,9 @@ from imgcls.errors import UserError
 from imgcls.spec import DataSpec
 
 VERSION = 1
+READERS = {"pixels": "packed", "jpeg": "packed", "litdata": "streaming"}  # the `data=` for each format
+# The columns of the table of a split, beside the name of the image's file.
+RECORD = [("offset", "<i8"), ("bytes", "<i8"), ("height", "<i4"), ("width", "<i4"), ("label", "<i8")]
 # A file that `imgcls pack` writes. No name leads out of the folder of the pack.
 Name = Annotated[str, Field(pattern=r"^(train|val|test)(\.npy|\.bin|/[a-z0-9][a-z0-9._-]*)$")]
 FORBID = ConfigDict(extra="forbid")  # a key more or a key less is refused
@@ -61,8 +64,7 @@ def read_manifest(root: Path, formats: tuple[str, ...]) -> Manifest:
         this = f"this is version {VERSION}"
         raise UserError(f"data.root={root} is a pack of version {version}; {this}: pack it again")
     if found not in formats:
-        other = "streaming" if found == "litdata" else "packed"
-        expected = f"expected {' or '.join(formats)}; set data={other}"
+        expected = f"expected {' or '.join(formats)}; set data={READERS.get(str(found), 'packed')}"
         raise UserError(f"data.root={root} is packed as {found}; {expected}")
     try:
         manifest = TypeAdapter(Manifest).validate_python(stored)
@@ -99,55 +101,3 @@ def check_files(root: Path, files: dict[str, FileFacts], verify: bool) -> None:
         else:
             continue
         raise UserError(f"{path} {fault}; copy the pack again or make it again")
-
-
-# The index.json of a split's shards. litdata takes from it where to write and how to read the shards, which
-# may be by running code in them; so only what `imgcls pack` writes is let through.
-@dataclass(config=FORBID)
-class ShardFacts:
-    chunk_bytes: PositiveInt
-    chunk_size: PositiveInt  # images
-    filename: Annotated[str, Field(pattern=r"^chunk-[0-9]+-[0-9]+\.bin$")]
-    dim: None = None
-
-
-@dataclass(config=FORBID)
-class ShardConfig:
-    """How shards are read: bytes of an image and an integer, neither packed nor encrypted."""
-
-    chunk_bytes: PositiveInt
-    data_format: tuple[Literal["bytes"], Literal["int"]]
-    data_spec: Literal[
-        r'[1, {"type": "builtins.dict", "context": "[\"image\", \"label\"]", "children_spec": '
-        '[{"type": null, "context": null, "children_spec": []}, '
-        '{"type": null, "context": null, "children_spec": []}]}]'
-    ]
-    item_loader: Literal["PyTreeLoader"]
-    types: dict[str, str] | None = None  # nothing reads them
-    chunk_size: None = None
-    compression: None = None
-    compression_batch_size: None = None
-    compression_level: None = None
-    encryption: None = None
-    ipc_compression: None = None
-
-
-@dataclass(config=FORBID)
-class ShardIndex:
-    chunks: list[ShardFacts]
-    config: ShardConfig
-    updated_at: Annotated[str, Field(pattern=r"^[0-9]+\.[0-9]+$")]  # s since 1970; litdata names a folder so
-
-
-def check_shards(path: Path, images: int) -> None:
-    """Raises UserError where an index.json is not as `imgcls pack` writes it for so many images."""
-    try:
-        index = TypeAdapter(ShardIndex).validate_json(path.read_bytes())
-        found = sum(shard.chunk_size for shard in index.chunks)
-        fault = "" if found == images else f"it has {found:,} images, and the table {images:,}"
-    except OSError as error:
-        fault = f"it can't be read ({type(error).__name__})"
-    except ValidationError as error:
-        fault = " ".join(fault_of(error).split())
-    if fault:
-        raise UserError(f"{path}: {fault}; expected shards that `imgcls pack` made: pack again")

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from imgcls.config.paths import shown
 from imgcls.data.batch import Batch, ImageDataset
-from imgcls.data.loading.decode import UnreadableImage
-from imgcls.errors import UserError
+from imgcls.errors import UnreadableImage, UserError
 from imgcls.processes import rank
 
 log = logging.getLogger(__name__)

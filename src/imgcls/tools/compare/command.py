@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from imgcls.config.paths import shown
 from imgcls.errors import UserError, nearest
@@ -183,6 +182,8 @@ def grouped(
 
 def paired_test(values: "pd.Series[float]", baseline: "pd.Series[float]") -> dict[str, float]:
     """Compares two configs by their runs with the same seed or fold; of fewer than two pairs is no test."""
+    from scipy import stats  # takes a second; most comparisons have no baseline
+
     differences = (values - baseline).dropna()
     out = {"pairs": len(differences), "difference": differences.mean()}
     if len(differences) > 1 and differences.std() > 0:

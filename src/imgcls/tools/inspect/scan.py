@@ -22,12 +22,11 @@ from imgcls.config.check import locate
 from imgcls.config.paths import shown
 from imgcls.data.batch import ImageDataset
 from imgcls.data.imagefolder import ImageFolder, exclude_list
-from imgcls.data.imagenet import ImageNet
-from imgcls.data.loading.decode import MAX_PIXELS, UnreadableImage, decode, header
+from imgcls.data.loading.decode import MAX_PIXELS, decode, header
 from imgcls.data.loading.folders import left_out, list_images, named_splits
 from imgcls.data.loading.splits import SPLITS
 from imgcls.data.module import ImageDataModule
-from imgcls.errors import UserError
+from imgcls.errors import UnreadableImage, UserError
 
 warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of odd metadata; they name no file
 
@@ -130,7 +129,8 @@ def list_files(data: ImageDataModule | None, options: dict[str, Any]) -> Listing
     there is no image at all, or an excluded file is none of them."""
     root, excluded = Path(options["root"]).expanduser(), exclude_list(options.get("exclude"))
     folders = data.folders if isinstance(data, ImageFolder) else named_splits(root) or {"train": root}
-    if data is None and locate(options["_target_"], "data._target_") is ImageNet and "val" in folders:
+    kind = locate(options["_target_"], "data._target_")
+    if data is None and getattr(kind, "val_is_test", False) and "val" in folders:
         folders["test"] = folders.pop("val")
     rows, labels, errors = list[tuple[str, str, str]](), list[tuple[str, str]](), list[OSError]()
     for split, folder in folders.items():
