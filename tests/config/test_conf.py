@@ -27,6 +27,7 @@ NEEDED = {  # what a user must give with a choice
     "data=imagefolder": ["data.root={folder}", "data.image_size=32"],
     "data=imagenet": ["data.root={folder}"],
     "data=packed": ["data.root=pack"],
+    "data=table": ["data.file={folder}/labels.csv", "data.image_size=32"],
     "data=streaming": ["data.root=pack"],
     "data=fashion_mnist": [], "data=cifar10": [], "data=cifar100": [],
     "backbone=torchvision": ["backbone.name=resnet18"],
@@ -60,6 +61,9 @@ def test_data(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         for wnid, word in (("n01440764", "cat"), ("n01443537", "dog"), ("n01484850", "fox")):
             (folder / "train").mkdir(exist_ok=True)
             (folder / word).rename(folder / "train" / wnid)
+    if name == "table":
+        rows = [f"{path.relative_to(folder)},{path.parent.name}" for path in sorted(folder.rglob("*.jpg"))]
+        (folder / "labels.csv").write_text("\n".join(["path,label", *rows]))
     if name in ("packed", "streaming"):
         packed(folder, "pack", format="litdata" if name == "streaming" else "jpeg")
     overrides = [text.format(folder=folder) for text in NEEDED.get(f"data={name}", [])]
@@ -210,7 +214,7 @@ def test_overlays(choice: str, folder: Path) -> None:
 
 def test_eval() -> None:
     config = composed("checkpoint=x", "data=digits", root="eval")
-    configs.check({"data": {k: v for k, v in config["data"].items() if k != "root"}})
+    configs.check({"data": {k: v for k, v in config["data"].items() if k not in ("root", "file")}})
     assert set(EvalConfig.__annotations__) == set(config)
 
 

@@ -120,7 +120,7 @@ def test_out_is_there_already(folder: Path, said: Callable[..., str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["out=o", "data=digits"], "expected data=imagefolder or imagenet"),
+        (["out=o", "data=digits"], "expected data=imagefolder, imagenet or table"),
         (["out=o", "data.fraction=0.5"], "data.fraction=0.5: all images are packed"),
         (["out={root}/o"], "lies in data.root="),
         (["out=o", "format=tar"], "format=tar: input should be 'pixels', 'jpeg' or 'litdata'"),

@@ -8,7 +8,7 @@ train.bin       the images of a split, one after another; pixels as (H, W, C)
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,21 @@ from imgcls.spec import DataSpec
 
 log = logging.getLogger(__name__)
 
-RECORD = [("offset", "<i8"), ("bytes", "<i8"), ("height", "<i4"), ("width", "<i4"), ("label", "<i8")]
+RECORD = [("offset", "<i8"), ("bytes", "<i8"), ("height", "<i4"), ("width", "<i4")]  # and "label"
+
+
+def record_of(targets: Tensor) -> list[tuple[Any, ...]]:
+    """Returns the fields of a table's records; the last is the label: a class, or 0 and 1 for each label."""
+    return [*RECORD, ("label", "<i8") if targets.ndim == 1 else ("label", "|u1", (targets.shape[1],))]
+
+
+def is_record(fields: Sequence[Any]) -> bool:
+    """Says whether numpy's description of a table is that of `record_of` and a name."""
+    if len(fields) != len(RECORD) + 2 or [*fields[: len(RECORD)]] != RECORD:
+        return False
+    (label, *kind), name = fields[-2:]
+    classes, labels = kind == ["<i8"], len(kind) == 2 and kind[0] == "|u1" and len(kind[1]) == 1
+    return label == "label" and (classes or labels) and name[0] == "name" and name[1].startswith("|S")
 
 
 @dataclass
@@ -51,8 +65,7 @@ class Pack:
             table = np.lib.format.open_memmap(path, mode="r").view(np.ndarray)  # it reads no Python objects
         except (OSError, ValueError) as error:
             raise UserError(f"{path} is no table ({type(error).__name__}); pack again") from error
-        *record, (name, kind) = ((field[0], field[1]) for field in table.dtype.descr)
-        if table.ndim != 1 or record != RECORD or name != "name" or not kind.startswith("|S"):
+        if table.ndim != 1 or not is_record(table.dtype.descr):
             raise UserError(f"{path} is no table of images; pack again")
         return table
 
@@ -92,7 +105,7 @@ class PackedImages(FolderImages):
 
     def __init__(self, pack: Pack, order: Tensor, spec: DataSpec) -> None:
         self.pack, self.order, self.spec = pack, order, spec
-        self.targets = torch.from_numpy(pack.records["label"][order.numpy()])
+        self.targets = torch.from_numpy(pack.records["label"][order.numpy()]).long()
         self.evaluate = self.transform = evaluation_transform(spec)
 
     @property
