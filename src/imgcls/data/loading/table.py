@@ -29,7 +29,9 @@ def text(column: pd.Series) -> pd.Series:
     """Returns cells as text without blanks around it, of whole numbers without a point, "" for what lacks."""
     if is_float_dtype(column) and (column.dropna() % 1 == 0).all():
         column = column.astype("Int64")
-    return column.astype(str).where(column.notna(), "").str.strip()
+    codes, found = pd.factorize(column)  # each word is looked at once; what lacks is -1
+    words = np.array([*(str(word).strip() for word in found), ""], dtype=object)
+    return pd.Series(words[codes], dtype=object, name=column.name)
 
 
 def filled(file: Path, column: pd.Series, what: str) -> pd.Series:
@@ -135,23 +137,23 @@ def groups_of(file: Path, column: pd.Series, splits: np.ndarray | None) -> np.nd
 def paths_of(file: Path, column: pd.Series, root: Path) -> tuple[Path, list[str]]:
     """Returns a folder and the path of each image below it: `root`, or `/` where a path is absolute. Raises
     UserError: a path is empty, comes twice, or there is no such file."""
-    paths = column.astype(str).where(column.notna(), "")
-    if (empty := paths.str.strip() == "").any():
+    paths = [str(path) for path in column.astype(object).where(column.notna(), "")]
+    if not all(map(str.strip, paths)):
+        empty = np.array([not path.strip() for path in paths])
         raise fault(file, empty, f"the path in column {column.name!r} is empty")
-    if (absolute := paths.str.startswith("/")).any():
-        paths = paths.where(absolute, f"{root.absolute()}/" + paths).str.lstrip("/")
+    if any(path.startswith("/") for path in paths):
+        paths = [os.path.join(root.absolute(), path).lstrip("/") for path in paths]
         root = Path("/")
-    roundabout = paths.str.contains(r"(?:^|/)\.{0,2}/", regex=True)
-    plain = paths.where(~roundabout, paths[roundabout].map(os.path.normpath))
-    if (twice := plain.duplicated()).any():
+    plain = [os.path.normpath(path) if "./" in path or "//" in path else path for path in paths]
+    if len(set(plain)) < len(plain):
+        twice = pd.Series(plain, dtype=object).duplicated()
         row = int(twice.to_numpy().argmax())
-        first = int((plain == plain[row]).to_numpy().argmax())
-        raise fault(file, twice, f"{column[row]} is in row {first + 1}, too; expected each image once")
-    names = paths.tolist()
-    if (missing := absent(root, names)).any():
+        other = plain.index(plain[row]) + 1
+        raise fault(file, twice, f"{column[row]} is in row {other}, too; expected each image once")
+    if (missing := absent(root, paths)).any():
         where = "" if root == Path("/") else f"; paths are relative to {root}: is data.root right?"
         raise fault(file, missing, f"there is no file {column[int(missing.argmax())]}{where}")
-    return root, names
+    return root, paths
 
 
 def absent(root: Path, paths: list[str]) -> np.ndarray:
