@@ -27,6 +27,7 @@ NEEDED = {  # what a user must give with a choice
     "data=imagefolder": ["data.root={folder}", "data.image_size=32"],
     "data=imagenet": ["data.root={folder}"],
     "data=packed": ["data.root=pack"],
+    "data=huggingface": ["data.name={folder}", "data.image_size=32", "data.cache=cache"],
     "data=table": ["data.file={folder}/labels.csv", "data.image_size=32"],
     "data=streaming": ["data.root=pack"],
     "data=fashion_mnist": [], "data=cifar10": [], "data=cifar100": [],

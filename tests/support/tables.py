@@ -41,3 +41,23 @@ def write_parquet(folder: Path, table: pd.DataFrame, struct: bool = True) -> Pat
     stored = table.drop(columns="path").assign(image=image)
     stored.to_parquet(folder / "images.parquet", row_group_size=17)
     return folder / "images.parquet"
+
+
+def write_hub(folder: Path, table: pd.DataFrame) -> Any:
+    """Writes a set of Hugging Face's datasets with `save_to_disk`: images as bytes, `label` of
+    ClassLabel, `tags` of lists of it. Returns the set."""
+    import datasets
+
+    names = sorted(set(table["label"]))
+    labels, tags = datasets.ClassLabel(names=names), datasets.ClassLabel(names=[*names, "even"])
+    kinds: dict[str, Any] = {"image": datasets.Image(), "label": labels, "tags": datasets.List(tags)}
+    features: Any = datasets.Features({**kinds, "patient": datasets.Value("string")})  # type: ignore[arg-type]
+    rows: dict[str, Any] = {
+        "image": [{"bytes": (folder.parent / path).read_bytes(), "path": None} for path in table["path"]],
+        "label": table["label"].tolist(),
+        "tags": [cell.split(";") if cell else [] for cell in table["tags"]],
+        "patient": table["patient"].tolist(),
+    }
+    made = datasets.Dataset.from_dict(rows, features=features)
+    made.save_to_disk(folder)
+    return made

@@ -93,7 +93,9 @@ def data_config(
         config |= ({"download": False} if "download" in inspect.signature(kind).parameters else {}) | own
     if {"root", "file"} & own.keys() and "exclude" not in own:
         config.pop("exclude", None)  # a list of files of the root that the network was trained on
-    for key in ("root", "file", "exclude"):  # relative to where the training was started
+    local = "name" in config and (Path(trained["cwd"]) / Path(str(config["name"])).expanduser()).exists()
+    # Relative to where the training was started
+    for key in ("root", "file", "exclude", *(["name"] if local else [])):
         if config.get(key) and key not in own and "://" not in config[key]:
             config[key] = str(Path(trained["cwd"]) / Path(config[key]).expanduser())
     prepared = ["image_size", "channels", "crop_ratio", "interpolation"]
