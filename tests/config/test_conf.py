@@ -32,7 +32,7 @@ NEEDED = {  # what a user must give with a choice
     "loss=torch": ["loss._target_=torch.nn.MultiMarginLoss"],
     "optimizer=timm": ["optimizer.opt=adan"],
 }  # fmt: skip
-ELSEWHERE = {"imagenet", "packed", "streaming"}  # each is tested beside its source
+ELSEWHERE = {"huggingface", "imagenet", "packed", "streaming", "table"}  # each is tested beside its source
 SECOND = [  # checkpoint of one's own
     "+callbacks.lowest._target_=lightning.pytorch.callbacks.ModelCheckpoint",
     "+callbacks.lowest.monitor=val/loss",
@@ -199,7 +199,7 @@ def test_overlays(choice: str, folder: Path) -> None:
 
 def test_eval() -> None:
     config = composed("checkpoint=x", "data=digits", root="eval")
-    configs.check({"data": {k: v for k, v in config["data"].items() if k != "root"}})
+    configs.check({"data": {k: v for k, v in config["data"].items() if k not in ("root", "file")}})
     assert {field.name for field in fields(EvalConfig)} == set(config)
 
 

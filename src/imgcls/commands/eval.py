@@ -90,9 +90,11 @@ def data_config(
         unused = ("cache", "storage_options")  # they would write files or use the network
         config = {key: value for key, value in trained["data"].items() if key not in unused}
         config |= ({"download": False} if "download" in inspect.signature(kind).parameters else {}) | own
-    if "root" in own and "exclude" not in own:
+    if {"root", "file"} & own.keys() and "exclude" not in own:
         config.pop("exclude", None)  # a list of files of the root that the network was trained on
-    for key in ("root", "exclude"):  # relative to where the training was started
+    local = "name" in config and (Path(trained["cwd"]) / Path(str(config["name"])).expanduser()).exists()
+    # Relative to where the training was started
+    for key in ("root", "file", "exclude", *(["name"] if local else [])):
         if config.get(key) and key not in own and "://" not in config[key]:
             config[key] = str(Path(trained["cwd"]) / Path(config[key]).expanduser())
     prepared = ["image_size", "channels", "crop_ratio", "interpolation", "fit"]

@@ -12,11 +12,13 @@ _packaged = Path(__file__).parents[1] / "conf"  # in a wheel; a checkout has it 
 CONF = _packaged if _packaged.is_dir() else Path(__file__).parents[3] / "conf"
 PATHS = (
     "checkpoint", "source", "out", "images", "resume", "run", "runs", "json",
-    "data.root", "data.exclude", "data.cache", "backbone.weights", "callbacks.distillation.teacher",
+    "data.root", "data.file", "data.exclude", "data.cache", "backbone.weights",
+    "callbacks.distillation.teacher",
     "hydra.run.dir", "hydra.sweep.dir", "*.root", "*.dirpath", "*_dir", "*_folder", "*_file",
 )  # fmt: skip
-CONDITIONS = ("where", "baseline")  # of compare: `=`, `<` and `,` are their own, not of Hydra's grammar
-ONE_VALUE = ("hydra.*", "resume")  # keys for which a comma separates no jobs, also under -m
+# Values with characters that are no grammar of Hydra's: compare's conditions, what stands between two labels
+AS_TEXT = ("where", "baseline", "data.separator")
+ONE_VALUE = ("hydra.*", "resume", "data.separator")  # keys for which a comma separates no jobs, also under -m
 IN_QUOTES = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 FUNCTION = r"(?:choice|range|glob|sort|shuffle)"
 INTERPOLATION = r"\$\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"  # with two more within one another
@@ -52,7 +54,7 @@ def quoted(arguments: list[str]) -> list[str]:
         key = name.lstrip("+")
         if name == "--config-dir" or key.startswith("hydra."):  # Hydra reads these before expand does
             value = expanded(value)
-        if value and (takes_path(key) or key in CONDITIONS):
+        if value and (takes_path(key) or key in AS_TEXT):
             one = not many or any(fnmatchcase(key, pattern) for pattern in ONE_VALUE)
             value = ",".join(map(_as_text, [value] if one else PIECE.findall(value)))
         words.append(f"{name}={value}" if value else word)

@@ -37,6 +37,7 @@ class ImageDataset(Dataset[Batch]):
     """
 
     targets: Tensor  # as in `Batch`, of the whole split
+    groups: Tensor | None = None  # (N,) int64: samples of a group come into one split, where splits are cut
     seed: int = 0
     transform: Callable[[Tensor], Tensor] | None = None  # of one image, in the workers; may make V views
     device = torch.device("cpu")  # where batches are made

@@ -64,6 +64,10 @@ class FolderImages(ImageDataset):
         """Returns one image `(C, H, W) uint8` as it is stored, of any height and width."""
         return decode(self.name(index), self.spec.channels, self.max_pixels, self.spec.bits)
 
+    def content(self, index: int) -> np.ndarray:
+        """Returns the bytes `(n,) uint8` of a file."""
+        return np.fromfile(self.name(index), np.uint8)
+
     def contents(self) -> Iterator[bytes | memoryview]:
         yield self.paths.numpy().data
         step = len(self) // 1000 + 1  # a file system in a network may take a millisecond for each file
@@ -75,6 +79,33 @@ class FolderImages(ImageDataset):
 
     def part(self, indices: Tensor) -> Self:
         return type(self)(self.root, self.paths[indices], self.targets[indices], self.spec, self.max_pixels)
+
+
+class StoredImages(FolderImages):
+    """Image files that lie in memory: `stored (n,) uint8` has the bytes of all, and `places (N, 2) int64`
+    says where those of each begin and end; `paths` are their names."""
+
+    def __init__(self, stored: Tensor, places: Tensor, paths: Tensor, *common: Any) -> None:
+        super().__init__(Path(), paths, *common)
+        self.stored, self.places, self.prefix = stored, places, ""
+
+    def read(self, index: int) -> Tensor:
+        how = self.spec.channels, self.max_pixels, self.spec.bits
+        return decode(self.name(index), *how, data=self.content(index))
+
+    def content(self, index: int) -> np.ndarray:
+        start, end = self.places[index].tolist()
+        return self.stored[start:end].numpy()
+
+    def contents(self) -> Iterator[bytes | memoryview]:
+        yield self.paths.numpy().data
+        yield (self.places[:, 1] - self.places[:, 0]).numpy().data
+        for index in range(0, len(self), len(self) // 1000 + 1):
+            yield self.content(index).data
+
+    def part(self, indices: Tensor) -> Self:
+        parts = self.places[indices], self.paths[indices], self.targets[indices]
+        return type(self)(self.stored, *parts, self.spec, self.max_pixels)
 
 
 class PictureModule(ImageDataModule):
@@ -175,6 +206,10 @@ class ImageFolder(PictureModule):
             expected = f"expected files that end in one of {' '.join(sorted(EXTENSIONS))}"
             raise UserError(f"{folder / empty[0]} holds no image{kind}; {expected}")
         return FolderImages(folder, paths, targets, self.spec, self.max_pixels)
+
+    def name_of(self, images: FolderImages, index: int) -> str:
+        """Returns the path of an image relative to the root."""
+        return os.path.relpath(images.name(index), self.root)
 
     def no_such_entry(self, entry: Path) -> UserError:
         named = f"data.exclude={self.exclude} names {os.path.relpath(entry, self.root)!r}"

@@ -137,10 +137,12 @@ class ImageDataModule(LightningDataModule):
                 sets[split] = own.part(torch.arange(len(own)))
                 continue
             targets = train.targets.numpy()[rest]
+            groups = None if train.groups is None else train.groups.numpy()[rest]
             if split == "val" and self.folds is not None and self.fold is not None:
-                cut = rest[fold_of(targets, self.folds, self.fold)]
+                cut = rest[fold_of(targets, self.folds, self.fold, groups=groups)]
             else:
-                cut = rest[share_of(targets, self.val_fraction if split == "val" else self.test_fraction)]
+                fraction = self.val_fraction if split == "val" else self.test_fraction
+                cut = rest[share_of(targets, fraction, groups=groups)]
             rest = np.setdiff1d(rest, cut, assume_unique=True)
             sets[split] = train.part(torch.from_numpy(cut))
         if self.fraction < 1:

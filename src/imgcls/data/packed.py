@@ -21,7 +21,7 @@ from torch import Tensor
 from imgcls.data.batch import in_channels
 from imgcls.data.imagefolder import FolderImages, PictureModule, evaluation_transform
 from imgcls.data.loading.decode import decode_jpeg
-from imgcls.data.loading.manifest import RECORD, check_files, read_manifest
+from imgcls.data.loading.manifest import check_files, is_record, read_manifest
 from imgcls.data.loading.splits import Cut
 from imgcls.data.module import Place
 from imgcls.errors import UnreadableImage, UserError
@@ -49,8 +49,7 @@ class Pack:
             table = np.lib.format.open_memmap(path, mode="r").view(np.ndarray)  # it reads no Python objects
         except (OSError, ValueError) as error:
             raise UserError(f"{path} is no table ({type(error).__name__}); pack again") from error
-        *record, (name, kind) = ((field[0], field[1]) for field in table.dtype.descr)
-        if table.ndim != 1 or record != RECORD or name != "name" or not kind.startswith("|S"):
+        if table.ndim != 1 or not is_record(table.dtype.descr):
             raise UserError(f"{path} is no table of images; pack again")
         return table
 
@@ -90,7 +89,7 @@ class PackedImages(FolderImages):
 
     def __init__(self, pack: Pack, order: Tensor, spec: DataSpec) -> None:
         self.pack, self.order, self.spec = pack, order, spec
-        self.targets = torch.from_numpy(pack.records["label"][order.numpy()])
+        self.targets = torch.from_numpy(pack.records["label"][order.numpy()]).long()
         self.evaluate = self.transform = evaluation_transform(spec)
 
     @property

@@ -50,6 +50,9 @@ class Report:
         """Logs tables, and the pictures that lie in `folder`, to W&B."""
 
 
+pd.set_option("mode.string_storage", "python")  # Arrow's strings refuse names that are no UTF-8
+
+
 def table_of(tested: Mapping[str, Tensor], images: ImageDataset) -> pd.DataFrame:
     """Returns a row for each sample that a test kept: its name, and each value in columns of its own."""
     columns: dict[str, object] = {"name": [images.name(i) for i in tested["indices"].tolist()]}

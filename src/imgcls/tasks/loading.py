@@ -26,6 +26,7 @@ class DataConfig(TypedDict, total=False):
     """The part of a checkpoint's data config that evaluation reads, beside arguments of the data's class."""
 
     root: str | None
+    file: str | None
     exclude: str | None
     batch_size: Annotated[int, Field(ge=1)]
 

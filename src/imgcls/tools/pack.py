@@ -1,4 +1,4 @@
-"""imgcls pack: writes a folder of images into a few files, in a form that is fast to train from. The images,
+"""imgcls pack: writes a set of images into a few files, in a form that is fast to train from. The images,
 tables and manifest are those that data/packed.py and data/streaming.py read."""
 
 import json
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -30,14 +30,17 @@ from imgcls.config.paths import hydra_quoted, shown
 from imgcls.config.training import Node
 from imgcls.data.imagefolder import FolderImages, ImageFolder
 from imgcls.data.loading.decode import is_jpeg
-from imgcls.data.loading.manifest import READERS, RECORD, VERSION, Manifest, SplitFacts, facts_of
-from imgcls.data.loading.splits import SPLITS, check_targets
+from imgcls.data.loading.manifest import READERS, VERSION, Manifest, SplitFacts, facts_of, record_of
+from imgcls.data.loading.splits import SPLITS, check_targets, class_counts
 from imgcls.data.module import ImageDataModule
+from imgcls.data.rows import RowsModule
 from imgcls.engine.build import prepare
 from imgcls.errors import UnreadableImage, UserError
 from imgcls.spec import DataSpec
 
 log = logging.getLogger(__name__)
+
+Source = ImageFolder | RowsModule
 
 
 @dataclass(frozen=True)
@@ -53,27 +56,27 @@ class PackConfig:
 
 
 def main(config: PackConfig, run_dir: Path) -> None:
-    """Packs a folder set into the directory `out`, which is there only when all of it is."""
+    """Packs a set into the directory `out`, which is there only when all of it is."""
     out = Path(config.out).expanduser()
     if out.exists() or out.is_symlink():
         raise UserError(f"out={out} is there already; give another directory, or delete it")
     configs.check({"data": config.data})
     prepare(0)
     data = build(config.data, "data", ImageDataModule)
-    if not isinstance(data, ImageFolder):
+    if not isinstance(data, ImageFolder | RowsModule):
         target = config.data["_target_"]
         raise UserError(f"{target} has no image files to pack; expected data=imagefolder or its like")
     if data.fraction < 1:
         given = f"data.fraction={data.fraction}"
         raise UserError(f"{given}: all images are packed; give the fraction when training")
-    if out.resolve().is_relative_to(data.root.resolve()):
+    if isinstance(data, ImageFolder) and out.resolve().is_relative_to(data.root.resolve()):
         where = f"data.root={data.root}, where it would be a class"
         raise UserError(f"out={out} lies in {where}; give another directory")
     data.prepare_data()
     pack(data, out, config)
 
 
-def pack(data: ImageFolder, out: Path, config: PackConfig) -> None:
+def pack(data: Source, out: Path, config: PackConfig) -> None:
     """Packs the images, and says how many there are and how to train on them."""
     start = time.perf_counter()
     with whole(out) as partial:
@@ -119,32 +122,38 @@ class Encoder(Dataset[tuple[Tensor, int, int] | str]):
             image = self.dataset.read(index)
         except UnreadableImage as error:
             return str(error)
-        size, path = self.form.size, self.dataset.name(index)
+        size = self.form.size
         if resized := size is not None and min(image.shape[1:]) > size:
             image = functional.resize(image, [size], self.interpolation, antialias=True)
         if self.form.format == "pixels":
             stored = image.permute(1, 2, 0).contiguous().view(-1)
-        elif not resized and is_jpeg(file := np.fromfile(path, np.uint8)):
+        elif not resized and is_jpeg(file := self.dataset.content(index)):
             stored = torch.from_numpy(file)  # a JPEG stays as it is, and loses nothing
         else:
             stored = JpegEncoder(image.contiguous()).to_tensor(quality=self.form.quality)
         return stored, image.shape[1], image.shape[2]
 
 
-def write_pack(data: ImageFolder, folder: Path, form: PackConfig) -> Manifest:
-    """Writes the splits of a folder set into an empty folder, the manifest last. Only splits that the set has
-    of its own are written: who reads them cuts the others from train. A stream can't be cut, so its splits
-    are cut here. Raises UserError for an unreadable image that is not to be skipped, a class without an
-    image, and a disk too small."""
-    if form.format == "litdata":
+def write_pack(data: Source, folder: Path, form: PackConfig) -> Manifest:
+    """Writes the splits of a set into an empty folder, the manifest last. Only splits that the set has of its
+    own are written: who reads them cuts the others from train. A stream can't be cut, and groups are not
+    kept, so here their splits are cut. Raises UserError for an unreadable image that is not to be skipped, a
+    class without an image, and a disk too small."""
+    grouped = isinstance(data, RowsModule) and data.row_groups is not None
+    if grouped:
+        log.info("the splits are cut now, as a pack has no groups: data.folds would cut through them")
+    if form.format == "litdata" or grouped:
         data.setup()
     sets = data.sets or {split: found for split in SPLITS if (found := data.load(split)) is not None}
     encoders = {}
     for split, dataset in sets.items():
         assert isinstance(dataset, FolderImages)
         check_targets(dataset.targets, data.spec.class_names, split)
-        if dataset.targets.ndim > 1:
-            raise UserError("the data has several labels for an image; imgcls pack expects one class")
+        if dataset.targets.is_floating_point():
+            raise UserError("the data has measures; imgcls pack expects classes or labels")
+        if dataset.targets.ndim > 1 and form.format == "litdata":
+            reason = "the data has several labels for an image, and shards have one class"
+            raise UserError(f"format=litdata: {reason}; take format=jpeg or pixels")
         encoders[split] = Encoder(dataset, form)
     check_disk(folder, encoders.values())
     splits, skipped, largest = {}, list[str](), 0
@@ -180,7 +189,7 @@ def check_disk(folder: Path, encoders: Iterable[Encoder]) -> None:
         raise UserError(f"{folder.parent} {text}")
 
 
-def write_split(encoder: Encoder, stem: Path, data: ImageFolder) -> tuple[np.ndarray, list[str]]:
+def write_split(encoder: Encoder, stem: Path, data: Source) -> tuple[np.ndarray, list[str]]:
     """Writes a split and its table; returns the table and what was skipped. A stream is read a shard after
     another, so its training images are written in an order drawn once."""
     order, stream = np.arange(len(encoder)), encoder.form.format == "litdata"
@@ -189,7 +198,7 @@ def write_split(encoder: Encoder, stem: Path, data: ImageFolder) -> tuple[np.nda
     workers = data.default_workers() if data.num_workers is None else data.num_workers
     loader = DataLoader(encoder, sampler=order.tolist(), batch_size=None, num_workers=workers)
     images = track(loader, stem.name, total=len(order), transient=True, disable=not Console().is_terminal)
-    rows, skipped, offset = list[tuple[int, int, int, int, int, bytes]](), list[str](), 0
+    rows, skipped, offset = list[tuple[int, int, int, int, Any, bytes]](), list[str](), 0
     with writer(stem, stream) as write:
         for index, stored in zip(order.tolist(), images, strict=True):
             if isinstance(stored, str):
@@ -198,19 +207,19 @@ def write_split(encoder: Encoder, stem: Path, data: ImageFolder) -> tuple[np.nda
                 skipped.append(stored)
                 continue
             content, height, width = stored
-            label = int(encoder.dataset.targets[index])
-            name = os.fsencode(os.path.relpath(encoder.dataset.name(index), data.root))
+            label = encoder.dataset.targets[index].tolist()
+            name = os.fsencode(data.name_of(encoder.dataset, index))
             write(len(rows), content, label)
             rows.append((offset, len(content), height, width, label, name))
             offset += len(content)
     longest = max((len(row[-1]) for row in rows), default=1)
-    table = np.array(rows, [*RECORD, ("name", f"S{longest}")])
+    table = np.array(rows, [*record_of(encoder.dataset.targets), ("name", f"S{longest}")])
     np.save(stem.with_suffix(".npy"), table)
     return table, skipped
 
 
 @contextmanager
-def writer(stem: Path, stream: bool) -> Iterator[Callable[[int, Tensor, int], object]]:
+def writer(stem: Path, stream: bool) -> Iterator[Callable[[int, Tensor, Any], object]]:
     """Yields a function of place, content and label that adds an image to a split."""
     if not stream:
         with stem.with_suffix(".bin").open("wb") as file:
@@ -232,5 +241,5 @@ def describe(table: np.ndarray, spec: DataSpec, split: str) -> SplitFacts:
     """Returns what a manifest says of a split. Raises UserError where all images of a class were skipped."""
     check_targets(torch.from_numpy(table["label"].copy()), spec.class_names, split)
     shape = [int(side[0]) if (side == side[0]).all() else 0 for side in (table["height"], table["width"])]
-    counts = np.bincount(table["label"], minlength=spec.num_classes).tolist()
+    counts = class_counts(torch.from_numpy(table["label"].astype(np.int64)), spec.num_classes).tolist()
     return SplitFacts(len(table), [*shape, spec.channels], dict(zip(spec.class_names, counts, strict=True)))

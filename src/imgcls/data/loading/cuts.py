@@ -2,10 +2,17 @@
 
 import numpy as np
 
+DENSE = 5e7  # numbers of a table of groups and labels, above which shares are not evened
 
-def share_of(targets: np.ndarray, fraction: float, seed: int = 0) -> np.ndarray:
+
+def share_of(
+    targets: np.ndarray, fraction: float, seed: int = 0, groups: np.ndarray | None = None
+) -> np.ndarray:
     """Returns the sorted indices of a share of the samples with these targets (see `Batch`): of each class or
-    label that share, and one or more of it, but not all of two; of measures any samples."""
+    label that share, and one or more of it, but not all of two; of measures any samples. Where `groups (N,)`
+    says which samples belong together, the share has all of a group or none (`whole_groups`)."""
+    if groups is not None:
+        return whole_groups(targets, groups, fraction, seed)
     if targets.ndim == 1 and not np.issubdtype(targets.dtype, np.floating):
         return stratified(targets, fraction, seed)
     generator = np.random.default_rng(seed)
@@ -14,14 +21,20 @@ def share_of(targets: np.ndarray, fraction: float, seed: int = 0) -> np.ndarray:
     return labels_stratified(targets.astype(bool), fraction, generator)
 
 
-def fold_of(targets: np.ndarray, folds: int, fold: int, seed: int = 0) -> np.ndarray:
+def fold_of(
+    targets: np.ndarray, folds: int, fold: int, seed: int = 0, groups: np.ndarray | None = None
+) -> np.ndarray:
     """Returns the sorted indices of one of `folds` disjoint parts, cut as `share_of` cuts."""
-    if targets.ndim == 1 and not np.issubdtype(targets.dtype, np.floating):
+    if groups is None and targets.ndim == 1 and not np.issubdtype(targets.dtype, np.floating):
         return stratified_fold(targets, folds, fold, seed)
+
+    def share_of_rest(rest: np.ndarray, fraction: float) -> np.ndarray:
+        return share_of(targets[rest], fraction, seed, None if groups is None else groups[rest])
+
     rest = np.arange(len(targets))
     for left in range(folds, folds - fold, -1):
-        rest = np.delete(rest, share_of(targets[rest], 1 / left, seed))
-    return rest[share_of(targets[rest], 1 / (folds - fold), seed)] if fold < folds - 1 else rest
+        rest = np.delete(rest, share_of_rest(rest, 1 / left))
+    return rest[share_of_rest(rest, 1 / (folds - fold))] if fold < folds - 1 else rest
 
 
 def stratified(targets: np.ndarray, fraction: float, seed: int = 0) -> np.ndarray:
@@ -65,12 +78,44 @@ def labels_stratified(labels: np.ndarray, fraction: float, generator: np.random.
     return evened(labels, np.isin(np.arange(len(labels)), chosen), fraction)
 
 
+def whole_groups(targets: np.ndarray, groups: np.ndarray, fraction: float, seed: int = 0) -> np.ndarray:
+    """Returns the sorted indices of all samples of some groups, near to a share of each class or label, and
+    of all samples. A group counts as one of its rarest label; a label that one group alone has stays out of
+    the share, and of two groups or more with it one is in the share, and one is not."""
+    _, member_of = np.unique(groups, return_inverse=True)
+    number = int(member_of.max()) + 1
+    if np.issubdtype(targets.dtype, np.floating):  # measures: all are alike
+        rows, labels = np.arange(len(targets)), np.zeros(len(targets), np.int64)
+    else:
+        rows, labels = targets.nonzero() if targets.ndim == 2 else (np.arange(len(targets)), targets)
+    most = int(labels.max(initial=-1)) + 1
+    pairs, counts = np.unique(member_of[rows] * max(most, 1) + labels, return_counts=True)
+    group, label = np.divmod(pairs, max(most, 1))
+    in_groups = np.bincount(label, minlength=most + 1)
+    rarest, by_frequency = np.full(number, most), np.argsort(-in_groups[label], kind="stable")
+    rarest[group[by_frequency]] = label[by_frequency]  # the rarest is written last
+    chosen = np.isin(np.arange(number), stratified(rarest, fraction, seed))
+    chosen &= in_groups[rarest] != 1
+    if number * most <= DENSE:
+        of_group = np.zeros((number, most + 1), np.float32)
+        of_group[group, label] = counts
+        of_group[:, most] = np.bincount(member_of)
+        chosen = np.isin(np.arange(number), changed(of_group, chosen, fraction))
+    return np.flatnonzero(chosen[member_of])
+
+
 def evened(labels: np.ndarray, chosen: np.ndarray, fraction: float) -> np.ndarray:
-    """Returns the sorted indices of a share like `chosen (N,) bool`, nearer to the share of each label and of
-    all samples: the sample whose change of sides helps most changes, as long as one helps. None is the last
-    one of its label on a side."""
+    """Returns the sorted indices of a share like `chosen (N,) bool`, nearer to the share of each of `labels
+    (N, K) bool` and of all samples (`changed`)."""
     columns = np.hstack([labels, np.ones((len(labels), 1), bool)]).astype(np.float32)  # the last one: all
-    there, chosen = columns.sum(0), chosen.copy()
+    return changed(columns, chosen, fraction)
+
+
+def changed(columns: np.ndarray, chosen: np.ndarray, fraction: float) -> np.ndarray:
+    """Returns the sorted indices of rows like `chosen (N,) bool`, whose sum is nearer to the share of each of
+    `columns (N, K) float32`: the row whose change of sides helps most changes, as long as one helps. None
+    takes all of a column from a side."""
+    there, most, chosen = columns.sum(0), columns.max(0), chosen.copy()
     wanted = np.clip(fraction * there, 1, np.maximum(there - 1, 1))
     scale = 1 / wanted  # chi-square: shares of rare labels count more
     for _ in range(1000):
@@ -78,9 +123,10 @@ def evened(labels: np.ndarray, chosen: np.ndarray, fraction: float) -> np.ndarra
         excess = got - wanted
         if (abs(excess) <= np.maximum(0.5, 0.01 * wanted)).all():
             break
-        gain = 2 * side * (columns @ (excess * scale)) - columns @ scale
+        gain = 2 * side * (columns @ (excess * scale)) - columns**2 @ scale
         for part, count in ((chosen, got), (~chosen, there - got)):
-            gain[part & (columns[:, count == 1] > 0).any(1)] = 0
+            few = count <= most
+            gain[part & ((columns[:, few] >= count[few]) & (columns[:, few] > 0)).any(1)] = 0
         if gain.max() <= 1e-6:
             break
         chosen[gain.argmax()] ^= True

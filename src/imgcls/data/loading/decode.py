@@ -28,8 +28,15 @@ def is_image(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in EXTENSIONS and not name.startswith(".")
 
 
-def decode(path: str, channels: int, max_pixels: int = MAX_PIXELS, bits: int | None = None) -> Tensor:
-    """Returns the image in a file as `(channels, H, W) uint8`, turned as its EXIF orientation says.
+def decode(
+    path: str,
+    channels: int,
+    max_pixels: int = MAX_PIXELS,
+    bits: int | None = None,
+    data: np.ndarray | None = None,
+) -> Tensor:
+    """Returns the image in a file as `(channels, H, W) uint8`, turned as its EXIF orientation says. Of a file
+    that lies in memory `data (n,) uint8` are the bytes, and `path` is what an error calls it.
 
     TorchCodec decodes JPEG, Pillow the other formats: of animations the first frame, without transparency.
     In images of more than 8 bits, `2**bits - 1` is white. Without `bits` the type of the numbers decides:
@@ -39,7 +46,7 @@ def decode(path: str, channels: int, max_pixels: int = MAX_PIXELS, bits: int | N
     its numbers go below black, or without `bits` beyond white.
     """
     try:
-        data = np.fromfile(path, np.uint8)
+        data = np.fromfile(path, np.uint8) if data is None else data
         if is_jpeg(data) and (size := _jpeg_size(data)) is not None:
             _check_size(size, max_pixels)
             image = decode_jpeg(torch.from_numpy(data), channels)
@@ -98,10 +105,12 @@ class Header(NamedTuple):
     peak: float = 0.0  # the largest number in the image
 
 
-def header(path: str, max_pixels: int = MAX_PIXELS) -> Header:
-    """Returns the facts that a file tells about its image; reads all numbers of one of more than 8 bits."""
+def header(path: str, max_pixels: int = MAX_PIXELS, data: np.ndarray | None = None) -> Header:
+    """Returns the facts that a file, or its bytes `data (n,) uint8`, tell about its image; reads all numbers
+    of one of more than 8 bits."""
     try:
-        with _opened(np.fromfile(path, np.uint8), max_pixels) as opened:
+        data = np.fromfile(path, np.uint8) if data is None else data
+        with _opened(data, max_pixels) as opened:
             numbers, white = _numbers(opened)
             peak = _finite(opened, numbers, white).max() if numbers else 0.0
             if numbers == COLOURS:  # Pillow reads the upper 8 bits

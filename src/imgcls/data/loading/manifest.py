@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
+from torch import Tensor
 
 from imgcls.data.loading.splits import Cut
 from imgcls.errors import UserError
@@ -14,11 +16,25 @@ from imgcls.spec import DataSpec
 
 VERSION = 1
 READERS = {"pixels": "packed", "jpeg": "packed", "litdata": "streaming"}  # the `data=` for each format
-# The columns of the table of a split, beside the name of the image's file.
-RECORD = [("offset", "<i8"), ("bytes", "<i8"), ("height", "<i4"), ("width", "<i4"), ("label", "<i8")]
+# The columns of the table of a split, beside the label and the name of the image's file.
+RECORD = [("offset", "<i8"), ("bytes", "<i8"), ("height", "<i4"), ("width", "<i4")]
 # A file that `imgcls pack` writes. No name leads out of the folder of the pack.
 Name = Annotated[str, Field(pattern=r"^(train|val|test)(\.npy|\.bin|/[a-z0-9][a-z0-9._-]*)$")]
 FORBID = ConfigDict(extra="forbid")  # a key more or a key less is refused
+
+
+def record_of(targets: Tensor) -> list[tuple[Any, ...]]:
+    """Returns the fields of a table's records; the last is the label: a class, or 0 and 1 for each label."""
+    return [*RECORD, ("label", "<i8") if targets.ndim == 1 else ("label", "|u1", (targets.shape[1],))]
+
+
+def is_record(fields: Sequence[Any]) -> bool:
+    """Says whether numpy's description of a table is that of `record_of` and a name."""
+    if len(fields) != len(RECORD) + 2 or [*fields[: len(RECORD)]] != RECORD:
+        return False
+    (label, *kind), name = fields[-2:]
+    classes, labels = kind == ["<i8"], len(kind) == 2 and kind[0] == "|u1" and len(kind[1]) == 1
+    return label == "label" and (classes or labels) and name[0] == "name" and name[1].startswith("|S")
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """imgcls inspect: says what is in the data, and what is wrong with it, before anything is trained on it. It
-works from the folders, so that all faults of a set are listed at once, also those that training refuses.
-Nothing of the data is changed."""
+works from the folders, or the rows of a table, so that all faults of a set are listed at once, also those
+that training refuses. Nothing of the data is changed."""
 
 import json
 import logging
@@ -20,12 +20,13 @@ from imgcls.config.training import Node
 from imgcls.data.imagefolder import ImageFolder
 from imgcls.data.memory import MemoryDataModule
 from imgcls.data.module import ImageDataModule
+from imgcls.data.rows import RowsModule
 from imgcls.engine.build import prepare
 from imgcls.errors import UserError, one_line
 from imgcls.processes import cores
 from imgcls.tools.inspect.findings import findings, write_exclude
 from imgcls.tools.inspect.page import draw_samples, show, write
-from imgcls.tools.inspect.scan import list_files, list_memory, scan
+from imgcls.tools.inspect.scan import list_files, list_memory, list_rows, scan
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,10 @@ def report(config: InspectConfig, run_dir: Path) -> None:
     """Reads all images, compares them, writes the findings and prints them."""
     options = config.data
     data, refused = prepared(options, Augment.read(config.augment), config.seed)
-    listing = list_memory(data, options) if isinstance(data, MemoryDataModule) else list_files(data, options)
+    if isinstance(data, MemoryDataModule):
+        listing = list_memory(data, options)
+    else:
+        listing = list_rows(data, options) if isinstance(data, RowsModule) else list_files(data, options)
     start, workers = time.perf_counter(), options.get("num_workers")
     table = scan(listing, min(cores(), 16) if workers is None else workers)
     seconds = time.perf_counter() - start
@@ -67,7 +71,7 @@ def report(config: InspectConfig, run_dir: Path) -> None:
         **findings(listing, table, config.near, options.get("bits")),
     }
     run_dir.mkdir(parents=True, exist_ok=True)
-    in_files = not listing.reader.images
+    in_files = not isinstance(data, MemoryDataModule)
     found["excluded"] = write_exclude(found, run_dir / "exclude.txt") if in_files else 0
     unreadable = {listing.reader.paths[i] for i in table.index[table["reason"].notna()]}
     samples = [] if data is None or refused else draw_samples(data, unreadable, config.samples)
@@ -84,7 +88,7 @@ def prepared(options: Node, augment: Augment, seed: int) -> tuple[ImageDataModul
     prepare(seed)
     target, data = options["_target_"], None
     kind = configs.locate(target, "data._target_")
-    if not (isinstance(kind, type) and issubclass(kind, MemoryDataModule | ImageFolder)):
+    if not (isinstance(kind, type) and issubclass(kind, MemoryDataModule | ImageFolder | RowsModule)):
         reads = f"reads image files and sets in memory, not {target}"
         raise UserError(f"data: inspect {reads}; give what it was made from")
     try:
@@ -92,7 +96,8 @@ def prepared(options: Node, augment: Augment, seed: int) -> tuple[ImageDataModul
         data.prepare_data()
         data.setup()
     except UserError as error:
-        if issubclass(kind, MemoryDataModule) or re.match(r"(data|augment)[.:]", str(error)):
+        unread = data is None and issubclass(kind, RowsModule)
+        if unread or issubclass(kind, MemoryDataModule) or re.match(r"(data|augment)[.:]", str(error)):
             raise
         return data, one_line(error)
     return data, None

@@ -28,14 +28,15 @@ def findings(listing: Listing, table: pd.DataFrame, near: int | None, bits: int 
     good, bad = table[table["reason"].isna()], table[table["reason"].notna()]
     splits = [split for split in SPLITS if split in set(listing.classes["split"])]
     labels = sorted(set(listing.classes["label"]))
-    counts = pd.crosstab(good["label"], good["split"]).reindex(index=labels, columns=splits, fill_value=0)
+    each = each_label(good)
+    counts = pd.crosstab(each["label"], each["split"]).reindex(index=labels, columns=splits, fill_value=0)
     classes, absent = counts.T.to_dict(), {}
     for label, row in classes.items():
         if not all(row.values()):
             absent[label] = {"in": [s for s in row if row[s]], "not_in": [s for s in row if not row[s]]}
     return {
         "images": len(good),
-        "splits": counts.sum().to_dict(),
+        "splits": good["split"].value_counts().reindex(splits, fill_value=0).to_dict(),
         "classes": classes,
         "absent": absent,
         "cut": [split for split in ("val", "test") if split not in splits],
@@ -48,6 +49,11 @@ def findings(listing: Listing, table: pd.DataFrame, near: int | None, bits: int 
         "deep": depths(table, bits),
         "left_out": listing.left_out,
     }
+
+
+def each_label(good: pd.DataFrame) -> pd.DataFrame:
+    """Returns a row for each label that an image has; of images with one class these rows themselves."""
+    return good.assign(label=good["labels"]).explode("label") if "labels" in good else good
 
 
 def sizes(good: pd.DataFrame) -> dict[str, Any]:
@@ -68,7 +74,7 @@ def statistics(train: pd.DataFrame) -> dict[str, Any]:
     numbers = {"mean": mean.round(4).tolist(), "std": np.sqrt((square - mean**2).clip(0)).round(4).tolist()}
     texts = {name: ",".join(f"{value:.4f}" for value in values) for name, values in numbers.items()}
     override = " ".join(f"data.{name}=[{text}]" for name, text in texts.items())
-    counts = train["label"].value_counts()
+    counts = each_label(train)["label"].value_counts()
     ratio = round(float(counts.iloc[0] / counts.iloc[-1]), 2)
     imbalance = {"ratio": ratio, "largest": counts.index[0], "smallest": counts.index[-1]}
     return {**numbers, "override": override, "imbalance": imbalance}

@@ -21,11 +21,12 @@ from torchvision.transforms.v2 import functional as F
 from imgcls.config.check import locate
 from imgcls.config.paths import shown
 from imgcls.data.batch import ImageDataset
-from imgcls.data.imagefolder import ImageFolder, exclude_list
+from imgcls.data.imagefolder import ImageFolder, StoredImages, exclude_list
 from imgcls.data.loading.decode import MAX_PIXELS, decode, header
 from imgcls.data.loading.folders import left_out, list_images, named_splits
 from imgcls.data.loading.splits import SPLITS
 from imgcls.data.module import ImageDataModule
+from imgcls.data.rows import RowsModule
 from imgcls.errors import UnreadableImage, UserError
 
 warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of odd metadata; they name no file
@@ -55,7 +56,8 @@ class Seen(NamedTuple):
 
 @dataclass
 class Reader(Dataset[Seen]):
-    """Looks at image files, as `decode` reads them, or at a set in memory: `images` are splits and places."""
+    """Looks at image files, as `decode` reads them. Where they don't lie in files of their own, `images` are
+    splits and places."""
 
     paths: list[str]
     channels: int = 3
@@ -67,15 +69,19 @@ class Reader(Dataset[Seen]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Seen:
+        how, data = (self.channels, self.max_pixels, self.bits), None
         if self.images:
-            return measure(self.picture(index))
-        return look(self.paths[index], self.channels, self.max_pixels, self.bits)
+            dataset, place = self.images[index]
+            if not isinstance(dataset, StoredImages):
+                return measure(dataset.picture(place))
+            data = dataset.content(place)
+        return look(self.paths[index], *how, data)
 
     def picture(self, index: int) -> Tensor:
         """Returns the whole image `(C, H, W) uint8`."""
         if self.images:
             dataset, place = self.images[index]
-            return dataset.picture(place)
+            return dataset.read(place) if isinstance(dataset, StoredImages) else dataset.picture(place)
         return decode(self.paths[index], self.channels, self.max_pixels, self.bits)
 
 
@@ -84,18 +90,24 @@ class Listing:
     """All images of a set, and what reads them."""
 
     name: str
-    images: pd.DataFrame  # file (relative to the root), split, label
-    classes: pd.DataFrame  # split, label: the class folders, also those without an image
+    images: pd.DataFrame  # file (relative to the root), split, label; of several labels also a list of these
+    classes: pd.DataFrame  # split, label: all classes, also those without an image
     reader: Reader
     unread: list[dict[str, str]] = field(default_factory=list)  # folders that can't be read, and the reasons
     left_out: list[str] = field(default_factory=list)  # folders beside the splits
 
 
-def look(path: str, channels: int, max_pixels: int = MAX_PIXELS, bits: int | None = None) -> Seen:
-    """Reads a file as training does."""
-    found = header(path, max_pixels)
+def look(
+    path: str,
+    channels: int,
+    max_pixels: int = MAX_PIXELS,
+    bits: int | None = None,
+    data: np.ndarray | None = None,
+) -> Seen:
+    """Reads a file, or its bytes `data (n,) uint8`, as training does."""
+    found = header(path, max_pixels, data)
     try:
-        seen = measure(decode(path, channels, max_pixels, bits), found.format, found.mode)
+        seen = measure(decode(path, channels, max_pixels, bits, data), found.format, found.mode)
     except UnreadableImage as error:
         seen = Seen(error.reason())
     return seen._replace(numbers=found.numbers, white=found.white, peak=found.peak)
@@ -151,6 +163,32 @@ def list_files(data: ImageDataModule | None, options: dict[str, Any]) -> Listing
     how = {key: options[key] for key in ("channels", "max_pixels", "bits") if key in options}
     reader = Reader([str(root / file) for file in table["file"]], **how)
     return Listing(shown(root), table, classes, reader, unread, left_out(root, folders.values()))
+
+
+def list_rows(data: RowsModule, options: dict[str, Any]) -> Listing:
+    """Lists the images of a table, in the splits of its own."""
+    loaded = {split: found for split in SPLITS if (found := data.load(split)) is not None}
+    names = np.array(data.spec.class_names, dtype=object)
+    if not len(names):
+        raise UserError(f"{options['_target_']} has measures; imgcls inspect expects classes or labels")
+    parts = []
+    for split, images in loaded.items():
+        targets, places = images.targets.numpy(), range(len(images))
+        part = pd.DataFrame({"file": [data.name_of(images, i) for i in places], "split": split})
+        if targets.ndim == 1:
+            part["label"] = names[targets]
+        else:
+            part["labels"] = [names[row.nonzero()].tolist() for row in targets]
+            part["label"] = part["labels"].map(" + ".join)
+        parts.append(part)
+    table = pd.concat(parts, ignore_index=True)
+    every = [(images, i) for images in loaded.values() for i in range(len(images))]
+    how = {key: options[key] for key in ("channels", "max_pixels", "bits") if key in options}
+    reader = Reader([images.name(i) for images, i in every], **how)
+    if isinstance(data.rows, StoredImages):
+        reader.images = every
+    classes = pd.DataFrame(itertools.product(loaded, names), columns=COLUMNS[1:])
+    return Listing(shown(data.place), table, classes, reader)
 
 
 def list_memory(data: ImageDataModule, options: dict[str, Any]) -> Listing:

@@ -1,0 +1,123 @@
+"""Columns of a table: read from a CSV, Parquet or JSON-lines file; text and numbers into pandas, image
+files into one array of bytes. Rows are counted from 1, without the header."""
+
+import importlib.util
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from imgcls.errors import UserError, nearest
+
+# Text is kept in Python's strings: those of Arrow, which pandas takes where pyarrow is installed, refuse file
+# names that are no UTF-8. A million rows are read as fast, in less memory.
+pd.set_option("mode.string_storage", "python")
+
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+ENDINGS = (*SEPARATORS, ".parquet", ".jsonl")
+NO_PYARROW = "needs the package pyarrow, which is not installed; in the clone: pip install -e '.[table]'"
+
+
+def check_file(file: Path) -> None:
+    """Raises UserError where there is no table that can be read."""
+    if not file.is_file():
+        raise UserError(f"data.file={file}: there is no such file; expected {' or '.join(ENDINGS)}")
+    if file.suffix.lower() not in ENDINGS:
+        raise UserError(f"data.file={file}: expected a file that ends in {' or '.join(ENDINGS)}")
+    if file.suffix.lower() == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise UserError(f"data.file={file} {NO_PYARROW}")
+
+
+def read_columns(file: Path, wanted: dict[str, str]) -> pd.DataFrame:
+    """Returns the columns of a table that are wanted, by the name in the table: `wanted` has the config's key
+    for each. All cells of a CSV are text. Raises UserError: the file can't be read, or lacks a column."""
+    check_file(file)
+    kind = file.suffix.lower()
+    try:
+        if kind in SEPARATORS:
+            how: dict[str, Any] = {"sep": SEPARATORS[kind], "dtype": str, "keep_default_na": False}
+            names = pd.read_csv(file, nrows=0, **how).columns.tolist()
+            check_columns(file, names, wanted)
+            table = pd.read_csv(file, **how)  # with `usecols` it would drop cells beyond the header's
+            if not isinstance(table.index, pd.RangeIndex):
+                raise ValueError("its rows have more cells than its header")
+        elif kind == ".parquet":
+            import pyarrow.parquet
+
+            check_columns(file, pyarrow.parquet.read_schema(file).names, wanted)
+            table = pd.read_parquet(file, columns=list(wanted))
+        else:
+            table = pd.read_json(file, lines=True, dtype=False)
+            check_columns(file, [str(name) for name in table.columns], wanted)
+    except (OSError, ValueError) as error:  # those of pandas and pyarrow are ValueErrors
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(f"data.file={file} can't be read ({reason}); expected a whole {kind} file") from error
+    if not len(table):
+        raise UserError(f"data.file={file} has no rows; expected one for each image")
+    return table[list(wanted)]
+
+
+def check_columns(file: Path, names: Iterable[str], wanted: dict[str, str]) -> None:
+    """Raises UserError for a wanted column that is not one of the names."""
+    names = list(names)
+    for name, key in wanted.items():
+        if name not in names:
+            raise UserError(f"data.{key}={name}: {file} has no such column; {nearest(name, names)}")
+
+
+def fault(file: Path, bad: "np.ndarray | pd.Series[bool]", words: str) -> UserError:
+    """Returns the error of the first row that is bad `(N,) bool`, with the number of the others."""
+    rows = np.flatnonzero(bad)
+    others = f" ({len(rows):,} rows are so)" if len(rows) > 1 else ""
+    return UserError(f"{file}, row {rows[0] + 1}: {words}{others}")
+
+
+def holds_files(file: Path, name: str) -> bool:
+    """Says whether a column of a table holds bytes of files: binary, or a struct of `bytes` and `path`."""
+    if file.suffix.lower() != ".parquet":
+        return False
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    try:
+        schema = pyarrow.parquet.read_schema(file)
+    except (OSError, ValueError):  # `read_columns` says it
+        return False
+    kind = schema.field(name).type if name in schema.names else pa.string()
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def files_in(file: Path, name: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Returns what a column of bytes holds: all files one after another `(n,) uint8`, where each begins and
+    ends `(N, 2) int64`, and what each is called: its path where each has one of its own, else its row."""
+    import pyarrow as pa
+    import pyarrow.compute
+    import pyarrow.parquet
+
+    compute: Any = pyarrow.compute  # it makes its functions as it is imported
+    column = pyarrow.parquet.read_table(file, columns=[name]).column(name)
+    names = [f"{file.name}, row {row + 1}" for row in range(len(column))]
+    if pa.types.is_struct(column.type):
+        if column.type.get_field_index("path") >= 0:
+            paths = [path for path in compute.struct_field(column, "path").to_pylist() if path]
+            names = paths if len(set(paths)) == len(names) else names
+        column = compute.struct_field(column, "bytes")
+    if column.null_count:
+        raise fault(file, column.is_null().to_numpy(), f"column {name!r} holds no image")
+    column = column.cast(pa.large_binary())
+    ends = np.cumsum(compute.binary_length(column).to_numpy())
+    stored, chunks, at = np.empty(int(ends[-1]), np.uint8), column.chunks, 0
+    del column
+    while chunks:  # each is given back when it is copied
+        chunk = chunks.pop(0)
+        _, offsets, content = chunk.buffers()
+        bounds = np.frombuffer(offsets, np.int64)[chunk.offset :][: len(chunk) + 1]
+        size = int(bounds[-1] - bounds[0])
+        if size:
+            stored[at : at + size] = np.frombuffer(content, np.uint8)[bounds[0] : bounds[-1]]
+        at += size
+    return stored, np.stack([np.append(0, ends[:-1]), ends], 1), names
