@@ -126,6 +126,7 @@ def test_what_is_left_is_whole(tmp_path: Path) -> None:
     programs = Path(sys.executable).parent
     for command in (
         [str(programs / "ruff"), "check", "."],
+        [str(programs / "ruff"), "format", "--check", "."],
         [str(programs / "mypy")],
         [str(programs / "lint-imports")],
         [sys.executable, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", *QUICK],
