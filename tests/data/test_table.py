@@ -350,3 +350,10 @@ def test_a_pack_of_measures_is_refused(table: pd.DataFrame, said: Callable[..., 
 
 def test_the_choice_of_data(table: pd.DataFrame) -> None:
     check_set("table", "data.file=labels.csv", "data.image_size=24")
+
+
+def test_shards_have_one_class(table: pd.DataFrame, said: Callable[..., str]) -> None:
+    labels = ["data=table", "data.file=labels.csv", "data.label_column=tags", "data.separator=;"]
+    assert "several labels for an image, and shards have one class" in said(
+        "pack", *labels, "format=litdata", "out=o"
+    )

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from support.command import imgcls
 from torch import nn
-from torch.profiler import profile
+from torch.profiler import ProfilerActivity, profile
 
 from imgcls.backbones.build import build_network
 from imgcls.errors import UserError
@@ -105,6 +105,50 @@ def test_fused_steps_are_no_reads() -> None:
     with profile() as seen:
         optimizer.step()
     assert count_reads(seen) == 0
+
+
+class Reads(Callback):
+    """Counts the reads from the device in most batches of an epoch's training and of its validation."""
+
+    seen: profile
+
+    def look(self, part: str, place: int) -> None:
+        if place == 1:
+            self.seen = profile(activities=[ProfilerActivity.CPU])
+            self.seen.start()
+        elif place == 7:
+            self.seen.stop()
+            assert "aten::convolution" in {event.key for event in self.seen.key_averages()}
+            Path(f"reads_{part}.txt").write_text(str(count_reads(self.seen)))
+
+    def on_train_batch_start(self, trainer: Trainer, task: LightningModule, batch: Any, place: int) -> None:
+        self.look("train", place)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, task: LightningModule, batch: Any, place: int, dataloader_idx: int = 0
+    ) -> None:
+        self.look("val", place)
+
+
+@pytest.mark.parametrize("reading", [False, True])
+def test_added_metrics_wait_for_the_end_of_an_epoch(
+    reading: bool, here: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In validation and in training no batch is waited for; `reading`: the count sees one that is."""
+    if reading:
+        monkeypatch.setattr("imgcls.tasks.metrics.HELD", 0)
+    epoch = (
+        "trainer.max_epochs=1",
+        "trainer.accelerator=cpu",
+        "data.batch_size=16",
+        "test=false",
+        "logger=csv",
+    )
+    counting = "+callbacks.reads._target_=tools.test_bench.Reads"
+    here("train", "metrics=[auroc,mcc,kappa]", *epoch, "hydra.run.dir=run", counting)
+    assert Path("reads_train.txt").read_text() == "0"
+    assert (int(Path("reads_val.txt").read_text()) > 0) == reading
+    assert "val/auroc" in Path("run/metrics.csv").read_text()
 
 
 class NoWaits(Callback):

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hydra.core.global_hydra import GlobalHydra
 from support.composed import composed
 from support.packs import packed
@@ -22,7 +21,6 @@ from torchcodec.decoders import decode_image
 
 from imgcls.__main__ import main
 from imgcls.config import check as configs
-from imgcls.data.imagefolder import FolderImages, ImageFolder
 from imgcls.data.loading.decode import decode
 from imgcls.data.packed import PackedData
 from imgcls.errors import UserError
@@ -139,20 +137,6 @@ def test_what_is_refused(arguments: list[str], expected: str, folder: Path, said
     root = [] if "data=digits" in arguments else [f"data.root={folder}"]
     message = said("pack", *root, *[a.format(root=folder) for a in arguments])
     assert expected in message and not Path("o").exists()
-
-
-def test_several_labels_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    load = ImageFolder.load
-
-    def several(self: ImageFolder, split: str) -> FolderImages | None:
-        if (images := load(self, split)) is not None:
-            images.targets = torch.nn.functional.one_hot(images.targets, 3)
-        return images
-
-    monkeypatch.setattr(ImageFolder, "load", several)
-    with pytest.raises(UserError, match="several labels for an image; imgcls pack expects one class"):
-        packed(folder)
-    assert left() == []
 
 
 def test_an_unreadable_image_is_refused(folder: Path) -> None:
