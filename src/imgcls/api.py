@@ -12,10 +12,8 @@ model.predict("photo.jpg").labels
 """
 
 import functools
-import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,7 +27,7 @@ from torch import Tensor
 from imgcls import __main__ as command
 from imgcls.augment.batch import BatchAugment
 from imgcls.commands.eval import data_config, evaluation_trainer
-from imgcls.commands.verb import enter_project
+from imgcls.commands.verb import enter_project, logging_kept
 from imgcls.config import check as configs
 from imgcls.config import paths
 from imgcls.config.command_line import check_groups, explain
@@ -124,20 +122,6 @@ def train(overrides: Sequence[str] = ()) -> Run:
     if not outcomes:
         raise UserError(f"{' '.join(overrides)}: this shows something and trains nothing")
     return Run(outcomes[-1][1])
-
-
-@contextmanager
-def logging_kept() -> Iterator[None]:
-    """Gives the process its own logging back: Hydra's would go on to write into the run's log."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    try:
-        yield
-    finally:
-        for handler in set(root.handlers) - set(handlers):
-            handler.close()
-        root.handlers[:] = handlers
-        root.setLevel(level)
 
 
 def load_data(overrides: Sequence[str] = ()) -> ImageDataModule:

@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -77,6 +79,20 @@ def enter_project() -> None:
     if project := own_project():
         project.enter()
     Plugins.instance().register(ProjectConf)
+
+
+@contextmanager
+def logging_kept() -> Iterator[None]:
+    """Gives the process its own logging back: Hydra's would go on to write into the run's log."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        for handler in set(root.handlers) - set(handlers):
+            handler.close()
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 class ProjectConf(SearchPathPlugin):

@@ -236,9 +236,8 @@ class Task(NetworkModule):
                 is from.
 
         Raises:
-            UserError: an address, or a file that is missing, damaged, carries code, or names a task, network
-                or metric that isn't allowed (imgcls.config.allowed). Nothing that the file names was run
-                then. Or it is of a task that is no `cls`.
+            UserError: an address, or a file that is missing, damaged, carries code, is of a task that is no
+                `cls`, or names what isn't allowed (imgcls.config.allowed). Nothing of it was run then.
         """
         path = find_checkpoint(str(checkpoint_path))
         return restore(cls, load_content(path), path, trust).to(map_location)
