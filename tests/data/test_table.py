@@ -16,6 +16,7 @@ from support.runs import assert_same_run
 from support.sets import check_set
 from support.tables import SHAPE, write_hub, write_parquet, write_table
 
+from imgcls.__main__ import VERBS
 from imgcls.data.imagefolder import ImageFolder
 from imgcls.data.table import ImageTable
 from imgcls.engine.signals import STOPPED
@@ -90,9 +91,11 @@ def test_all_verbs(
     assert seen["images"] == len(table) and seen["training_refuses"] is None
     counts = {name: split["train"] for name, split in seen["classes"].items()}
     assert counts == LABELS if kind == "labels" else set(counts.values()) == {20}
-    here("pack", *own, "out=packed", "size=null")
-    here("eval", "checkpoint=whole", "data=packed", "data.root=packed", "hydra.run.dir=of_pack")
-    assert json.loads(Path("of_pack/metrics.json").read_text()) == pytest.approx(expected)  # other batches
+    if "pack" in VERBS:
+        here("pack", *own, "out=packed", "size=null")
+        here("eval", "checkpoint=whole", "data=packed", "data.root=packed", "hydra.run.dir=of_pack")
+        found = json.loads(Path("of_pack/metrics.json").read_text())
+        assert found == pytest.approx(expected)  # other batches
     here("compare", "runs=.")
     assert "whole" in capfd.readouterr().out
 
@@ -326,34 +329,11 @@ def test_one_label_for_a_task_of_several(table: pd.DataFrame, said: Callable[...
     assert "task=multilabel" in message
 
 
-def test_a_pack_of_measures_is_refused(table: pd.DataFrame, said: Callable[..., str]) -> None:
-    given = [
-        "data=table",
-        "data.file=labels.csv",
-        "data.label_column=first",
-        "data.measures=true",
-        "out=packed",
-    ]
-    assert "the data has measures; imgcls pack expects classes or labels" in said("pack", *given)
-    several = [
-        "data=table",
-        "data.file=labels.csv",
-        "data.label_column=tags",
-        "data.separator=;",
-        "out=packed",
-    ]
-    assert "shards have one class; take format=jpeg or pixels" in said("pack", *several, "format=litdata")
-    assert not Path("packed").exists()
-    shutil.rmtree("pictures")
-    assert "there is no file" in said("inspect", *given[:2], "data.num_workers=0")
-
-
 def test_the_choice_of_data(table: pd.DataFrame) -> None:
     check_set("table", "data.file=labels.csv", "data.image_size=24")
 
 
-def test_shards_have_one_class(table: pd.DataFrame, said: Callable[..., str]) -> None:
-    labels = ["data=table", "data.file=labels.csv", "data.label_column=tags", "data.separator=;"]
-    assert "several labels for an image, and shards have one class" in said(
-        "pack", *labels, "format=litdata", "out=o"
-    )
+def test_a_set_without_its_files_is_refused(table: pd.DataFrame, said: Callable[..., str]) -> None:
+    shutil.rmtree("pictures")
+    given = ["data=table", "data.file=labels.csv", "data.num_workers=0"]
+    assert "there is no file" in said("inspect", *given)

@@ -17,6 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from support.composed import composed
 from support.packs import packed
 from support.pictures import write_picture
+from support.tables import write_table
 from torchcodec.decoders import decode_image
 
 from imgcls.__main__ import main
@@ -233,3 +234,13 @@ def test_a_directory_with_a_comma_in_its_name(
     monkeypatch.setenv("HOME", str(tmp_path))
     run("pack", f"data.root={folder}", "out=~/p, q", "size=16")
     assert (tmp_path / "p, q").is_dir() and not Path("~").exists()
+
+
+def test_a_pack_of_measures_is_refused(said: Callable[..., str]) -> None:
+    write_table(Path())
+    given = ["pack", "out=packed", "data=table", "data.file=labels.csv"]
+    measures = ["data.label_column=first", "data.measures=true"]
+    assert "the data has measures; imgcls pack expects classes or labels" in said(*given, *measures)
+    several = ["data.label_column=tags", "data.separator=;", "format=litdata"]
+    assert "shards have one class; take format=jpeg or pixels" in said(*given, *several)
+    assert not Path("packed").exists()
