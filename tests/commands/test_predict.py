@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -334,7 +335,7 @@ def test_nothing_is_left_of_an_interrupted_run(
 def test_configs_compose() -> None:
     for root, kind in (("predict", predict.PredictConfig), ("export", export.ExportConfig)):
         config = composed("checkpoint=x", "out=x", *(["source=x"] if root == "predict" else []), root=root)
-        assert set(kind.__annotations__) == set(config)
+        assert {field.name for field in fields(kind)} - {"data"} == set(config)  # of a backbone alone
         configs.typed(config, kind, "")
 
 

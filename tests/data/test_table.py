@@ -56,7 +56,11 @@ def refused(table: pd.DataFrame, **given: Any) -> str:
 # All verbs
 
 
-@pytest.mark.parametrize("kind", KINDS)
+# Each takes 10 s: the two that differ most are of the ordinary suite.
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=[pytest.mark.slow] if kind in ("groups", "bytes") else []) for kind in KINDS],
+)
 def test_all_verbs(
     kind: str,
     table: pd.DataFrame,

@@ -111,7 +111,8 @@ def load_weights(
             them did not, or the file has others.
     """
     own, learnt = counted(network.state_dict()), described(path).get("class_names")
-    state = counted(by_order(network, read_state(path, rename)))
+    found = by_order(network, read_state(path, rename))
+    state = counted(found)
     fit, other = fitting(network, state), list[str]()
     if class_names is not None and learnt is not None and list(learnt) != list(class_names):
         heads = tuple(f"{name}." for name in head_names(network))
@@ -133,7 +134,8 @@ def load_weights(
         advice = prefix_advice(own, state) or "expected the weights of this network"
         only = "only " if len(matching) < len(own) else ""
         raise UserError(f"weights={path}: {only}{count} fit this network ({'; '.join(problems)}); {advice}")
-    network.load_state_dict(matching, strict=False)
+    counters = {key: found[key] for key in fitting(network, found).keys() - state.keys()}
+    network.load_state_dict(matching | counters, strict=False)
     log.info("%s", "\n  ".join([f"weights: {count} from {path}", *problems]))
 
 
