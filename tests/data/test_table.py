@@ -56,10 +56,9 @@ def refused(table: pd.DataFrame, **given: Any) -> str:
 # All verbs
 
 
-# Each takes 10 s: the two that differ most are of the ordinary suite.
+# Each takes 10 s: the one that differs most from a folder is of the ordinary suite.
 @pytest.mark.parametrize(
-    "kind",
-    [pytest.param(kind, marks=[pytest.mark.slow] if kind in ("groups", "bytes") else []) for kind in KINDS],
+    "kind", [pytest.param(kind, marks=[] if kind == "labels" else [pytest.mark.slow]) for kind in KINDS]
 )
 def test_all_verbs(
     kind: str,
