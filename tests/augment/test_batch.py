@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 import torch
 from support.noise import CLASSES, as_bytes, noise, spec
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from imgcls.augment.batch import BatchAugment, patches, rectangles
+from imgcls.augment.batch import BatchAugment, BatchEntry, patches, rectangles
 from imgcls.augment.settings import Augment, Mix
 from imgcls.errors import UserError
 
@@ -355,3 +355,41 @@ def test_one_line_for_what_is_no_entry(case: str) -> None:
     with pytest.raises(UserError) as caught:
         entries_of(node)
     assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+
+
+class Halved(nn.Module):
+    """Leaves the batch alone once, and then halves it."""
+
+    calls = 0
+
+    def forward(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        self.calls += 1
+        step = 1 if self.calls == 1 else 2
+        return images[::step], targets[::step]
+
+
+class Moved(nn.Module):
+    """Returns classes in another form."""
+
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.form = form
+
+    def forward(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        shares = nn.functional.one_hot(targets, 3)
+        return images, {"floats": targets.float(), "beyond": targets + 5, "integers": shares}[self.form]
+
+
+def test_a_batch_that_is_halved_later() -> None:
+    entry = BatchEntry({"_target_": f"{__name__}.Halved"}, "augment.batch.half", 3)
+    images, targets = torch.zeros(4, 3, 8, 8), torch.arange(4) % 3
+    entry(images, targets)
+    with pytest.raises(UserError, match=r"returned images float32 \(2, 3, 8, 8\) for float32 \(4, 3, 8, 8\)"):
+        entry(images, targets)
+
+
+@pytest.mark.parametrize("form", ["floats", "beyond", "integers"])
+def test_targets_that_no_loss_takes(form: str) -> None:
+    entry = BatchEntry({"_target_": f"{__name__}.Moved", "form": form}, "augment.batch.moved", 3)
+    with pytest.raises(UserError, match="expected alike, or shares"):
+        entry.tried(torch.zeros(4, 3, 8, 8), torch.arange(4) % 3)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from imgcls.augment.batch import BatchAugment
-from imgcls.augment.image import ImageTransform, ThreeAugment, Views, worker_transform
+from imgcls.augment.image import Entry, ImageTransform, ThreeAugment, Views, worker_transform
 from imgcls.augment.settings import Augment
 from imgcls.data.digits import Digits
 from imgcls.data.imagefolder import ImageFolder
@@ -319,3 +319,31 @@ def test_in_memory_data(monkeypatch: pytest.MonkeyPatch) -> None:
     data.setup()
     batch = next(iter(data.train_dataloader()))
     assert batch.images.shape == (8, 2, 1, 8, 8) and data.views == 2
+
+
+class Darkened:
+    """Writes into the image that it is given."""
+
+    def __call__(self, image: Tensor) -> Tensor:
+        return image.sub_(torch.randint(1, 100, (1,)).byte())
+
+
+def test_views_do_not_share_what_is_written_into() -> None:
+    darkened = {"_target_": f"{__name__}.Darkened"}
+    transform = worker_transform(Augment(image=[VIEWS, darkened]), spec(3, 16))
+    assert transform is not None
+    torch.manual_seed(0)
+    first, second = transform(torch.full((3, 16, 16), 200, dtype=torch.uint8))
+    assert not torch.equal(first, second)
+
+
+def test_transforms_of_torchvision_that_draw_elsewhere_are_keyed() -> None:
+    """Those of its first generation draw from Python's generator, too."""
+    choice = {"_target_": "torchvision.transforms.RandomChoice", "transforms": [JITTER, RAND]}
+    assert Entry(choice, "augment.image.choice").draws_elsewhere
+    assert not Entry(RAND, "augment.image.policy").draws_elsewhere
+
+
+def test_no_view_is_no_number_of_views() -> None:
+    with pytest.raises(UserError, match="greater than or equal to 1"):
+        Entry({"_target_": "imgcls.augment.image.Views", "count": 0}, "augment.image.views")

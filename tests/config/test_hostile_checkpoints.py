@@ -9,6 +9,7 @@ import pytest
 import torch
 from support.command import imgcls
 
+from imgcls.api import load
 from imgcls.backbones.build import build_network
 from imgcls.config.allowed import allowed
 from imgcls.errors import UserError
@@ -198,6 +199,21 @@ def test_a_call_within_the_data_of_a_checkpoint(
         message = said("eval", "checkpoint=evil.ckpt")
         assert "the checkpoint's data" in message or "the checkpoint's config.data" in message
         assert unharmed()
+
+
+@pytest.mark.parametrize("form", [dict, lambda call: [call]], ids=["call", "list"])
+@pytest.mark.parametrize(
+    "key", ["precision", "accelerator", "benchmark", "deterministic", "limit_test_batches"]
+)
+def test_a_call_within_the_trainer_of_a_checkpoint(key: str, form: Callable[..., Any], said: Said) -> None:
+    """By the command, and by the test of a model that Python loads."""
+    write(GOOD, trainer={"accelerator": "cpu", key: form({"_target_": "os.mkdir", "path": "it_ran"})})
+    for command in ("eval checkpoint=evil.ckpt", "predict checkpoint=evil.ckpt source=pictures"):
+        assert f"the checkpoint's config.trainer.{key}" in said(*command.split())
+        assert unharmed()
+    with pytest.raises(UserError, match="the checkpoint's config.trainer"):
+        load("evil.ckpt").test()
+    assert unharmed()
 
 
 @pytest.mark.parametrize("nested", NESTED)

@@ -1,5 +1,6 @@
 """`[tool.imgcls]`: what is wrong in it; a checkpoint of a project's own code in and out of the project."""
 
+import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from support.pictures import write_picture
 from support.projects import forget, project
 
 import imgcls
-from imgcls.config.project import own_project
+from imgcls.config.project import Project, own_project
 from imgcls.engine.signals import STOPPED
 from imgcls.errors import UserError
 from imgcls.tools.new import write
@@ -23,6 +24,7 @@ WRONG = {
     "packge = 'mine'": "packge: there is no such key",
     "package = 3": "package=3: expected the name",
     "package = 'imgcls'": "is the engine",
+    "package = 'os'": "package='os' is Python's own",
     "package = 'nowhere'": "there is no src/nowhere",
     "conf = 'nowhere'": "expected a folder",
     "conf = 'a": "can't be read",
@@ -124,3 +126,22 @@ def test_a_checkpoint_of_two_processes_in_its_project_and_elsewhere() -> None:
         done = imgcls_command(*words, PYTHONPATH=f"{inherited}:{folder}/src")
         assert done.returncode == 1 and "leafnet is not trusted and was not imported" in done.stderr
         assert len(done.stderr.splitlines()) == 1 and not Path("it_ran").exists()
+
+
+def test_another_package_of_the_same_name_is_not_taken_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two projects of one name in one process, as in a notebook."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("PYTHONPATH", "")
+    projects = [Project(write("fernnet", tmp_path / place), "fernnet") for place in "ab"]
+    projects[0].enter()
+    try:
+        importlib.import_module("fernnet")
+        projects[0].enter()
+        with pytest.raises(
+            UserError, match="the package fernnet of .* is loaded already; start a new process"
+        ):
+            projects[1].enter()
+    finally:
+        sys.modules.pop("fernnet", None)

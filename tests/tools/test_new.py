@@ -13,6 +13,9 @@ REFUSED = {
     "leaf-net": "is no name of a package",
     "class": "a word of Python's",
     "imgcls": "is taken",
+    "torch": "torch is taken",
+    "random": "random is taken",
+    "digits": "digits is taken",
     "full": "there are files in this folder",
 }
 

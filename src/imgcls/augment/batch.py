@@ -43,7 +43,10 @@ class BatchEntry(nn.Module):
         self.takes_targets = self.open_ended or sum(p.default is p.empty for p in positional) > 1
 
     def forward(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        return self.applied(self.call, images, targets)
+        found, shares = self.applied(self.call, images, targets)
+        if len(found) != len(images) or len(shares) != len(images):  # shapes are no read from the device
+            raise self.refused("images", images, found)
+        return found, shares
 
     def applied(self, call: Any, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         if self.takes_targets:
@@ -72,7 +75,11 @@ class BatchEntry(nn.Module):
             raise UserError(f"{self.where} can't be called with a batch ({'; '.join(failures)})")
         if found.shape != images.shape or found.dtype != images.dtype:
             raise self.refused("images", images, found)
-        if shares.shape not in (targets.shape, (len(targets), self.num_classes)):
+        same = shares.shape == targets.shape and shares.dtype == targets.dtype
+        mixed = shares.shape == (len(targets), self.num_classes) and shares.is_floating_point()
+        classes = targets.ndim == 1 and not targets.is_floating_point()
+        beyond = same and classes and not 0 <= int(shares.min()) <= int(shares.max()) < self.num_classes
+        if beyond or not (same or mixed):
             raise self.refused("targets", targets, shares)
         return found, shares
 

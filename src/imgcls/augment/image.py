@@ -7,12 +7,13 @@ after it are applied to each view.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
+from pydantic import Field
 from torch import Tensor
 from torchvision.transforms import v2
 
@@ -25,7 +26,7 @@ from imgcls.spec import DataSpec
 
 Transform = Callable[[Tensor], Tensor]
 TRIALS = 8  # draws with which an entry is tried
-TORCHS = ("torchvision.", "imgcls.")  # transforms that draw from torch's generator alone
+TORCHS = ("torchvision.transforms.v2.", "imgcls.")  # transforms that draw from torch's generator alone
 
 
 def with_tensor(call: Any, image: Tensor) -> Any:
@@ -55,7 +56,8 @@ class Entry:
 
     def __call__(self, image: Tensor) -> Tensor:
         if image.ndim == 4:
-            return torch.stack([self(view) for view in image])
+            # Views may share memory, and a transform may write into what it is given.
+            return torch.stack([self(view.clone()) for view in image])
         return as_tensor(self.way(self.call, image))
 
     def tried(self, images: list[Tensor]) -> list[Tensor]:
@@ -166,7 +168,7 @@ class Views:
     """Makes `count` views of an image `(C, H, W)`: copies, to which the entries that follow are applied with
     draws of their own, as in SimCLR (Chen et al. 2020, arXiv:2002.05709)."""
 
-    def __init__(self, count: int = 2) -> None:
+    def __init__(self, count: Annotated[int, Field(ge=1)] = 2) -> None:
         self.count = count
 
     def __call__(self, image: Tensor) -> Tensor:

@@ -61,8 +61,10 @@ def main(config: EvalConfig, run_dir: Path) -> float:
 
 
 def evaluation_trainer(trained: Node, wanted: Node, carried: tuple[str, ...]) -> TrainerConfig:
-    """Returns an evaluating trainer's config: the checkpoint's values of `carried` keys, and `wanted`."""
+    """Returns an evaluating trainer's config: the checkpoint's values of `carried` keys, and `wanted`. Raises
+    UserError: one of the checkpoint's values is a call."""
     known = {key: value for key, value in given(trained["trainer"]).items() if key in carried}
+    refuse_nested(known, "the checkpoint's trainer")
     config: TrainerConfig = configs.typed({**EVALUATION, **known, **given(wanted)}, TrainerConfig, "trainer")
     return config
 

@@ -33,6 +33,11 @@ class Project:
             return
         inside = any((self.root / "src" / f"{self.package}{end}").exists() for end in ("", ".py"))
         folder = str(self.root / "src" if inside else self.root)
+        own = any(Path(folder, f"{self.package}{end}").exists() for end in ("", ".py"))  # else installed
+        loaded = getattr(sys.modules.get(self.package), "__file__", None)
+        if own and loaded and not Path(loaded).resolve().is_relative_to(Path(folder).resolve()):
+            other = f"the package {self.package} of {Path(loaded).parent} is loaded already"
+            raise UserError(f"{other}; start a new process for that of {folder}")
         if folder not in sys.path:
             sys.path.insert(0, folder)
         others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
@@ -67,6 +72,8 @@ def read(table: object, path: Path) -> Project:
         raise UserError(f"{where} package={package!r}: expected the name of a package such as 'leafnet'")
     if package == "imgcls":
         raise UserError(f"{where} package='imgcls' is the engine; expected the name of your own package")
+    if package in sys.stdlib_module_names:
+        raise UserError(f"{where} package={package!r} is Python's own; expected the name of your own package")
     names = [f"{place}{package}{end}" for place in ("src/", "") for end in ("", ".py")]
     there = any((root / name).exists() for name in names)
     if package is not None and not there and importlib.util.find_spec(package) is None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import ConfigDict, Field, with_config
 from typing_extensions import TypedDict  # pydantic needs it before Python 3.12
@@ -32,13 +32,24 @@ class DataConfig(TypedDict, total=False):
 
 
 @with_config(ConfigDict(extra="allow"))
+class CarriedConfig(TypedDict, total=False):
+    """The part of a checkpoint's trainer config that evaluation takes over: plain values, never calls."""
+
+    accelerator: str | None
+    precision: str | int | None
+    benchmark: bool | None
+    deterministic: bool | Literal["warn"] | None
+    limit_test_batches: int | float | None
+
+
+@with_config(ConfigDict(extra="allow"))
 class RunConfig(TypedDict):
     """The part of a checkpoint's config that evaluation reads."""
 
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     cwd: str
     data: DataConfig
-    trainer: dict[str, Any]
+    trainer: CarriedConfig
 
 
 def restore(kind: Callable[..., T], content: Mapping[str, Any], path: Path, trust: Sequence[str] = ()) -> T:

@@ -2,12 +2,16 @@
 a data set of its own, their config files and tests."""
 
 import keyword
+import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
+from imgcls.config.paths import CONF
 from imgcls.errors import UserError
 
+GROUPS = ("backbone", "data", "experiment", "task")  # of conf/: the project has a file of its name in each
 TEMPLATES = Path(__file__).with_name("new_project")  # a file's path may have NAME in it
 USAGE = """imgcls new NAME   writes a project into the folder NAME, whose package has this name
 
@@ -57,5 +61,7 @@ def check_name(name: str) -> None:
         raise UserError(f"{name!r} is no name of a package; {expected.replace('letters', 'small letters')}")
     if keyword.iskeyword(name):
         raise UserError(f"{name} is a word of Python's; take another, such as leafnet")
-    if name in ("imgcls", "tests", "conf", "src"):
+    installed = {*sys.stdlib_module_names, *packages_distributions()}
+    ours = {path.stem for group in GROUPS for path in (CONF / group).glob("*.yaml")}
+    if name in {"imgcls", "tests", "conf", "src"} | installed | ours:
         raise UserError(f"{name} is taken; take another name, such as leafnet")
