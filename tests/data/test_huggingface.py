@@ -1,5 +1,7 @@
 """HuggingFace: local sets of the datasets library, their labels, splits and faults."""
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +97,10 @@ def test_the_choice_of_data(table: pd.DataFrame) -> None:
     check_set(
         "huggingface", "data.name=hub", "data.label_column=label", "data.image_size=24", "data.cache=cache"
     )
+
+
+def test_no_datasets(monkeypatch: pytest.MonkeyPatch, said: Callable[..., str]) -> None:
+    monkeypatch.delitem(sys.modules, "imgcls.data.huggingface")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    message = said("train", "data=huggingface", "data.name=hub", "debug=fast")
+    assert "this data needs datasets, which is not installed" in message

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -321,6 +322,7 @@ def test_mistakes(given: dict[str, Any], expected: str, table: pd.DataFrame) -> 
 def test_no_pyarrow(table: pd.DataFrame, monkeypatch: pytest.MonkeyPatch) -> None:
     write_parquet(Path(), table)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UserError, match="needs the package pyarrow, which is not installed; .*\\[table\\]"):
         built("images.parquet", path_column="image")
 

@@ -30,7 +30,7 @@ def described(path: Path) -> dict[str, Any]:
         with suppress(Exception), safe_open(path, framework="pt") as file:  # `read_state` says what is wrong
             found = {name: json.loads(text) for name, text in file.metadata().items()}
     else:
-        match load_file(path):
+        match load_file(path, mapped=True):
             case {"hyper_parameters": {"spec": spec}}:
                 found = spec
     ours = isinstance(found, Mapping) and isinstance(found.get("class_names"), list | tuple)
@@ -42,16 +42,16 @@ def file_of(path: Path) -> Path:
     return find_checkpoint(str(path)) if path.is_dir() else path
 
 
-def load_file(path: Path) -> Any:
+def load_file(path: Path, mapped: bool = False) -> Any:
     """Returns the content of a .safetensors file, of a pickle that carries nothing but data (code is not
-    run), or of a run directory's best checkpoint. Raises UserError: it is missing, damaged, or carries
-    code."""
+    run), or of a run directory's best checkpoint; `mapped` as in `load_tensors`. Raises UserError: it
+    is missing, damaged, or carries code."""
     path = file_of(path)
     if not path.is_file():
         raise UserError(f"weights={path}: there is no such file")
     try:
         if path.suffix != ".safetensors":
-            return load_tensors(path)
+            return load_tensors(path, mapped)
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # no iterator
     except Exception as error:  # many types, one for each way of being damaged

@@ -97,11 +97,13 @@ def not_finite(state: Mapping[str, Tensor]) -> list[str]:
     return [name for name, value in floats.items() if not bool(value.isfinite().all())]
 
 
-def load_tensors(path: Path) -> Any:
-    """Loads a file of torch.save that holds nothing but tensors and plain Python; code in it is never run."""
+def load_tensors(path: Path, mapped: bool = False) -> Any:
+    """Loads a file of torch.save that holds nothing but tensors and plain Python; code in it is never run.
+    `mapped`: the tensors stay in the file, where it is of a form that can be mapped into memory."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Detected pickle protocol|Validating sparse tensor")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        mapped = mapped and zipfile.is_zipfile(path)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def unloadable(path: Path, error: Exception) -> str:

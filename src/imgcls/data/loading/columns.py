@@ -78,6 +78,7 @@ def holds_files(file: Path, name: str) -> bool:
     """Says whether a column of a table holds bytes of files: binary, or a struct of `bytes` and `path`."""
     if file.suffix.lower() != ".parquet":
         return False
+    check_file(file)  # before pyarrow is imported, which may not be there
     import pyarrow as pa
     import pyarrow.parquet
 
