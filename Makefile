@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # The system's certificates, as pip takes them: behind a company's proxy uv's own are not enough.
 UV := VIRTUAL_ENV=.venv $(BIN)/uv --system-certs
+# Where an image of a container sets it, each process of the tests would compile all that it imports.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup train test test-all lint lock
 

@@ -1,5 +1,6 @@
 """What all tests share: the command run as users run it, and small sets of pictures."""
 
+import gc
 import logging
 import os
 import signal
@@ -14,6 +15,17 @@ from support.runs import SHORT
 
 from imgcls.engine.signals import STOPPED
 from imgcls.tasks.task import Task
+
+
+@pytest.fixture(scope="session", autouse=True)
+def imported() -> Iterator[None]:
+    """Imports what most tests need, and takes it out of what the garbage collector looks through: it collects
+    after each training, of which there are hundreds here."""
+    import imgcls.commands.train  # noqa: F401
+
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

@@ -95,9 +95,9 @@ def check_keys(config: DictConfig) -> None:
     given = [re.split("[.=@/]", override.lstrip("+~"))[0] for override in hydra.overrides.task]
     roots = {path.stem for folder in folders for path in folder.glob("*.yaml")}
     for key in [*given, *map(str, config)]:
-        elsewhere = key not in given and any(key in root_keys(name, folders) for name in roots)
-        used = rf"\${{[^{{}}]*\b{re.escape(key)}\b"
-        if key in known or elsewhere or re.search(used, OmegaConf.to_yaml(config)):
+        if key in known or (key not in given and any(key in root_keys(name, folders) for name in roots)):
+            continue  # the other roots are read only for a key that this one lacks
+        if re.search(rf"\${{[^{{}}]*\b{re.escape(key)}\b", OmegaConf.to_yaml(config)):
             continue
         place = "" if key in given else " (a file of the config sets it)"
         raise UserError(f"{key}: there is no such key{place}; {nearest(key, known)}")
