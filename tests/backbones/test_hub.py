@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -59,7 +60,24 @@ def test_a_repository_of_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert asked == [("me/net", "v1", ["config.json", *hub.WEIGHTS]), ("me/net", None, ["config.json"])]
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", "{}"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"act_layer": {"_target_": "os.mkdir", "_args_": ["made"]}}, {"_args_": ["resnet18"]}, [1],
+        {"preprocessing": "data"}, {"rename": {"a": "b"}}, {"blocks": [{"_target_": "os.getcwd"}]},
+    ],
+)  # fmt: skip
+def test_a_file_makes_no_calls(options: Any, tmp_path: Path) -> None:
+    """A config.json from elsewhere says options of a network, and nothing that is the user's to say."""
+    write(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_args": options}))
+    with pytest.raises(UserError, match="its model_args (have .*nothing was called|are list, no object)"):
+        build_network(resolved({"_target_": TIMM, "name": f"local-dir:{tmp_path}"}), 10, 3, 64)
+    assert not Path("made").exists()
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}", "[" * 100_000])
 def test_folders_that_are_none(content: str | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "config.json").write_text(content)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from support.composed import composed
 
 from imgcls.backbones.preprocessing import note_difference, of_weights, prepared_for
 from imgcls.data.imagefolder import ImageFolder, evaluation_transform
+from imgcls.errors import UserError
 from imgcls.spec import DataSpec
 
 TIMM = {"_target_": "imgcls.backbones.timm.timm_network"}
@@ -76,7 +78,69 @@ def test_weights_beside_a_config_of_timms(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     found = of_weights(TIMM | {"name": "test_resnet", "weights": str(tmp_path / "model.safetensors")})
     assert found is not None and found.classes == 7
-    assert (found.fields["fit"], found.fields["image_size"], found.fields["mean"]) == ("pad", 64, [0.1] * 3)
+    assert (found.fields["fit"], found.fields["image_size"], found.fields["mean"]) == ("pad", 64, (0.1,) * 3)
+
+
+def test_a_test_size_beside_weights(tmp_path: Path) -> None:
+    """A folder says larger images for a test as the library does; and numbers that another file leaves out,
+    such as that of a network of transformers, are not filled in with timm's."""
+    config: dict[str, Any] = {"mean": [0.1], "std": [0.2] * 3, "input_size": [3, 64, 64]}
+    config["test_input_size"] = [3, 96, 96]
+    backbone = {"_target_": TIMM["_target_"], "name": "net", "weights": str(tmp_path / "model.safetensors")}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = [of_weights(backbone, testing) for testing in (False, True)]
+    assert [one.fields["image_size"] for one in found if one] == [64, 96]
+    assert found[0] is not None and found[0].fields["mean"] == (0.1,) * 3
+    del config["mean"]
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "vit"}))
+    with pytest.raises(UserError, match=r"no config.json of timm's \(it has no mean\)"):
+        of_weights(backbone)
+
+
+CALL = {"_target_": "os.mkdir", "_args_": ["made"]}
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors", ".json"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"mean": CALL}, {"mean": "abc"}, {"mean": ["a", "b", "c"]}, {"image_size": 10**9}, {"std": [0.0] * 3},
+        {"mean": [math.nan] * 3}, {"interpolation": ["bilinear"]}, {"image_size": ""},
+    ],
+)  # fmt: skip
+def test_images_that_can_not_be(wrong: dict[str, Any], suffix: str, tmp_path: Path) -> None:
+    """What a file says is no part of a config before it has the types of a spec: no call in it is made."""
+    facts, path = asdict(SPEC) | wrong, tmp_path / f"model{suffix}"
+    if suffix == ".ckpt":
+        torch.save({"state_dict": {}, "hyper_parameters": {"spec": facts}}, path)
+    elif suffix == ".safetensors":
+        save_file({"a": torch.zeros(1)}, path, {key: json.dumps(value) for key, value in facts.items()})
+    else:
+        size = wrong.get("image_size", 48)
+        text = json.dumps(facts | {"input_size": [3, size, size]})
+        (tmp_path / "config.json").write_text(text)
+        path = tmp_path / "model.safetensors"
+    data = {"_target_": "imgcls.data.imagefolder.ImageFolder", "root": "x"}
+    with pytest.raises(UserError, match="says images that can't be|is no config.json of timm's") as error:
+        prepared_for(OURS | {"weights": str(path)}, data)
+    assert "\n" not in str(error.value) and not Path("made").exists()
+
+
+def test_other_words_for_a_network() -> None:
+    """The library's functions by their own names; weights that timm does not have; and a size that is none."""
+    direct = of_weights({"_target_": "timm.models.resnet.resnet18", "pretrained": True})
+    assert direct is not None and direct.origin == "timm's resnet18.a1_in1k"
+    named = {"_target_": "timm.create_model", "model_name": "tf_efficientnet_lite0", "pretrained": True}
+    changed = of_weights(named | {"pretrained_cfg_overlay": {"mean": (0.1,) * 3}})
+    assert changed is not None and changed.fields["mean"] == (0.1,) * 3
+    assert of_weights(TIMM | {"name": "resnet18.none", "pretrained": True}) is None
+    with pytest.raises(UserError, match="expect images of 1024×768 pixels, and data here are squares"):
+        of_weights(TIMM | {"name": "vit_base_patch16_sapiens2.fb", "pretrained": True})
+
+
+def test_a_mean_that_is_no_number_is_left_to_the_data() -> None:
+    data = {"_target_": "imgcls.data.imagefolder.ImageFolder", "root": "x", "mean": ["a", "b", "c"]}
+    assert prepared_for(TIMM | {"name": "test_resnet", "pretrained": True}, data)["mean"] == ["a", "b", "c"]
 
 
 def test_what_is_null_is_taken(caplog: pytest.LogCaptureFixture) -> None:

@@ -368,6 +368,39 @@ def test_names_and_tensors_that_no_network_has(odd: dict[Any, Tensor], tmp_path:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        ({"weight": torch.full((2, 2), torch.nan)}, "tensors with NaN or infinity: 1, such as weight"),
+        ({"weight": torch.ones(2, 2, dtype=torch.int8)}, "weight is of torch.int8; expected floats of 16"),
+        (
+            {"weight": torch.ones(2, 2).to(torch.float8_e5m2)},
+            "weight is of torch.float8_e5m2; expected float",
+        ),
+        ({"module.0": torch.ones(1), "0": torch.ones(1), "module.1": torch.ones(1)}, "has 0 and module.0;"),
+    ],
+)
+def test_numbers_that_would_be_wrong(wrong: dict[str, Tensor], line: str, tmp_path: Path) -> None:
+    """What the network takes without an error, and answers wrongly with: NaN, quantized, one name twice."""
+    own = {} if "0" in wrong else nn.Linear(2, 2).state_dict()
+    torch.save(own | wrong, tmp_path / "wrong.pth")
+    with pytest.raises(UserError, match=re.escape(line)) as caught:
+        load_weights(nn.Linear(2, 2), tmp_path / "wrong.pth")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_mean_of_the_steps_is_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of a training's file with both the means, with their counter, as timm and torchvision test them."""
+    made, network = nn.Linear(2, 2).half(), nn.Linear(2, 2)
+    means = {f"module.{key}": value for key, value in made.state_dict().items()}
+    both = {"model": nn.Linear(2, 2).state_dict(), "model_ema": means | {"n_averaged": torch.tensor(9)}}
+    torch.save(both, tmp_path / "both.pth")
+    with caplog.at_level(logging.INFO):
+        load_weights(network, tmp_path / "both.pth", whole=True)
+    assert torch.equal(network.weight, made.weight.float())
+    assert "has model_ema and model; model_ema is taken" in caplog.text
+
+
 def test_an_empty_state_dict_is_refused(tmp_path: Path) -> None:
     torch.save({}, tmp_path / "empty.pth")
     with pytest.raises(UserError, match="only 0 of"):

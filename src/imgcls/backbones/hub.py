@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from imgcls.config import check as configs
+from imgcls.config.training import FIRST_WEIGHTS
 from imgcls.errors import UserError
 
 SOURCES = ("hf-hub:", "local-dir:")  # begin the names of such networks, as in timm
@@ -23,14 +25,12 @@ def resolved(backbone: Mapping[str, Any]) -> dict[str, Any]:
     try:
         if source == "hf-hub:":
             folder = fetched(name.removeprefix(source), bool(backbone.get("pretrained")))
-        config = json.loads((folder / "config.json").read_text())
-        architecture, options = config["architecture"], config.get("model_args", {})
+        config = read_json(folder / "config.json")
+        architecture, options = config["architecture"], plain_options(config.get("model_args") or {})
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = " ".join((str(error) or type(error).__name__).split())[:200]
         expected = "expected a config.json with an architecture of timm's"
         raise UserError(f"backbone.name={name}: {reason}; {expected}") from error
-    shape = ("num_classes", "in_chans", "img_size")  # the data's
-    options = {key: value for key, value in options.items() if key not in shape}
     found = {**options, **backbone, "name": architecture, "pretrained": False}
     if backbone.get("pretrained") and not backbone.get("weights"):
         path = next((folder / file for file in WEIGHTS if (folder / file).is_file()), None)
@@ -38,6 +38,30 @@ def resolved(backbone: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"backbone.name={name}: there is no {' or '.join(WEIGHTS)} in {folder}")
         found["weights"] = str(path)
     return found
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Returns the content of a config.json. Raises OSError or ValueError: it can't be read, or is no object."""
+    try:
+        found = json.loads(path.read_text())
+    except RecursionError as error:
+        raise ValueError("its lists lie too deep in each other") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds {type(found).__name__}, no object")
+    return found
+
+
+def plain_options(options: Any) -> dict[str, Any]:
+    """Returns options of a network that a file says, without those of the data's shape. Raises ValueError:
+    they would be a call, or say what a user says alone."""
+    if not isinstance(options, dict):
+        raise ValueError(f"its model_args are {type(options).__name__}, no object")
+    for key, value in options.items():
+        if key.startswith("_") or key in FIRST_WEIGHTS or configs.has_nodes(value):
+            raise ValueError(f"its model_args have {key!r}, which a file may not say; nothing was called")
+    return {
+        key: value for key, value in options.items() if key not in ("num_classes", "in_chans", "img_size")
+    }
 
 
 def fetched(repository: str, weights: bool) -> Path:

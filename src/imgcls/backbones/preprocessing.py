@@ -1,12 +1,11 @@
 """Preprocessing: which images the first weights of a network expect, as their library or their file says."""
 
-import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from imgcls.backbones.hub import WEIGHTS
+from imgcls.backbones.hub import WEIGHTS, read_json
 from imgcls.backbones.weights import described
 from imgcls.config import check as configs
 from imgcls.config.training import FirstWeights, Node
@@ -16,6 +15,7 @@ from imgcls.spec import DataSpec
 
 log = logging.getLogger(__name__)
 FIELDS = ("mean", "std", "interpolation", "crop_ratio", "fit", "image_size")  # of a DataSpec
+LIBRARIES = ("timm.", "torchvision.models.")
 FITS = {"center": "crop", "squash": "squash", "border": "pad"}  # timm's words for ours
 
 
@@ -42,10 +42,10 @@ def of_weights(backbone: Node, testing: bool = False) -> Expected | None:
         return of_library(backbone, testing) if first.pretrained else None
     path = Path(first.weights)
     if path.name in WEIGHTS and (config := path.with_name("config.json")).is_file():
-        return of_folder(config)
+        return of_folder(config, testing)
     if spec := described(path):
         fields = {key: spec[key] for key in FIELDS if key in spec}
-        return Expected(first.weights, fields, len(spec["class_names"]))
+        return Expected(first.weights, checked(first.weights, fields), len(spec["class_names"]))
     return of_library(backbone, testing) if "." in library_name(backbone) else None
 
 
@@ -56,37 +56,44 @@ def of_library(backbone: Node, testing: bool = False) -> Expected | None:
         return None
     if "torchvision" in target:
         return of_torchvision(name)
-    return of_timm(name, testing)
+    return of_timm(name, testing, backbone.get("pretrained_cfg_overlay") or {})
 
 
 def library_name(backbone: Node) -> str:
     """Returns the name by which timm or torchvision know the network; "" for one of another package."""
     target = str(backbone.get("_target_"))
-    if target.startswith("torchvision.models."):
-        return target.rpartition(".")[2]
-    library = target.startswith(("imgcls.backbones.timm.", "imgcls.backbones.torchvision.", "timm."))
-    return str(backbone.get("name") or backbone.get("model_name") or "") if library else ""
+    if not target.startswith(("imgcls.backbones.timm.", "imgcls.backbones.torchvision.", *LIBRARIES)):
+        return ""
+    given = backbone.get("name") or backbone.get("model_name")
+    return str(given or (target.rpartition(".")[2] if target.startswith(LIBRARIES) else ""))
 
 
-def of_timm(name: str, testing: bool) -> Expected | None:
+def of_timm(name: str, testing: bool, overlay: Node) -> Expected | None:
     import timm
 
-    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    try:
+        config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    except RuntimeError:  # timm has no such weights: it says so where it makes the network
+        return None
     if config is None or not config.has_weights:
         return None
     tagged = f"{config.architecture}.{config.tag}" if config.tag else config.architecture
-    return Expected(f"timm's {tagged}", fields_of(config.to_dict(), testing), config.num_classes)
+    return Expected(f"timm's {tagged}", fields_of(config.to_dict() | overlay, testing), config.num_classes)
 
 
 def of_folder(path: Path, testing: bool = False) -> Expected:
     """Returns what the weights beside a config.json of timm's expect. Raises UserError: it is another's."""
     try:
-        config = json.loads(path.read_text())
+        config = read_json(path)
         pretrained = config.get("pretrained_cfg", config)  # an older form has all in one
+        if missing := {"mean", "std", "input_size"} - pretrained.keys():  # timm would take defaults
+            raise KeyError(f"it has no {min(missing)}")
         classes = config.get("num_classes", pretrained.get("num_classes", 0))
-        return Expected(str(path), fields_of(pretrained, testing), int(classes))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        fault = f"{path} beside the weights is no config.json of timm's ({type(error).__name__})"
+        fields = checked(str(path), fields_of(pretrained, testing))
+        return Expected(str(path), fields, int(classes))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+        reason = str(error).strip("'") or type(error).__name__
+        fault = f"{path} beside the weights is no config.json of timm's ({reason})"
         raise UserError(f"{fault}; move the weights out of its folder") from error
 
 
@@ -97,7 +104,26 @@ def fields_of(pretrained: Node, testing: bool) -> dict[str, Any]:
     found = resolve_data_config(pretrained_cfg=pretrained, use_test_size=testing)
     fields = {"mean": found["mean"], "std": found["std"], "interpolation": found["interpolation"]}
     fields |= {"crop_ratio": found["crop_pct"], "fit": FITS[found["crop_mode"]]}
-    return fields | {"image_size": found["input_size"][-1]}
+    *_, height, width = found["input_size"]
+    if height != width:
+        fault = f"its weights expect images of {height}×{width} pixels, and data here are squares"
+        raise UserError(f"backbone: {fault}; choose backbone.preprocessing=data, or other weights")
+    return fields | {"image_size": width}
+
+
+def checked(origin: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of a spec that a file says, with the types of a spec. Raises UserError: they are
+    none; what is written in their place, such as a call, would be built with the data."""
+    lists = [fields[key] for key in ("mean", "std") if isinstance(fields.get(key), list | tuple)]
+    channels = max(map(len, lists), default=3)
+    shape = {"class_names": (), "channels": channels, "image_size": 1, "mean": [0.5], "std": [0.5]}
+    try:
+        spec: DataSpec = configs.typed({**shape, **fields}, DataSpec, "preprocessing")
+    except UserError as error:
+        raise UserError(
+            f"{origin} says images that can't be: {error}; give weights from elsewhere"
+        ) from error
+    return {key: getattr(spec, key) for key in fields}
 
 
 def of_torchvision(name: str) -> Expected | None:
@@ -134,12 +160,12 @@ def prepared_for(backbone: Node, data: Node, testing: bool = False) -> Node:
     return {**data, **taken}
 
 
-def note_difference(backbone: Node, spec: DataSpec) -> None:
+def note_difference(backbone: Node, spec: DataSpec, testing: bool = False) -> None:
     """Warns where a file of weights of unknown origin may expect other images: the library's weights do."""
     first = FirstWeights.read(backbone)
     if first.weights is None or first.preprocessing == "data" or of_weights(backbone) is not None:
         return
-    if (expected := of_library(backbone)) is None:
+    if (expected := of_library(backbone, testing)) is None:
         return
     other = {key: value for key, value in expected.fields.items() if differs(getattr(spec, key), value)}
     if other and rank() == 0:
@@ -155,6 +181,8 @@ def differs(mine: Any, theirs: Any) -> bool:
     if not isinstance(mine, list | tuple) or len(mine) not in (1, len(theirs)):
         return True
     repeated = list(mine) * (len(theirs) // len(mine))
+    if not all(isinstance(number, int | float) for number in repeated):
+        return True  # whoever builds the data says it
     return any(abs(a - b) > 1e-6 for a, b in zip(repeated, theirs, strict=True))
 
 
@@ -165,7 +193,7 @@ def plain(value: Any) -> Any:
 
 def shown(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return f"[{','.join(f'{number:.4g}' for number in value)}]"
+        return f"[{','.join(map(shown, value))}]"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

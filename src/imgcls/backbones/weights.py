@@ -12,13 +12,13 @@ from torch import Tensor, nn, strided
 
 from imgcls.backbones.layers import head_names
 from imgcls.errors import UserError
-from imgcls.runs.checkpoints import find_checkpoint, load_tensors, unloadable
+from imgcls.runs.checkpoints import find_checkpoint, load_tensors, not_finite, unloadable
 
 log = logging.getLogger(__name__)
-# Of a state in a file.
-KEYS = ("state_dict", "model_state_dict", "model", "state_dict_ema", "model_ema", "net")
+# Of a state in a file; of several the first, as timm takes them: the means over the steps are what was tested.
+KEYS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net")
 WRAPPERS = ("module.", "network.", "_orig_mod.")  # prefixes of names in a state
-COUNTERS = "num_batches_tracked"  # of batch norms: of no effect, and not in every file
+COUNTERS = ("num_batches_tracked", "n_averaged")  # of batch norms, of means: of no effect, not in every file
 
 
 def described(path: Path) -> dict[str, Any]:
@@ -26,14 +26,15 @@ def described(path: Path) -> dict[str, Any]:
     export; of another file none. Raises UserError as `read_state`."""
     found: Any = None
     path = file_of(path)
-    if path.suffix == ".safetensors" and path.is_file():
+    if path.suffix.lower() == ".safetensors" and path.is_file():
         with suppress(Exception), safe_open(path, framework="pt") as file:  # `read_state` says what is wrong
             found = {name: json.loads(text) for name, text in file.metadata().items()}
     else:
         match load_file(path, mapped=True):
             case {"hyper_parameters": {"spec": spec}}:
                 found = spec
-    ours = isinstance(found, Mapping) and isinstance(found.get("class_names"), list | tuple)
+    names = found.get("class_names") if isinstance(found, Mapping) else None
+    ours = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
     return dict(found) if ours else {}
 
 
@@ -50,7 +51,7 @@ def load_file(path: Path, mapped: bool = False) -> Any:
     if not path.is_file():
         raise UserError(f"weights={path}: there is no such file")
     try:
-        if path.suffix != ".safetensors":
+        if path.suffix.lower() != ".safetensors":
             return load_tensors(path, mapped)
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # no iterator
@@ -63,7 +64,10 @@ def read_state(path: Path, rename: Mapping[str, str] | None = None) -> dict[str,
     UserError: as `load_file`, it holds something else, or `rename` does not fit its names."""
     state = load_file(path)
     if isinstance(state, Mapping):
-        state = next((state[key] for key in KEYS if isinstance(state.get(key), Mapping)), state)
+        keys = [key for key in KEYS if isinstance(state.get(key), Mapping)]
+        if len(keys) > 1:
+            log.info("weights: %s has %s; %s is taken", path, " and ".join(keys), keys[0])
+        state = state[keys[0]] if keys else state
     if not isinstance(state, Mapping):
         kind = type(state).__name__
         raise UserError(f"weights={path}: expected a state dict, names to tensors, but found {kind}")
@@ -75,7 +79,11 @@ def read_state(path: Path, rename: Mapping[str, str] | None = None) -> dict[str,
             raise UserError(f"weights={path}: {expected}, but {found}")
     for prefix in WRAPPERS:
         if sum(key.startswith(prefix) for key in state) > len(state) / 2:
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
+            bare = {key.removeprefix(prefix): value for key, value in state.items()}
+            if len(bare) < len(state):
+                twice = next(key for key in state if prefix + key in state)
+                raise UserError(f"weights={path}: it has {twice} and {prefix}{twice}; leave one of them out")
+            state = bare
     return renamed(dict(state), rename or {}, path)
 
 
@@ -134,6 +142,7 @@ def load_weights(
         advice = prefix_advice(own, state) or "expected the weights of this network"
         only = "only " if len(matching) < len(own) else ""
         raise UserError(f"weights={path}: {only}{count} fit this network ({'; '.join(problems)}); {advice}")
+    check_numbers(path, own, matching)
     counters = {key: found[key] for key in fitting(network, found).keys() - state.keys()}
     network.load_state_dict(matching | counters, strict=False)
     log.info("%s", "\n  ".join([f"weights: {count} from {path}", *problems]))
@@ -142,6 +151,21 @@ def load_weights(
 def counted(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns the tensors that weights are counted by."""
     return {key: value for key, value in state.items() if not key.endswith(COUNTERS)}
+
+
+def check_numbers(path: Path, own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Raises UserError for tensors of which the network would make other numbers, or NaN, without a word."""
+    quantized = [k for k in found if own[k].is_floating_point() and not is_float(found[k])]
+    if quantized:
+        fault = f"{quantized[0]} is of {found[quantized[0]].dtype}"
+        raise UserError(f"weights={path}: {fault}; expected floats of 16 bits or more: save them unquantized")
+    if bad := [key for key in not_finite(found) if bool(own[key].isfinite().all())]:
+        fault = f"tensors with NaN or infinity: {len(bad)}, such as {bad[0]}"
+        raise UserError(f"weights={path}: {fault}; its training went wrong: take an earlier checkpoint")
+
+
+def is_float(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.itemsize > 1
 
 
 def size(tensor: Tensor) -> str:

@@ -75,6 +75,6 @@ def load_published(backbone: Node, data: Node) -> Loaded:
         raise UserError(f"backbone.pretrained=true: {known}; train a head for them with imgcls train")
     network_of = partial(build_network, whole=True)
     task = ImageClassifier(asdict(spec), backbone, network_of=network_of)
-    note_difference(backbone, spec)
+    note_difference(backbone, spec, testing=True)
     config = {"seed": 0, "cwd": str(Path.cwd()), "data": node, "trainer": {}}
     return Loaded(task.eval(), config, first.weights or str(backbone.get("name")))
