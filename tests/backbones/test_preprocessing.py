@@ -127,7 +127,7 @@ def test_images_that_can_not_be(wrong: dict[str, Any], suffix: str, tmp_path: Pa
 
 
 def test_other_words_for_a_network() -> None:
-    """The library's functions by their own names; weights that timm does not have; and a size that is none."""
+    """The library's functions by their own names; weights that timm does not have; a size that is none."""
     direct = of_weights({"_target_": "timm.models.resnet.resnet18", "pretrained": True})
     assert direct is not None and direct.origin == "timm's resnet18.a1_in1k"
     named = {"_target_": "timm.create_model", "model_name": "tf_efficientnet_lite0", "pretrained": True}

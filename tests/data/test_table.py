@@ -201,6 +201,78 @@ def test_classes_that_are_numbers(table: pd.DataFrame) -> None:
     assert built("n.parquet").spec.class_names == ("0", "1")
 
 
+def labelled(table: pd.DataFrame, labels: list[Any], file: str = "made.parquet", **given: Any) -> ImageTable:
+    """Returns the table with these labels, again and again, in a file."""
+    made = table.assign(
+        label=pd.Series(labels * (60 // len(labels)), dtype=object if file[-1] == "l" else None)
+    )
+    write: dict[str, Any] = {
+        ".csv": lambda: made.to_csv(file, index=False), ".parquet": lambda: made.to_parquet(file),
+        ".jsonl": lambda: made.to_json(file, orient="records", lines=True),
+    }  # fmt: skip
+    write[Path(file).suffix]()
+    return built(file, **given)
+
+
+def test_one_name_for_a_class(table: pd.DataFrame, caplog: pytest.LogCaptureFixture) -> None:
+    """The forms of a letter are one; truth is not 1; numbers that are equal keep an order of their own, and
+    names that a person may mean as one are named."""
+    assert labelled(table, ["café", "cafe\u0301", "tea"], "made.csv").spec.class_names == ("café", "tea")
+    assert labelled(table, [True, 1, "x"], "made.jsonl").spec.class_names == ("1", "True", "x")
+    assert labelled(table, [1.0, 2.0, 1e30]).spec.class_names == ("1.0", "1e+30", "2.0")
+    assert not caplog.messages
+    for labels in (["1", "01"], ["01", "1"]):
+        assert labelled(table, labels, "made.csv").spec.class_names == ("01", "1")
+    assert caplog.messages[0] == "'01' and '1' are two labels; if they are one, give them one name"
+    labelled(table, ["cat", "Cat", "dog", "dog\u200b"], "made.csv")
+    assert "'Cat' and 'cat' are two labels (2 pairs are so)" in caplog.text
+    table["patient"] = ["p1", "P1"] * 30
+    labelled(table, ["a", "b"], "made.csv", group_column="patient")
+    assert "'P1' and 'p1' are two groups" in caplog.text or "'p1' and 'P1' are two groups" in caplog.text
+
+
+def test_lists_of_labels(table: pd.DataFrame) -> None:
+    """Numbers in lists are named as in cells; blanks are none of a label's."""
+    assert labelled(table, [[1.0, 2.0], [3.0]]).spec.class_names == ("1", "2", "3")
+    assert labelled(table, [["a "], [" a", "b"]]).spec.class_names == ("a", "b")
+    for lists, line in (
+        ([["a", None], ["b"]], "row 1: the list in column 'label' has an empty label, or one that is no te"),
+        ([["b"], ["a", ""]], "row 2: the list in column 'label' has an empty label, or one that is no text"),
+        ([[["a"]], [["b"]]], "row 1: the list in column 'label' has an empty label, or one that is no text"),
+        ([[1, 0], [0, 1, 0]], "row 2: the list in column 'label' names a label twice; numbers for each lab"),
+        ([[], []], "no row has a label in column 'label'"),
+        ([{"a": 1}, {"a": 2}], "row 1: column 'label' has a cell of the type dict; expected text"),
+        ([b"a", b"b"], "row 1: column 'label' has a cell of the type bytes; expected text"),
+        (["a\nb", "c"], "row 1: the label in column 'label' has a line break: is a quote not closed?"),
+    ):
+        with pytest.raises(UserError) as error:
+            labelled(table, lists)
+        assert line in str(error.value) and "\n" not in str(error.value)
+    with pytest.raises(
+        UserError, match="row 1: column 'patient' has a cell of the type ndarray; expected te"
+    ):
+        labelled(table.assign(patient=[["a"]] * 60), ["a", "b"], group_column="patient")
+
+
+def test_how_a_file_was_written(table: pd.DataFrame) -> None:
+    """By a table with an index of its own, with a mark of UTF-8, with other marks between cells, and with one
+    name for two columns."""
+    table.set_index("path").to_parquet("index.parquet")
+    assert built("index.parquet").spec == built().spec
+    table[table["label"] != "cat"].assign(path="no.jpg").to_parquet("part.parquet")
+    with pytest.raises(UserError, match="row 2: no.jpg is in row 1, too"):
+        built("part.parquet")
+    Path("mark.jsonl").write_text(table.to_json(orient="records", lines=True), encoding="utf-8-sig")
+    assert built("mark.jsonl").spec == built().spec
+    table.to_csv("cut.csv", index=False, sep=";")
+    with pytest.raises(UserError, match="the cells of its first row are separated by ';'; expected ','"):
+        built("cut.csv")
+    two = table.rename(columns={"tags": "label"})
+    two.to_csv("two.csv", index=False)
+    with pytest.raises(UserError, match="data.label_column=label: two.csv has 2 columns of this name"):
+        built("two.csv")
+
+
 def test_paths(table: pd.DataFrame, tmp_path: Path) -> None:
     """Relative to the file, to a root, and absolute ones beside these."""
     Path("there").mkdir()

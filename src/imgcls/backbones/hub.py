@@ -41,7 +41,7 @@ def resolved(backbone: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Returns the content of a config.json. Raises OSError or ValueError: it can't be read, or is no object."""
+    """Returns the content of a config.json. Raises OSError or ValueError: it is not there, or no object."""
     try:
         found = json.loads(path.read_text())
     except RecursionError as error:

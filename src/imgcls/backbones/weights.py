@@ -15,10 +15,13 @@ from imgcls.errors import UserError
 from imgcls.runs.checkpoints import find_checkpoint, load_tensors, not_finite, unloadable
 
 log = logging.getLogger(__name__)
-# Of a state in a file; of several the first, as timm takes them: the means over the steps are what was tested.
+# Of a state in a file; of several the first, as timm takes it: the mean over the steps is what was tested.
 KEYS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net")
 WRAPPERS = ("module.", "network.", "_orig_mod.")  # prefixes of names in a state
-COUNTERS = ("num_batches_tracked", "n_averaged")  # of batch norms, of means: of no effect, not in every file
+COUNTERS = (
+    "num_batches_tracked",
+    "n_averaged",
+)  # of batch norms and means: without effect, not in every file
 
 
 def described(path: Path) -> dict[str, Any]:

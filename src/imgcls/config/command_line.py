@@ -30,6 +30,8 @@ ELSEWHERE = {
     "trainer.callbacks": "write callbacks=…, or +callbacks.NAME._target_=…",
     "trainer.logger": "write logger=…, or +logger.NAME._target_=…",
     "trainer.default_root_dir": "write hydra.run.dir=…",
+    "data.streaming": "the library's stream can't be resumed exactly: write imgcls pack data=huggingface "
+    "format=litdata …, and train with data=streaming",
     "trainer.enable_checkpointing": "checkpoints are always kept, as recovery says",
 }
 # Keys within a group. Hydra may compose another choice than the run's own, and would not know them

@@ -1,6 +1,7 @@
 """HuggingFace source: a set of the `datasets` library, on the hub, in a local folder or in a Parquet file.
 Its files are mapped into memory, so that a set need not fit there."""
 
+import glob
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,8 +98,8 @@ class HuggingFace(RowsModule):
     ) -> None:
         super().__init__(**common)
         self.place = name
-        parts = splits_in(opened(name, config, cache, download))
-        whole = datasets.concatenate_datasets(list(parts.values()))
+        parts = labelled(splits_in(opened(name, config, cache, download)), label_column)
+        whole = joined(parts)
         sizes = [len(part) for part in parts.values()]
         image = column_of(whole, image_column, "image_column", is_image, "Image")
         label = column_of(whole, label_column, "label_column", is_label, "ClassLabel")
@@ -113,7 +114,7 @@ class HuggingFace(RowsModule):
         if group_column:
             self.row_groups = tables.groups_of(Path(name), cells[group_column], self.row_splits)
         names = [f"{split}/{row}" for split, size in zip(parts, sizes, strict=True) for row in range(size)]
-        undecoded = whole.cast_column(image, datasets.Image(decode=False)).select_columns([image])
+        undecoded = as_images(whole, image).select_columns([image])
         table = undecoded.with_format("arrow")
         how = torch.from_numpy(labels.targets), self.spec, self.max_pixels
         self.rows = HubImages(table, torch.arange(len(whole)), as_bytes(names), *how)
@@ -122,7 +123,7 @@ class HuggingFace(RowsModule):
 def opened(name: str, config: str | None, cache: str | None, download: bool) -> Any:
     """Returns what the library makes of a name: a set, or sets by split."""
     place = Path(name).expanduser()
-    on_hub = name.count("/") < 2 and not name.startswith((".", "/", "~")) and not place.suffix
+    on_hub = name.count("/") < 2 and not name.startswith((".", "/", "~")) and place.suffix != ".parquet"
     if not place.exists() and not (download and on_hub):
         advice = "expected a folder or a Parquet file, or with data.download=true a name on the hub"
         raise UserError(f"data.name={name}: there is no such folder or file; {advice}")
@@ -130,7 +131,7 @@ def opened(name: str, config: str | None, cache: str | None, download: bool) -> 
         if any((place / file).is_file() for file in ("dataset_dict.json", "state.json")):
             return datasets.load_from_disk(str(place))
         if place.is_file():
-            return datasets.load_dataset("parquet", data_files=str(place), cache_dir=cache)
+            return datasets.load_dataset("parquet", data_files=glob.escape(str(place)), cache_dir=cache)
         return datasets.load_dataset(str(place) if place.exists() else name, config, cache_dir=cache)
     except Exception as error:  # each of the library's readers has errors of its own
         reason = " ".join(str(error).split())[:160] or type(error).__name__
@@ -143,14 +144,60 @@ def splits_in(found: Any) -> dict[str, Any]:
         return {"train": found}
     if len(found) == 1:
         return {"train": next(iter(found.values()))}
-    parts = {
-        tables.SPLIT_OF[name.lower()]: part for name, part in found.items() if name.lower() in tables.SPLIT_OF
-    }
+    parts = dict[str, str]()
+    for wanted in tables.SPLIT_OF:  # where a split has two names, the first counts, as of folders
+        for name in found:
+            if name.lower() == wanted:
+                parts.setdefault(tables.SPLIT_OF[wanted], name)
     if "train" not in parts:
         raise UserError(f"data.name: the set has the splits {', '.join(found)}, but no train; expected one")
-    if rank() == 0 and (others := [name for name in found if name.lower() not in tables.SPLIT_OF]):
+    if rank() == 0 and (others := [name for name in found if name not in parts.values()]):
         log.warning("left out beside the splits %s: %s", ", ".join(parts), ", ".join(others))
-    return {split: parts[split] for split in SPLITS if split in parts}
+    return {split: found[parts[split]] for split in SPLITS if split in parts}
+
+
+def labelled(parts: dict[str, Any], given: str | None) -> dict[str, Any]:
+    """Returns the parts without those that have no labels at all, as tests of challenges, which are named."""
+    others = [name for name in parts if name != "train"]
+    if not others:
+        return parts
+    label = column_of(parts["train"], given, "label_column", is_label, "ClassLabel")
+    bare = [name for name in others if not has_labels(parts[name], label)]
+    if bare and rank() == 0:
+        log.warning("left out, as no image there has a label: %s; train is cut for it", ", ".join(bare))
+    return {name: part for name, part in parts.items() if name not in bare}
+
+
+def has_labels(part: Any, label: str) -> bool:
+    """Says whether a part has an image with a label: -1 and null are none."""
+    if label not in part.features:
+        return False
+    cells = part.select_columns([label]).to_pandas()[label]
+    numbered = isinstance(part.features[label], datasets.ClassLabel)
+    return bool((cells >= 0 if numbered else cells.notna()).any())
+
+
+def joined(parts: dict[str, Any]) -> Any:
+    """Returns the parts as one set. Raises UserError: their columns are of different types."""
+    try:
+        return datasets.concatenate_datasets(list(parts.values()))
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:300]
+        advice = "expected the same columns and classes in all"
+        raise UserError(
+            f"data.name: the splits {', '.join(parts)} don't fit together ({reason}); {advice}"
+        ) from error
+
+
+def as_images(whole: Any, image: str) -> Any:
+    """Returns a set in which a column is one of images, not decoded. Raises UserError: it has none."""
+    try:
+        return whole.cast_column(image, datasets.Image(decode=False))
+    except (TypeError, ValueError, NotImplementedError) as error:  # those of pyarrow are kinds of these
+        kind = f"the column is of {whole.features[image]}"
+        raise UserError(
+            f"data.image_column={image}: {kind}; expected Image, paths or bytes of files"
+        ) from error
 
 
 def is_image(feature: Any) -> bool:
@@ -190,5 +237,10 @@ def labels_of(name: Path, cells: pd.DataFrame, column: str, feature: Any) -> tab
     names: tuple[str, ...] = tuple(feature.feature.names)
     targets = np.zeros((len(cells), len(names)), np.int64)
     rows = np.repeat(np.arange(len(cells)), [len(labels) for labels in cells[column]])
-    targets[rows, np.concatenate(cells[column].to_list()).astype(np.int64)] = 1
+    numbers = np.concatenate(cells[column].to_list())
+    known = (numbers >= 0) & (numbers < len(names))  # -1 would be the last, and NaN any
+    if not known.all():
+        bad = np.isin(np.arange(len(cells)), rows[~known])
+        raise fault(name, bad, f"the list in column {column!r} has an empty label, or one of no name")
+    targets[rows, numbers.astype(np.int64)] = 1
     return tables.Labels(targets, names)

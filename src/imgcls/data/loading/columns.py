@@ -38,8 +38,9 @@ def read_columns(file: Path, wanted: dict[str, str]) -> pd.DataFrame:
     try:
         if kind in SEPARATORS:
             how: dict[str, Any] = {"sep": SEPARATORS[kind], "dtype": str, "keep_default_na": False}
-            names = pd.read_csv(file, nrows=0, **how).columns.tolist()
-            check_columns(file, names, wanted)
+            # As a row: in a header pandas gives a name that comes twice another name.
+            head = pd.read_csv(file, nrows=1, header=None, encoding="utf-8-sig", **how)
+            check_columns(file, head.loc[0].tolist(), wanted)
             table = pd.read_csv(file, **how)  # with `usecols` it would drop cells beyond the header's
             if not isinstance(table.index, pd.RangeIndex):
                 raise ValueError("its rows have more cells than its header")
@@ -47,9 +48,10 @@ def read_columns(file: Path, wanted: dict[str, str]) -> pd.DataFrame:
             import pyarrow.parquet
 
             check_columns(file, pyarrow.parquet.read_schema(file).names, wanted)
-            table = pd.read_parquet(file, columns=list(wanted))
+            found = pyarrow.parquet.read_table(file, columns=list(wanted), partitioning=None)
+            table = found.to_pandas(ignore_metadata=True)  # a column that was pandas' index is one, too
         else:
-            table = pd.read_json(file, lines=True, dtype=False)
+            table = pd.read_json(file, lines=True, dtype=False, encoding="utf-8-sig")
             check_columns(file, [str(name) for name in table.columns], wanted)
     except (OSError, ValueError) as error:  # those of pandas and pyarrow are ValueErrors
         reason = " ".join(str(error).split())[:160] or type(error).__name__
@@ -60,9 +62,15 @@ def read_columns(file: Path, wanted: dict[str, str]) -> pd.DataFrame:
 
 
 def check_columns(file: Path, names: Iterable[str], wanted: dict[str, str]) -> None:
-    """Raises UserError for a wanted column that is not one of the names."""
+    """Raises UserError for a wanted column that is not one of the names, or more than one."""
     names = list(names)
+    if len(names) == 1 and (cut := [mark for mark in ";\t|," if mark in names[0]]):
+        fault = f"the cells of its first row are separated by {cut[0]!r}"
+        raise UserError(f"data.file={file}: {fault}; expected ',' in a .csv, and tabs in a .tsv")
     for name, key in wanted.items():
+        if names.count(name) > 1:
+            fault = f"{file} has {names.count(name)} columns of this name"
+            raise UserError(f"data.{key}={name}: {fault}; give each a name of its own")
         if name not in names:
             raise UserError(f"data.{key}={name}: {file} has no such column; {nearest(name, names)}")
 

@@ -1,7 +1,10 @@
 """Table of images: turns columns into targets, splits, groups and paths. A fault is one line with its row."""
 
+import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +16,11 @@ from imgcls.data.loading.columns import fault
 from imgcls.data.loading.folders import NAMES
 from imgcls.data.loading.splits import SPLITS
 from imgcls.errors import UserError, nearest
+from imgcls.processes import rank
 
+log = logging.getLogger(__name__)
+LISTS = (list, tuple, np.ndarray)
+ODD = (*LISTS, dict, bytes)  # the types of cells that are no text and no number
 TRUTH = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}
 SPLIT_OF = {name: split for split, names in NAMES.items() for name in names}
 
@@ -25,28 +32,55 @@ class Labels(NamedTuple):
     class_names: tuple[str, ...]
 
 
-def text(column: pd.Series) -> pd.Series:
-    """Returns cells as text without blanks around it, of whole numbers without a point, "" for what lacks."""
-    if is_float_dtype(column) and (column.dropna() % 1 == 0).all():
+def text(file: Path, column: pd.Series) -> pd.Series:
+    """Returns cells as text without blanks around it, of whole numbers without a point, "" for what lacks,
+    letters in Unicode's composed form. Raises UserError for a cell that is no text and no number."""
+    if is_float_dtype(column) and (column.dropna() % 1 == 0).all() and (column.dropna().abs() < 2**63).all():
         column = column.astype("Int64")
+    if column.dtype == object:
+        if (odd := column.map(lambda cell: isinstance(cell, ODD))).any():
+            kind = type(column[odd].iloc[0]).__name__
+            raise fault(file, odd, f"column {column.name!r} has a cell of the type {kind}; expected text")
+        column = column.map(str, na_action="ignore")  # to a table of words, True would be 1
     codes, found = pd.factorize(column)  # each word is looked at once; what lacks is -1
-    words = np.array([*(str(word).strip() for word in found), ""], dtype=object)
-    return pd.Series(words[codes], dtype=object, name=column.name)
+    words = [unicodedata.normalize("NFC", str(word).strip()) for word in found]
+    return pd.Series(np.array([*words, ""], dtype=object)[codes], dtype=object, name=column.name)
 
 
 def filled(file: Path, column: pd.Series, what: str) -> pd.Series:
-    """Returns cells as text. Raises UserError for an empty one."""
-    out = text(column)
+    """Returns cells as text. Raises UserError for an empty one, or one with a line break in it."""
+    out = text(file, column)
     if (empty := out == "").any():
         raise fault(file, empty, f"the {what} in column {column.name!r} is empty")
+    if broken := [word for word in out.unique() if len(word.splitlines()) > 1]:
+        words = f"the {what} in column {column.name!r} has a line break: is a quote not closed?"
+        raise fault(file, out.isin(broken), words)
     return out
 
 
 def in_order(names: Iterable[str]) -> list[str]:
     """Returns names sorted: as numbers if all are whole numbers, else as text."""
-    names = list(names)
+    names = sorted(names)
     whole = all(name.removeprefix("-").isdecimal() for name in names)
-    return sorted(names, key=int) if whole else sorted(names)
+    return sorted(names, key=int) if whole else names
+
+
+def name_alike(names: Iterable[str], what: str) -> None:
+    """Warns of names, such as of `what`, that a person may have meant as one."""
+    plain = dict[str | float, str]()
+    alike = [(first, name) for name in names if (first := plain.setdefault(meant(name), name)) != name]
+    if alike and rank() == 0:
+        more = f" ({len(alike)} pairs are so)" if len(alike) > 1 else ""
+        log.warning("%r and %r are two %s%s; if they are one, give them one name", *alike[0], what, more)
+
+
+def meant(name: str) -> str | float:
+    """Returns what a name means to a person: a number, or letters in either case without blanks."""
+    for number in (int, float):
+        with suppress(ValueError):
+            return number(name)
+    letters = unicodedata.normalize("NFKC", name).casefold()
+    return "".join(letter for letter in letters if letter.isprintable() and not letter.isspace())
 
 
 def labels_of(file: Path, table: pd.DataFrame, columns: Sequence[str], separator: str | None) -> Labels:
@@ -55,31 +89,44 @@ def labels_of(file: Path, table: pd.DataFrame, columns: Sequence[str], separator
     if len(columns) > 1:
         return Labels(np.stack([truth(file, table[name]) for name in columns], 1), tuple(columns))
     column = table[columns[0]]
-    listed = column.map(lambda cell: isinstance(cell, list | tuple | np.ndarray))
+    listed = column.map(lambda cell: isinstance(cell, LISTS))
     if column.dtype == object and listed.any():
         if not listed.all():
             raise fault(file, ~listed, f"the label in column {column.name!r} is no list, as others are")
-        return several(column.map(lambda cell: tuple(str(label) for label in cell)), lambda cell: cell)
+        return several(file, column)
     if separator is not None:
         if column.isna().any():
             raise fault(file, column.isna(), f"the label in column {column.name!r} is empty")
-        return several(text(column), lambda cell: [part.strip() for part in cell.split(separator)])
+        cells = text(file, column).map(lambda cell: [part for part in cell.split(separator) if part.strip()])
+        return several(file, cells, twice=True)
     codes, found = pd.factorize(filled(file, column, "label"))
-    names = in_order(found)
+    name_alike(names := in_order(found), "labels")
     place = {name: i for i, name in enumerate(names)}
     return Labels(np.array([place[name] for name in found], np.int64)[codes], tuple(names))
 
 
-def several(cells: pd.Series, labels_in: Callable[..., Iterable[str]]) -> Labels:
-    """Returns the labels `(N, K)` of cells, each with several or none; equal cells are read once."""
-    codes, found = pd.factorize(cells)
-    sets = [[label for label in labels_in(cell) if label] for cell in found]
-    names = in_order({label for labels in sets for label in labels})
+def several(file: Path, cells: pd.Series, twice: bool = False) -> Labels:
+    """Returns the labels `(N, K)` of cells that are lists. Raises UserError for a label that is empty or no
+    text, for none at all, and without `twice` for a list with one label twice."""
+    where = f"the list in column {cells.name!r}"
+    rows = np.repeat(np.arange(len(cells)), [len(cell) for cell in cells])
+    flat = pd.Series([label for cell in cells for label in cell], dtype=object, name=cells.name)
+    odd = flat.map(lambda label: isinstance(label, ODD) or label != label or label is None or label == "")
+    if odd.any():
+        bad = np.isin(np.arange(len(cells)), rows[odd])
+        raise fault(file, bad, f"{where} has an empty label, or one that is no text")
+    codes, found = pd.factorize(text(file, flat.infer_objects()))
+    if not len(found):
+        raise UserError(f"{file}: no row has a label in column {cells.name!r}; expected some")
+    name_alike(names := in_order(found), "labels")
     place = {name: i for i, name in enumerate(names)}
-    rows = np.zeros((len(found), len(names)), np.int64)
-    for row, labels in zip(rows, sets, strict=True):
-        row[[place[label] for label in labels]] = 1
-    return Labels(rows[codes], tuple(names))
+    counts = np.zeros((len(cells), len(names)), np.int64)
+    np.add.at(counts, (rows, np.array([place[name] for name in found])[codes]), 1)
+    most = counts.max(1, initial=0)
+    if not twice and most.max() > 1:
+        words = "names a label twice; numbers for each label are given as columns of 0 and 1"
+        raise fault(file, most > 1, f"{where} {words}")
+    return Labels(np.minimum(counts, 1), tuple(names))
 
 
 def truth(file: Path, column: pd.Series) -> np.ndarray:
@@ -122,6 +169,7 @@ def groups_of(file: Path, column: pd.Series, splits: np.ndarray | None) -> np.nd
     """Returns a number for each row's group, `(N,) int64`. Raises UserError: a group is in two splits."""
     cells = filled(file, column, "group")
     codes, found = pd.factorize(cells)
+    name_alike(found, "groups")
     if splits is None:
         return codes
     first = np.full(len(found), -1)
