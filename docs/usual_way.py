@@ -1,7 +1,7 @@
 """Measures the usual way beside imgcls, in turns, in one process; prints the tables of docs/performance.md.
 
     python docs/usual_way.py training data=fashion_mnist data.root=…
-    python docs/usual_way.py loading data.root=FOLDER workers=2 packed=DIR packed=DIR …
+    python docs/usual_way.py loading data.root=FOLDER workers=2 size=224 packed=DIR table=FILE …
     python docs/usual_way.py metrics
 
 `training`: the network of `backbone=simple_cnn` as templates train it (a torchvision data set of PIL images,
@@ -9,8 +9,8 @@ v2 transforms of each sample, float32 batches, torchmetrics' forward and a logge
 Lightning's Rich bar) against `imgcls train` with its own default logging, metrics and bar.
 
 `loading`: ImageFolder with the transforms of torchvision's reference script (PIL, RandomResizedCrop, flip,
-float32, normalise, for each sample) against `data=imagefolder` and sets that `imgcls pack` made, all with the
-same workers.
+float32, normalise, for each sample) against `data=imagefolder` and the same pictures as packs, tables and
+sets of Hugging Face's datasets, all with the same workers.
 """
 
 import functools
@@ -30,7 +30,7 @@ import wandb
 from hydra import compose, initialize_config_dir
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, RichProgressBar
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, Logger
 from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -38,15 +38,20 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from imgcls.backbones.simple_cnn import simple_cnn
-from imgcls.commands.build import build_all, build_callbacks, build_classifier
+from imgcls.commands.build import build_all, build_parts, read_config
 from imgcls.commands.verb import CONF
 from imgcls.config import check as configs
-from imgcls.config.training import TrainConfig
 from imgcls.engine.build import build_data, build_trainer, keep_freed_memory, prepare
 from imgcls.loggers.progress import EpochProgress
-from imgcls.tasks.metrics import Evaluation, MeanLoss
+from imgcls.tasks.measures import Evaluation
+from imgcls.tasks.metrics import MeanLoss
 
-ROUNDS, SECONDS = 3, 3.0
+ROUNDS, SECONDS = 7, 3.0
+SOURCES = {  # the key of each source's place
+    "packed": "data.root",
+    "table": "data.file",
+    "huggingface": "data.name",
+}
 UNSEEN = {"file": io.StringIO(), "force_terminal": True}  # of Lightning's bar: drawn, but not seen
 
 
@@ -133,19 +138,17 @@ def usual_training(root: str, width: int, batch_size: int, workers: int, steps: 
 def our_training(steps: int, overrides: list[str]) -> float:
     with tempfile.TemporaryDirectory() as folder:
         plain = composed(*overrides, f"run_dir={folder}", "logger.wandb.mode=offline")
-        config = TrainConfig.read(plain)
+        config = read_config(plain)
         watch = Stopwatch(steps)
-        data = build_data(config.data, config.augment, config.seed)
-        classifier = build_classifier(config, data)
-        callbacks = [c for c in build_callbacks(config) if not isinstance(c, Checkpoint)]
+        data, task, callbacks, _ = build_parts(config)
+        callbacks = [c for c in callbacks if not isinstance(c, Checkpoint)]
         for progress in (c for c in callbacks if isinstance(c, EpochProgress)):
             progress.console = Console(**UNSEEN)
         endless = config.trainer.model_copy(update={"max_epochs": 10**6, "limit_val_batches": 0})
-        trainer = build_trainer(
-            endless, [*callbacks, watch], build_all(config.logger, "logger"), Path(folder)
-        )
+        loggers = build_all(config.logger, "logger", Logger)
+        trainer = build_trainer(endless, [*callbacks, watch], loggers, Path(folder))
         keep_freed_memory()
-        trainer.fit(classifier, datamodule=data)
+        trainer.fit(task, datamodule=data)
         wandb.finish()
     return watch.rate
 
@@ -165,29 +168,30 @@ def training(overrides: list[str]) -> None:
 
 def loading(overrides: list[str]) -> None:
     """Compares loaders alone, with the same workers."""
-    packs = [o.partition("=")[2] for o in overrides if o.startswith("packed=")]
-    workers = int(next((o.partition("=")[2] for o in overrides if o.startswith("workers=")), "2"))
-    root = next(o.partition("=")[2] for o in overrides if o.startswith("data.root="))
+    given = [tuple(override.split("=", 1)) for override in overrides]
+    settings = {"workers": "2", "size": "224"} | dict(given)
+    root, workers, size = settings["data.root"], int(settings["workers"]), int(settings["size"])
+    sources = {"data=imagefolder": [f"data.root={root}"]}
+    for kind, place in given:
+        if kind in SOURCES:
+            sources[f"data={kind} {place}"] = [f"{SOURCES[kind]}={place}"]
     transform = v2.Compose([
-        v2.RandomResizedCrop(224, antialias=True), v2.RandomHorizontalFlip(), v2.PILToTensor(),
+        v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(), v2.PILToTensor(),
         v2.ToDtype(torch.float32, scale=True), v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     ])  # fmt: skip
     usual = datasets.ImageFolder(f"{root}/train" if Path(root, "train").is_dir() else root, transform)
     loader = DataLoader(usual, 32, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
     keep_freed_memory(False)  # imgcls asks the C library for this, workers have it from their parent
-    ways = {"usual": timed(iter(Epochs(loader)))}
+    # Without workers all is done in this process: its own time is no other process's.
+    clock = time.perf_counter if workers else time.process_time
+    ways = {"usual": timed(iter(Epochs(loader)), clock)}
     keep_freed_memory()
-    common = [
-        f"data.num_workers={workers}",
-        "data.batch_size=32",
-        "data.image_size=224",
-        "data.val_fraction=0.5",
-    ]
-    for name, source in {"data=imagefolder": root, **{f"data=packed {path}": path for path in packs}}.items():
-        config = composed(name.split()[0], f"data.root={source}", *common)
+    common = [f"data.num_workers={workers}", "data.batch_size=32", f"data.image_size={size}"]
+    for name, words in sources.items():
+        config = composed(name.split()[0], *words, *common, "data.val_fraction=0.5")
         data = build_data(config["data"], config["augment"], 0)
-        ways[name] = timed(iter(Epochs(data.train_dataloader())))
-    table(f"loading, {workers} workers, 224 pixels", ways)
+        ways[name] = timed(iter(Epochs(data.train_dataloader())), clock)
+    table(f"loading, {workers} workers, {size} pixels", ways)
 
 
 def metrics(overrides: list[str]) -> None:
@@ -234,14 +238,14 @@ class Epochs:
             yield from self.loader
 
 
-def timed(batches: Iterator[Any]) -> Callable[[], float]:
+def timed(batches: Iterator[Any], clock: Callable[[], float]) -> Callable[[], float]:
     next(batches)  # starts the workers
 
     def rate() -> float:
         for _ in range(8):  # made ready while others had their turn
             next(batches)
-        images, start = 0, time.perf_counter()
-        while (seconds := time.perf_counter() - start) < SECONDS:
+        images, start = 0, clock()
+        while (seconds := clock() - start) < SECONDS:
             images += len(next(batches)[1])
         return images / seconds
 
@@ -255,7 +259,7 @@ def table(title: str, ways: dict[str, Callable[[], float]]) -> None:
         rates[name].append(ways[name]())
     rates = {name: values[1:] for name, values in rates.items()}  # the first turn of each warms up
     print(f"\n{title}: images a second (lowest to highest)", flush=True)
-    bases = [name for name in ways if name.startswith("usual")]
+    bases = [name for name in ways if name.startswith(("usual", "data=imagefolder"))]
     for name, values in rates.items():
         ratios = [
             f"{statistics.median(a / b for a, b in zip(values, rates[base], strict=True)):.2f} times {base}"

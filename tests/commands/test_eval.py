@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.checkpoints import write_checkpoint
+from support.checkpoints import RGB, write_checkpoint
 
 from imgcls.data.digits import Digits
 
@@ -19,6 +19,24 @@ def test_metrics_beside_those_of_the_training(here: Callable[..., None]) -> None
     plain, more = (json.loads(Path(run, "metrics.json").read_text()) for run in ("plain", "more"))
     assert more.keys() - plain.keys() == {"test/mcc", "test/auroc"}
     assert {name: more[name] for name in plain} == plain and -1 <= more["test/mcc"] <= 1
+
+
+def test_images_that_the_network_does_not_expect(
+    here: Callable[..., None], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command line asks for other images: it is told that it gets those of the checkpoint."""
+    write_checkpoint(Path("net.ckpt"), RGB, "data=imagefolder", "data.root=x", "backbone.width=4")
+    data = ["data=imagefolder", f"data.root={folder}", "data.num_workers=0", "split=all"]
+    asked = ["data.image_size=64", "data.crop_ratio=0.8", "data.mean=[0.1]"]
+    here("eval", "checkpoint=net.ckpt", *data, *asked, "hydra.run.dir=other")
+    said = capsys.readouterr().out
+    assert "data.image_size=64 is not taken: the network expects 32" in said
+    assert "data.mean=[0.1] is not taken: the network expects [0.485,0.456,0.406]" in said
+    assert "crop_ratio" not in said
+    here("eval", "checkpoint=net.ckpt", *data, "hydra.run.dir=own")
+    assert "is not taken" not in capsys.readouterr().out
+    own, other = (Path(run, "metrics.json").read_text() for run in ("own", "other"))
+    assert own == other
 
 
 @pytest.mark.parametrize(

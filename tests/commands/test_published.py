@@ -79,6 +79,15 @@ def test_predictions_equal_a_plain_script(
     assert np.abs(other - expected).max() > 5 * rounding
 
 
+@pytest.mark.parametrize("command", ["eval split=all", "predict source=pictures out=found.csv"])
+def test_no_word_of_the_trainer(command: str, weights: Path, folder: Path, here: Callable[..., None]) -> None:
+    """No training has had a trainer: the device and the precision are those of the machine."""
+    backbone = ["backbone=timm", f"backbone.name={NETWORK}", f"backbone.weights={weights}"]
+    verb, *words = command.split()
+    here(verb, *words, *backbone, "data=imagefolder", "data.root=pictures", "hydra.run.dir=run")
+    assert Path("run/metrics.json").exists() or Path("found.csv").exists()
+
+
 def test_evaluated_and_exported(
     weights: Path, folder: Path, here: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:

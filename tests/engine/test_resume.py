@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 import torch
-from support.runs import SHORT, assert_same_run, read_back
+import yaml
+from support.runs import SHORT, TINY, assert_same_run, read_back, same
 
+from imgcls.backbones.simple_cnn import simple_cnn
 from imgcls.engine.signals import STOPPED
 from imgcls.runs.checkpoints import damage, find_checkpoint
 from imgcls.tasks.classification import ImageClassifier
@@ -53,6 +55,19 @@ CASES = {
 
 
 ALWAYS = ("accumulated", "own augmentation")
+
+
+def test_without_the_file_of_first_weights(train: Callable[..., Any]) -> None:
+    """The checkpoint has all: the run goes on to the same bits where the file of before is gone."""
+    torch.save(simple_cnn(10, 1, 8, width=4).state_dict(), "first.pth")
+    words = [*TINY, "backbone=simple_cnn", "backbone.width=4", "backbone.weights=first.pth"]
+    train(*words, "hydra.run.dir=whole")
+    assert train(*words, "hydra.run.dir=cut", stop=3) == STOPPED
+    Path("first.pth").unlink()
+    assert not isinstance(train("resume=cut"), str)
+    assert same(Path("whole"), Path("cut"))
+    config = yaml.safe_load(Path("cut/config.yaml").read_text())
+    assert config["backbone"]["weights"] == "first.pth"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from imgcls.callbacks.finetune import Finetune
 from imgcls.callbacks.step_curves import LossCurve, Throughput
 from imgcls.config import check as configs
 from imgcls.config.build import build
-from imgcls.config.training import Node, Nodes, TrainConfig, TrainerConfig
+from imgcls.config.training import FIRST_WEIGHTS, Node, Nodes, TrainConfig, TrainerConfig
 from imgcls.data.module import ImageDataModule
 from imgcls.engine.build import build_data, build_trainer, check_schedule, prepare
 from imgcls.engine.checkpoint import SaveConfig
@@ -29,10 +29,14 @@ from imgcls.tasks.task import Task
 OURS = ("imgcls.", "lightning.")  # packages of callbacks and tasks that log what they say
 
 
-def read_config(plain: Node) -> TrainConfig:
-    """Returns the typed form of a plain config, with images as the first weights expect them. Raises
-    UserError: as `TrainConfig.read`."""
+def read_config(plain: Node, begun: bool = False) -> TrainConfig:
+    """Returns the typed form of a plain config, with images as the first weights expect them; a run that was
+    `begun` has a checkpoint in place of these, and says in its config what they expected. Raises UserError:
+    as `TrainConfig.read`."""
     config = TrainConfig.read(plain)
+    if begun:
+        backbone = {key: value for key, value in config.backbone.items() if key not in FIRST_WEIGHTS}
+        return config.model_copy(update={"backbone": backbone})
     backbone = resolved(config.backbone)
     parts = {"backbone": backbone, "data": prepared_for(backbone, config.data)}
     return config.model_copy(update={**parts, "record": {**config.record, **parts}})

@@ -1,6 +1,7 @@
 """imgcls eval: tests a checkpoint, on its own data or on other data with the same classes."""
 
 import inspect
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Literal
 import torch
 from hydra.core.hydra_config import HydraConfig
 
+from imgcls.backbones.preprocessing import FIELDS, differs
+from imgcls.backbones.preprocessing import shown as worded
 from imgcls.commands.evaluated import Chosen, load_chosen
 from imgcls.config import check as configs
 from imgcls.config.allowed import allowed
@@ -25,10 +28,11 @@ from imgcls.report.report import print_summary
 from imgcls.spec import DataSpec
 from imgcls.tasks.task import Task
 
+log = logging.getLogger(__name__)
 CARRIED = ("accelerator", "precision", "benchmark", "deterministic", "limit_test_batches")
 EVALUATION = {
-    "_target_": "lightning.pytorch.Trainer", "devices": 1, "precision": "auto", "inference_mode": True,
-    "enable_progress_bar": False, "enable_model_summary": False,
+    "_target_": "lightning.pytorch.Trainer", "accelerator": "auto", "devices": 1, "precision": "auto",
+    "inference_mode": True, "enable_progress_bar": False, "enable_model_summary": False,
 }  # fmt: skip
 
 
@@ -102,7 +106,17 @@ def data_config(
     prepared = ["image_size", "channels", "crop_ratio", "interpolation", "fit"]
     if spec.bits is not None and not any(o.lstrip("+").startswith("data.bits=") for o in overrides):
         prepared.append("bits")
+    name_not_taken(own, spec, overrides)
     return config | {key: getattr(spec, key) for key in prepared if key in config or key in wanted}
+
+
+def name_not_taken(own: Node, spec: DataSpec, overrides: Sequence[str]) -> None:
+    """Warns of images that the command line asks for, where the network expects others."""
+    words = {override.lstrip("+").partition("=")[0] for override in overrides}
+    for key in (*FIELDS, "channels"):
+        if f"data.{key}" in words and key in own and differs(own[key], getattr(spec, key)):
+            expects = "%s=%s is not taken: the network expects %s"
+            log.warning(expects, f"data.{key}", worded(own[key]), worded(getattr(spec, key)))
 
 
 def to_classes_of(task: Task, data: ImageDataModule) -> None:

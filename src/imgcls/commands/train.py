@@ -45,9 +45,10 @@ def main(plain: Node, run_dir: Path) -> Score:
         resuming = plain["resume"] is not None
         goes_on = resuming and (run_dir / "config.yaml").is_file()
         plain = resumed(plain, run_dir, list(HydraConfig.get().overrides.task))
-        config = read_config(plain)
-        lock = claim(run_dir, config.overwrite, resuming)
+        config = None if goes_on else read_config(plain)
+        lock = claim(run_dir, config is not None and config.overwrite, resuming)
         checkpoint = newest_whole(run_dir / "checkpoints") if goes_on else None
+        config = config or read_config(plain, begun=checkpoint is not None)
         if checkpoint is not None and finished(run_dir, plain):
             log.info("%s is finished; there is nothing to go on with", shown(run_dir))
             return optimised(run_dir, config.optimized_metric)
