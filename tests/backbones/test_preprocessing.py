@@ -14,7 +14,8 @@ from sklearn.datasets import load_sample_images
 from support.composed import composed
 
 from imgcls.backbones.preprocessing import note_difference, of_weights, prepared_for
-from imgcls.data.imagefolder import ImageFolder, evaluation_transform
+from imgcls.data.imagefolder import ImageFolder
+from imgcls.data.loading.preparation import evaluation_transform
 from imgcls.spec import DataSpec
 
 TIMM = {"_target_": "imgcls.backbones.timm.timm_network"}

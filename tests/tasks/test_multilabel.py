@@ -207,7 +207,8 @@ def test_answers_are_above_the_thresholds() -> None:
     assert sum(map(len, answers.labels)) == 10
     assert module.answers(images, 1).labels == [labels[:1] for labels in answers.labels]
     module.set_thresholds([0.999999] * 5)
-    assert module.answers(images, flipped=True).labels == [[]] * 5
+    module.tta = "flip"
+    assert module.answers(images).labels == [[]] * 5
 
 
 # Config

@@ -88,7 +88,8 @@ class Augment:
 
     def crop_of(self, spec: DataSpec) -> str:
         """Returns the kind of crop for this data, "auto" decided."""
-        return self.crop if self.crop != "auto" else "padded" if spec.image_size <= SMALL else "resized"
+        height, width = spec.for_training.size
+        return self.crop if self.crop != "auto" else "padded" if height * width <= SMALL**2 else "resized"
 
 
 def calls_of(calls: Calls, where: str) -> dict[str, Node]:

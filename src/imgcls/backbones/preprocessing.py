@@ -12,7 +12,7 @@ from imgcls.config import check as configs
 from imgcls.config.training import FirstWeights, Node
 from imgcls.errors import UserError
 from imgcls.processes import rank
-from imgcls.spec import DataSpec
+from imgcls.spec import DataSpec, checked_size
 
 log = logging.getLogger(__name__)
 FIELDS = ("mean", "std", "interpolation", "crop_ratio", "fit", "image_size")  # of a DataSpec
@@ -97,7 +97,7 @@ def fields_of(pretrained: Node, testing: bool) -> dict[str, Any]:
     found = resolve_data_config(pretrained_cfg=pretrained, use_test_size=testing)
     fields = {"mean": found["mean"], "std": found["std"], "interpolation": found["interpolation"]}
     fields |= {"crop_ratio": found["crop_pct"], "fit": FITS[found["crop_mode"]]}
-    return fields | {"image_size": found["input_size"][-1]}
+    return fields | {"image_size": checked_size(found["input_size"][-2:])}
 
 
 def of_torchvision(name: str) -> Expected | None:
