@@ -38,19 +38,19 @@ def test_a_spec_of_before_there_were_rectangles() -> None:
 
 
 def test_resize_of_both_sides() -> None:
-    spec = DataSpec(**FACTS, image_size=[35, 70], crop_ratio=0.875)
+    spec = DataSpec(**FACTS, image_size=(35, 70), crop_ratio=0.875)
     assert spec.resize == (40, 80) and as_word(spec.image_size) == "[35,70]"
     assert DataSpec(**FACTS, image_size=224, crop_ratio=0.875).resize == (256, 256)
 
 
 def test_the_size_in_training() -> None:
-    spec = DataSpec(**FACTS, image_size=24, train_size=[16, 20])
+    spec = DataSpec(**FACTS, image_size=24, train_size=(16, 20))
     assert spec.for_training.size == (16, 20) and spec.for_training.train_size is None
     assert DataSpec(**FACTS, image_size=24, train_size=24).train_size is None  # no other
 
 
 def test_at_most() -> None:
-    assert DataSpec(**FACTS, image_size=[100, 50]).at_most(20).size == (40, 20)
+    assert DataSpec(**FACTS, image_size=(100, 50)).at_most(20).size == (40, 20)
     assert DataSpec(**FACTS, image_size=24).at_most(32).image_size == 24
 
 

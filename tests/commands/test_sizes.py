@@ -22,7 +22,7 @@ Here = Callable[..., None]
 SMALL = ["data.num_workers=0", "data.batch_size=6", "logger=csv", "trainer=cpu", "trainer.max_epochs=1"]
 VIT = ["backbone=timm", "backbone.name=vit_tiny_patch16_224", "+backbone.depth=1", "+backbone.embed_dim=12"]
 VIT += ["+backbone.num_heads=2"]
-MIXER = ["backbone=timm", "backbone.name=mixer_s32_224", "+backbone.num_blocks=1", "+backbone.embed_dim=12"]
+CONVIT = ["backbone=timm", "backbone.name=convit_tiny", "+backbone.depth=2"]
 SQUARES = ["backbone._target_=support.networks.squares_alone", "~backbone.width", "~backbone.dropout"]
 
 
@@ -164,11 +164,7 @@ def test_a_data_set_of_another_size_changes_nothing(here: Here, seen: dict[str, 
 @pytest.mark.parametrize(
     ("backbone", "size", "expected"),
     [
-        (
-            ["backbone=torchvision", "backbone.name=vit_b_32"],
-            "64",
-            "images of 3×64×64 do not fit this network",
-        ),
+        (CONVIT, "64", "images of 3×64×64 do not fit this network"),
         (["backbone.width=4"], "[8]", "data.image_size=[8]: expected 1 pixel or more, or [height,width]"),
     ],
     ids=["another", "none"],
@@ -225,9 +221,8 @@ def test_the_mean_over_views_by_hand() -> None:
 
 def means(task: Task, batch: imgcls.Batch) -> imgcls.Outputs:
     """What a test makes of a batch, without a trainer."""
-    return task.averaged(
-        [task.compute(batch._replace(images=v), "test") for v in task.views_of(batch.images)]
-    )
+    views = task.views_of(batch.images)
+    return task.averaged([task.compute(batch._replace(images=view), "test") for view in views])
 
 
 @pytest.mark.parametrize("tta", ["flip", "five", "ten"])
@@ -243,9 +238,8 @@ def test_tta_through_the_command_line(pictures: Path, here: Here, tta: str) -> N
     source = [f"source={pictures}/test", "num_workers=0", "overwrite=true", "top_k=3"]
     here("predict", "checkpoint=net.ckpt", f"tta={tta}", "out=p.jsonl", "embedding=true", *source)
     here("predict", "checkpoint=net.ckpt", "out=plain.jsonl", "embedding=true", *source)
-    rows, others = (
-        [json.loads(line) for line in Path(f"{n}.jsonl").read_text().splitlines()] for n in ("p", "plain")
-    )
+    lines = (Path(f"{name}.jsonl").read_text().splitlines() for name in ("p", "plain"))
+    rows, others = (list(map(json.loads, file)) for file in lines)
     right = [row["labels"].index(Path(row["path"]).parent.name) for row in rows]
     loss = -torch.tensor([row["probabilities"][i] for row, i in zip(rows, right, strict=True)]).log().mean()
     assert loss.item() == pytest.approx(measured["test/loss"], rel=1e-4)

@@ -361,7 +361,7 @@ def test_train_eval_predict_export(
             sizes
         )
     assert any(not row["labels"] for row in predicted) and any("|" in row["labels"] for row in predicted)
-    here(*predicting, "out=p.jsonl", "top_k=1", "tta=flip")
+    here(*predicting, "out=p.jsonl", "top_k=1", "tta=five")
     assert {len(json.loads(line)["labels"]) for line in Path("p.jsonl").read_text().splitlines()} == {0, 1}
 
     here("export", "checkpoint=run", "trust=[support]", "format=torch_export", "out=net.pt2")
