@@ -46,7 +46,7 @@ class Augment:
         crop: "padded": a random crop of the image padded by `padding` (a share of its side); "resized": a
             random area and ratio (Szegedy et al. 2014); "auto": the first for small images, else the second;
             "own": an entry of `image` makes it, and gets images of the size in which they are stored.
-        scale, ratio: of the "resized" crop: share of the area; width to height, as a multiple of the image size's.
+        scale, ratio: of the "resized" crop: share of the area; width to height, times that of the image size.
         flip: probability of mirroring; null: a half where `DataSpec.mirror` says that classes stay.
         image: transforms of one image, in the workers, by name or in a list (`augment/image.py`).
         batch: transforms of a batch, on the device, by name or in a list (`augment/batch.py`).

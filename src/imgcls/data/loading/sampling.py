@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +32,16 @@ def apportioned(shares: Tensor, samples: int) -> Tensor:
     return whole
 
 
+def random_bits(keys: np.ndarray, seed: int) -> np.ndarray:
+    """Returns 64 random bits for each of `keys (n,) int64`, a function of (seed, key): those of SplitMix64
+    (Steele et al. 2014) at these places of its stream."""
+    with np.errstate(over="ignore"):
+        bits = keys.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)
+        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return bits ^ (bits >> np.uint64(31))
+
+
 class ShareSampler(EpochSampler):
     """An `EpochSampler` whose epochs are as long as the split, with a chosen share of each class.
 
@@ -43,28 +54,36 @@ class ShareSampler(EpochSampler):
         super().__init__(len(targets), seed, shuffle, training=True)
         targets = targets.cpu()
         counts = class_counts(targets, 0)
-        self.shares = shares(counts, sampling)
-        self.members = targets.argsort(stable=True).split(counts.tolist())
+        self.shares, self.counts = shares(counts, sampling), counts.numpy()
+        self.by_class = targets.argsort(stable=True).numpy()
 
     def training_keys(self) -> Tensor:
         epoch = self.epoch if self.shuffle else 0
-        before, after = (apportioned(self.shares, self.length * (epoch + past)).tolist() for past in (0, 1))
-        keys = torch.cat(
-            [self.drawn(label, *span) for label, span in enumerate(zip(before, after, strict=True))]
-        )
+        keys = torch.from_numpy(self.drawn(epoch))
         generator = torch.Generator().manual_seed(key_seed(self.seed, epoch))
         keys = keys[torch.randperm(self.length, generator=generator)]
         # Without shuffling each epoch has the order of the first, and draws of its own.
         return keys if self.shuffle else keys + self.epoch * self.length * self.length
 
-    def drawn(self, label: int, start: int, end: int) -> Tensor:
-        """Returns the keys of a class from its sample `start` on, up to `end`, counted over all epochs."""
-        members, keys = self.members[label], list[Tensor]()
-        first, count = start // max(len(members), 1), len(members)
-        for turn in range(first, -(-end // count) if count else 0):
-            generator = torch.Generator().manual_seed(key_seed(self.seed, 1, label, turn))
-            keys.append(turn * self.length + members[torch.randperm(count, generator=generator)])
-        return torch.cat(keys)[start - first * count :][: end - start] if keys else torch.empty(0).long()
+    def drawn(self, epoch: int) -> np.ndarray:
+        """Returns the keys of an epoch, class after class: each class goes on in its turns from where it was
+        after the epochs before."""
+        start, end = (apportioned(self.shares, self.length * (epoch + past)).numpy() for past in (0, 1))
+        sizes = np.maximum(self.counts, 1)
+        first = start // sizes
+        turns = -(-end // sizes) - first  # that the epoch has a part of
+        rows = turns * self.counts
+        label = np.repeat(np.arange(len(sizes)), rows)
+        place = np.arange(len(label)) - np.repeat(rows.cumsum() - rows, rows)  # within the rows of its class
+        turn, member = place // sizes[label], place % sizes[label]
+        index = self.by_class[np.repeat(self.counts.cumsum() - self.counts, rows) + member]
+        keys = (first[label] + turn) * self.length + index
+        group = (turns.cumsum() - turns)[label] + turn  # a class in a turn; within it the order is drawn
+        width = int(turns.sum()).bit_length()
+        drawn = random_bits(keys, key_seed(self.seed, 1)) >> np.uint64(width)
+        order = (group.astype(np.uint64) << np.uint64(64 - width) | drawn).argsort(kind="stable")
+        place += (first * sizes)[label]  # over all epochs
+        return keys[order][(place >= start[label]) & (place < end[label])]
 
 
 def in_words(counts: Sequence[int], names: Sequence[str], sampling: Sampling) -> str:
