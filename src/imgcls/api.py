@@ -34,7 +34,8 @@ from imgcls.config.command_line import check_groups, explain
 from imgcls.config.paths import CONF
 from imgcls.data.batch import Batch, ImageDataset, in_channels
 from imgcls.data.files import Files
-from imgcls.data.imagefolder import ImageFolder, evaluation_transform
+from imgcls.data.imagefolder import ImageFolder
+from imgcls.data.loading.preparation import evaluation_transform
 from imgcls.data.memory import MemoryDataModule
 from imgcls.data.module import ImageDataModule
 from imgcls.data.pictures import Picture, pixels, several
@@ -47,8 +48,8 @@ from imgcls.runs.read import read_runs
 from imgcls.runs.run_files import best_epoch, curves, read_config, test_metrics
 from imgcls.spec import DataSpec
 from imgcls.tasks.classification import ImageClassifier
-from imgcls.tasks.metrics import Measures, Outputs
-from imgcls.tasks.task import Answers, Stage, Task, load_checkpoint
+from imgcls.tasks.metrics import Answers, Measures, Outputs
+from imgcls.tasks.task import Stage, Task, load_checkpoint
 from imgcls.tools.compare.command import differing_config
 
 if TYPE_CHECKING:

@@ -27,6 +27,7 @@ from imgcls.data.module import ImageDataModule
 from imgcls.engine.build import build_data
 from imgcls.engine.signals import STOPPED
 from imgcls.runs.checkpoints import find_checkpoint, load_content
+from imgcls.spec import ImageSize, sides
 
 NAMES = ("whole", "cut")
 
@@ -54,16 +55,18 @@ class BackboneTests:
     config: ClassVar[dict[str, Any]]
     classes: ClassVar[tuple[int, ...]] = (2, 10)
     channels: ClassVar[tuple[int, ...]] = (1, 3)
-    sizes: ClassVar[tuple[int, ...]] = (16, 32)
+    sizes: ClassVar[tuple[ImageSize, ...]] = (16, 32)
 
-    def network(self, classes: int | None = None, channels: int | None = None, size: int = 0) -> nn.Module:
+    def network(
+        self, classes: int | None = None, channels: int | None = None, size: ImageSize | None = None
+    ) -> nn.Module:
         """Builds the network, always with the same seed."""
         torch.manual_seed(0)
         shape = (classes or self.classes[0], channels or self.channels[0], size or self.sizes[0])
         return build_network(self.config, *shape)
 
-    def images(self, count: int = 4, channels: int | None = None, size: int = 0) -> Tensor:
-        return torch.rand(count, channels or self.channels[0], *[size or self.sizes[0]] * 2)
+    def images(self, count: int = 4, channels: int | None = None, size: ImageSize | None = None) -> Tensor:
+        return torch.rand(count, channels or self.channels[0], *sides(size or self.sizes[0]))
 
     def test_shapes(self) -> None:
         for classes in self.classes:
@@ -183,7 +186,7 @@ class DataTests:
         data = self.data()
         for batch in self.batches(data):
             assert batch.images.dtype == torch.uint8
-            assert batch.images.shape[-3:] == (data.spec.channels, *[data.spec.image_size] * 2)
+            assert batch.images.shape[-3:] == (data.spec.channels, *data.spec.for_training.size)
             assert len(batch.images) == len(batch.targets) == len(batch.indices) == len(batch.valid)
 
     def test_targets_are_valid(self) -> None:

@@ -393,3 +393,11 @@ def test_targets_that_no_loss_takes(form: str) -> None:
     entry = BatchEntry({"_target_": f"{__name__}.Moved", "form": form}, "augment.batch.moved", 3)
     with pytest.raises(UserError, match="expected alike, or shares"):
         entry.tried(torch.zeros(4, 3, 8, 8), torch.arange(4) % 3)
+
+
+def test_padding_of_a_rectangle_is_a_share_of_each_side() -> None:
+    torch.manual_seed(0)
+    out = batch_augment(crop="padded", padding=0.125).pixels(noise(200, 3, 8, 32)) == 0
+    assert out.shape == (200, 3, 8, 32)
+    rows, columns = out.all(3).all(1).sum(1), out.all(2).all(1).sum(1)
+    assert set(rows.tolist()) == {0, 1} and set(columns.tolist()) == {0, 1, 2, 3, 4}

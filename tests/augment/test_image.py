@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -347,3 +348,26 @@ def test_transforms_of_torchvision_that_draw_elsewhere_are_keyed() -> None:
 def test_no_view_is_no_number_of_views() -> None:
     with pytest.raises(UserError, match="greater than or equal to 1"):
         Entry({"_target_": "imgcls.augment.image.Views", "count": 0}, "augment.image.views")
+
+
+def test_a_resized_crop_of_a_rectangle_has_its_proportions() -> None:
+    """The content is stretched by `ratio`, as that of a square."""
+    facts = replace(spec(16), image_size=(16, 32), train_size=(12, 36))
+    crop = worker_transform(Augment(crop="resized", ratio=(1.0, 1.0), scale=(0.1, 0.1)), facts)
+    assert isinstance(crop, v2.RandomResizedCrop)
+    assert crop.size == (12, 36) and tuple(crop.ratio) == (3.0, 3.0)
+    rows = torch.arange(200)[:, None].expand(3, 200, 200).byte()
+    torch.manual_seed(0)
+    found = crop(rows).float()
+    stretched = (found[0, -1, 0] - found[0, 0, 0]) / 11  # rows of the picture in a row of the crop
+    columns = crop(rows.transpose(1, 2)).float()
+    assert (columns[0, 0, -1] - columns[0, 0, 0]) / 35 == pytest.approx(stretched.item(), rel=0.1)
+
+
+def test_own_crops_of_a_rectangle() -> None:
+    facts = replace(spec(16), image_size=(16, 24))
+    own: dict[str, Any] = {"crop": {"_target_": V2 + "RandomCrop", "size": [16, 24]}}
+    found = worker_transform(Augment(crop="own", image=own), facts)
+    assert found is not None and found(noise(3, 40, 50)).shape == (3, 16, 24)
+    with pytest.raises(UserError, match=r"returned uint8 \(3, 24, 16\); expected uint8 \(3, 16, 24\)"):
+        worker_transform(Augment(crop="own", image={"crop": own["crop"] | {"size": [24, 16]}}), facts)

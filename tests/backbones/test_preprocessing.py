@@ -15,7 +15,8 @@ from sklearn.datasets import load_sample_images
 from support.composed import composed
 
 from imgcls.backbones.preprocessing import note_difference, of_weights, prepared_for
-from imgcls.data.imagefolder import ImageFolder, evaluation_transform
+from imgcls.data.imagefolder import ImageFolder
+from imgcls.data.loading.preparation import evaluation_transform
 from imgcls.errors import UserError
 from imgcls.spec import DataSpec
 
@@ -127,15 +128,15 @@ def test_images_that_can_not_be(wrong: dict[str, Any], suffix: str, tmp_path: Pa
 
 
 def test_other_words_for_a_network() -> None:
-    """The library's functions by their own names; weights that timm does not have; a size that is none."""
+    """The library's functions by their own names; weights that timm does not have; a size that is no square."""
     direct = of_weights({"_target_": "timm.models.resnet.resnet18", "pretrained": True})
     assert direct is not None and direct.origin == "timm's resnet18.a1_in1k"
     named = {"_target_": "timm.create_model", "model_name": "tf_efficientnet_lite0", "pretrained": True}
     changed = of_weights(named | {"pretrained_cfg_overlay": {"mean": (0.1,) * 3}})
     assert changed is not None and changed.fields["mean"] == (0.1,) * 3
     assert of_weights(TIMM | {"name": "resnet18.none", "pretrained": True}) is None
-    with pytest.raises(UserError, match="expect images of 1024×768 pixels, and data here are squares"):
-        of_weights(TIMM | {"name": "vit_base_patch16_sapiens2.fb", "pretrained": True})
+    oblong = of_weights(TIMM | {"name": "vit_base_patch16_sapiens2.fb", "pretrained": True})
+    assert oblong is not None and oblong.fields["image_size"] == (1024, 768)
 
 
 def test_a_mean_that_is_no_number_is_left_to_the_data() -> None:

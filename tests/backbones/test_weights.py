@@ -482,3 +482,18 @@ def test_find_checkpoint(tmp_path: Path) -> None:
     assert find_checkpoint(str(tmp_path)) == folder / "best.ckpt"
     assert find_checkpoint(str(folder)) == folder / "best.ckpt"
     assert find_checkpoint(str(folder / "last.ckpt")) == folder / "last.ckpt"
+
+
+@pytest.mark.parametrize("described", [False, True])
+def test_positions_are_interpolated_to_the_size_of_the_data(tmp_path: Path, described: bool) -> None:
+    """As timm's own way to change a network's size does it, also where a file of ours says a rectangle."""
+    node: dict[str, Any] = {"_target_": "imgcls.backbones.timm.timm_network"}
+    node |= {"name": "vit_tiny_patch16_224", "depth": 1, "embed_dim": 12, "num_heads": 2}
+    before = build_network(node, 2, 3, (32, 80) if described else 32)
+    torch.nn.init.normal_(before.pos_embed)  # type: ignore[arg-type]
+    facts = {"class_names": json.dumps(["a", "b"]), "image_size": "[32, 80]"} if described else None
+    save_file(before.state_dict(), tmp_path / "net.safetensors", facts)
+    found = build_network(node | {"weights": str(tmp_path / "net.safetensors")}, 2, 3, (48, 64))
+    before.set_input_size(img_size=(48, 64))  # type: ignore[operator]
+    torch.testing.assert_close(found.pos_embed, before.pos_embed)
+    assert found.pos_embed.shape == (1, 13, 12)

@@ -18,8 +18,9 @@ from torchvision.transforms import v2
 
 from imgcls.augment.settings import Augment
 from imgcls.config.build import build
-from imgcls.data.imagefolder import ImageFolder, evaluation_transform
+from imgcls.data.imagefolder import ImageFolder
 from imgcls.data.loading.decode import decode
+from imgcls.data.loading.preparation import evaluation_transform
 from imgcls.data.module import SPLITS
 from imgcls.errors import UnreadableImage, UserError, one_line
 from imgcls.spec import DataSpec

@@ -331,7 +331,7 @@ def test_classes_without_an_image(caplog: pytest.LogCaptureFixture) -> None:
             "data.folds=3 data.fold=3: expected 2 folds or more, and a fold from 0 to folds - 1",
         ),
         ({"fold": 1}, "data.folds=None data.fold=1: expected 2 folds or more"),
-        ({"image_size": 0}, "data.image_size=0: input should be greater than or equal to 1"),
+        ({"image_size": 0}, "data.image_size=0: expected 1 pixel or more, or [height,width]"),
         ({"crop_ratio": 1.1}, "data.crop_ratio=1.1: input should be less than or equal to 1"),
         ({"std": [0.0]}, "data.std=[0.0]: input should be greater than 0"),
         ({"std": [-0.1]}, "data.std=[-0.1]: input should be greater than 0"),

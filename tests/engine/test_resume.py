@@ -49,6 +49,7 @@ CASES = {
     "own augmentation": ([25], ["augment=mix", "+augment.batch.drift._target_=support.augmentation.Drift",
                                 "+augment.image.shift._target_=support.augmentation.Shift",
                                 "callbacks=ema", "data.num_workers=1"]),
+    "balanced": ([25, 45], ["data.sampling=balanced"]),
     "dropout": ([25], ["backbone=timm", "backbone.name=vit_tiny_patch16_224", "+backbone.drop_path_rate=0.2",
                        "data.image_size=16", "data.fraction=0.3", "data.batch_size=16"]),
 }  # fmt: skip

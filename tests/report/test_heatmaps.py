@@ -119,3 +119,14 @@ def test_grad_cam_without_places() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 3))
     with pytest.raises(ValueError, match="no layer has maps of more than one place"):
         grad_cam(network, torch.randn(2, 3, 32, 32), torch.tensor([0, 2]))
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "resnet18"])
+def test_maps_of_a_rectangle(name: str) -> None:
+    small: dict[str, dict[str, Any]] = {"res": {}}
+    small["vit"] = {"depth": 2, "embed_dim": 12, "num_heads": 2, "img_size": (64, 160)}
+    small["swi"] = {"depths": (1, 1), "embed_dim": 12, "num_heads": (2, 2), "img_size": (64, 160)}
+    network = timm.create_model(name, num_classes=3, **small[name[:3]])
+    heat = grad_cam(network, torch.randn(2, 3, 64, 160), torch.tensor([0, 2]))
+    assert heat.shape == {"vit": (2, 4, 10), "swi": (2, 8, 20), "res": (2, 2, 5)}[name[:3]]
+    assert heat.min() >= 0 and heat.max() <= 1

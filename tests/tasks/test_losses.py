@@ -1,5 +1,7 @@
 """Losses beside torch's cross-entropy, timm's binary cross-entropy and their formulas."""
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,13 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imgcls.config.build import build
+from imgcls.data.batch import Batch
 from imgcls.errors import UserError
+from imgcls.runs.checkpoints import load_content
+from imgcls.tasks.classification import ImageClassifier
 from imgcls.tasks.losses import (
     AsymmetricLoss,
     BinaryCrossEntropy,
     CrossEntropyLoss,
     FocalLoss,
     LabelCrossEntropy,
+    LogitAdjustedLoss,
 )
 
 
@@ -206,3 +212,35 @@ def test_classes_are_one_label_each(loss: nn.Module) -> None:
 def test_bounds_of_losses_of_labels(name: str, given: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         build({"_target_": f"imgcls.tasks.losses.{name}", **given}, "loss")
+
+
+def test_logit_adjusted_by_hand() -> None:
+    """Equation 10 of Menon et al. 2021: with logits of 0 a class has its share of the training images."""
+    loss = LogitAdjustedLoss([90, 10])
+    zeros = torch.zeros(1, 2)
+    for label, share in ((0, 0.9), (1, 0.1)):
+        assert loss(zeros, torch.tensor([label])).exp().item() == pytest.approx(1 / share)
+    assert LogitAdjustedLoss([90, 10], tau=0.5)(zeros, torch.tensor([1])).exp().item() == pytest.approx(4.0)
+    logits, targets, shares, weight = batch()
+    for given in (targets, shares):
+        expected = F.cross_entropy(logits, given, weight, label_smoothing=0.1)
+        none = LogitAdjustedLoss([7, 4, 9, 2, 5], 0.0, 0.1, weight)
+        torch.testing.assert_close(none(logits, given), expected)
+        alike = LogitAdjustedLoss([3] * 5)(logits, given)
+        torch.testing.assert_close(alike, F.cross_entropy(logits, given))
+
+
+def test_logit_adjusted_by_config(here: Callable[..., None], said: Callable[..., str]) -> None:
+    """The shares come from the training images; the validation loss is that of the logits as they are."""
+    tiny = ["backbone.width=4", "trainer=cpu", "logger=csv", "debug=fast", "loss=logit_adjusted"]
+    here("train", *tiny, "loss.tau=2", "hydra.run.dir=run")
+    checkpoint = load_content(Path("run/checkpoints/last.ckpt"))
+    counts = torch.tensor(checkpoint["hyper_parameters"]["class_counts"])
+    expected = 2 * (counts / counts.sum()).log()
+    torch.testing.assert_close(checkpoint["state_dict"]["loss.shift"], expected)
+    task = ImageClassifier.load_from_checkpoint("run/checkpoints/last.ckpt")
+    images, targets = torch.randint(0, 256, (9, 1, 8, 8), dtype=torch.uint8), torch.arange(9)
+    samples = Batch(images, targets, targets, targets >= 0)
+    torch.testing.assert_close(task.compute(samples, "val").loss, F.cross_entropy(task(images), targets))
+    assert "LogitAdjustedLoss is for one class an image" in said("train", *tiny, "task=multilabel")
+    assert "loss.tau=-1" in said("train", *tiny, "loss.tau=-1")

@@ -207,7 +207,8 @@ def test_answers_are_above_the_thresholds() -> None:
     assert sum(map(len, answers.labels)) == 10
     assert module.answers(images, 1).labels == [labels[:1] for labels in answers.labels]
     module.set_thresholds([0.999999] * 5)
-    assert module.answers(images, flipped=True).labels == [[]] * 5
+    module.tta = "flip"
+    assert module.answers(images).labels == [[]] * 5
 
 
 # Config
@@ -360,7 +361,7 @@ def test_train_eval_predict_export(
             sizes
         )
     assert any(not row["labels"] for row in predicted) and any("|" in row["labels"] for row in predicted)
-    here(*predicting, "out=p.jsonl", "top_k=1", "tta=flip")
+    here(*predicting, "out=p.jsonl", "top_k=1", "tta=five")
     assert {len(json.loads(line)["labels"]) for line in Path("p.jsonl").read_text().splitlines()} == {0, 1}
 
     here("export", "checkpoint=run", "trust=[support]", "format=torch_export", "out=net.pt2")

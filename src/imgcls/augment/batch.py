@@ -109,7 +109,7 @@ class BatchAugment(nn.Module):
             raise UserError(f"{given}, which can't be mixed; leave out augment.mixup and augment.cutmix")
         if not self.entries:
             return
-        size = (self.spec.channels, *[self.spec.image_size] * 2)
+        size = (self.spec.channels, *self.spec.for_training.size)
         with isolate_rng(include_cuda=False), torch.no_grad():
             torch.manual_seed(0)
             images = torch.randn(len(targets), *([views] if views else []), *size)
@@ -121,17 +121,18 @@ class BatchAugment(nn.Module):
         if images.ndim == 5:
             return self.pixels(images.flatten(0, 1)).unflatten(0, images.shape[:2])
         n, _, height, width = images.shape
-        device, pad = images.device, round(self.padding * height)
-        if not pad and not self.flip:
+        device, pads = images.device, [round(self.padding * side) for side in (height, width)]
+        if not any(pads) and not self.flip:
             return images
         rows = torch.arange(height, device=device).expand(n, height)
         columns = torch.arange(width, device=device).expand(n, width)
         if self.flip:
             columns = torch.where(drawn(images, n, 1) < self.flip, width - 1 - columns, columns)
-        if pad:
-            images = F.pad(images, (pad, pad, pad, pad))
-            rows = rows + torch.randint(0, 2 * pad + 1, (n, 1), device=device)
-            columns = columns + torch.randint(0, 2 * pad + 1, (n, 1), device=device)
+        if any(pads):
+            down, across = pads
+            images = F.pad(images, (across, across, down, down))
+            rows = rows + torch.randint(0, 2 * down + 1, (n, 1), device=device)
+            columns = columns + torch.randint(0, 2 * across + 1, (n, 1), device=device)
         sample = torch.arange(n, device=device)[:, None, None]
         return images.permute(0, 2, 3, 1)[sample, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
@@ -218,4 +219,5 @@ def changes_images(batch: BatchAugment) -> bool:
     """Says whether training sees other images than evaluation."""
     augment = batch.augment
     own = calls_of(augment.image, "image") | calls_of(augment.batch, "batch")
-    return augment.crop != "none" or bool(own) or batch.flip + augment.erase + augment.mixed > 0
+    resized = augment.crop != "none" or batch.spec.train_size is not None
+    return resized or bool(own) or batch.flip + augment.erase + augment.mixed > 0

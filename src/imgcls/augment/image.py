@@ -120,10 +120,10 @@ class ImageTransform:
             image = entry(image)
         return image
 
-    def try_on(self, image: Tensor, size: int) -> None:
+    def try_on(self, image: Tensor, size: tuple[int, int]) -> None:
         """Tries the entries on a made image `(C, H, W) uint8`; what the run draws stays as it is. Raises
-        UserError: an entry fails, or the image that the last returns is not of `size` pixels."""
-        shape = (image.shape[0], size, size)
+        UserError: an entry fails, or the image that the last returns is not `size`, height and width."""
+        shape = (image.shape[0], *size)
         with isolate_rng(include_cuda=False):
             torch.manual_seed(0)
             images, changed = [image] * TRIALS, self.entries[-1]
@@ -140,10 +140,11 @@ class ImageTransform:
 def worker_transform(augment: Augment, spec: DataSpec, default: Transform | None = None) -> Transform | None:
     """Returns a worker's transform of a training image: a resized crop, else `default`; then the entries of
     `augment.image`, which were tried. Raises UserError as `ImageTransform.try_on`."""
-    crop, size, first = augment.crop_of(spec), spec.image_size, default
+    crop, (height, width), first = augment.crop_of(spec), spec.for_training.size, default
     if crop == "resized":
         mode = v2.InterpolationMode(spec.interpolation)
-        first = v2.RandomResizedCrop(size, augment.scale, augment.ratio, mode, antialias=True)
+        least, most = (bound * width / height for bound in augment.ratio)
+        first = v2.RandomResizedCrop((height, width), augment.scale, (least, most), mode, antialias=True)
     elif crop == "own":
         first = None
     entries = [Entry(node, where) for where, node in calls_of(augment.image, "augment.image").items()]
@@ -152,10 +153,10 @@ def worker_transform(augment: Augment, spec: DataSpec, default: Transform | None
             raise UserError("augment.crop=own: no entry of augment.image crops; add one, or choose crop=auto")
         return first
     transform = ImageTransform(first, entries)
-    stored = (size * 3 // 2 + 1, size * 2) if crop == "own" else (size, size)
+    stored = (height * 3 // 2 + 1, width * 2) if crop == "own" else (height, width)
     noise = torch.Generator().manual_seed(0)
     made = torch.randint(0, 256, (spec.channels, *stored), generator=noise, dtype=torch.uint8)
-    transform.try_on(made, size)
+    transform.try_on(made, (height, width))
     return transform
 
 

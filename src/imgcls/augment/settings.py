@@ -46,7 +46,7 @@ class Augment:
         crop: "padded": a random crop of the image padded by `padding` (a share of its side); "resized": a
             random area and ratio (Szegedy et al. 2014); "auto": the first for small images, else the second;
             "own": an entry of `image` makes it, and gets images of the size in which they are stored.
-        scale, ratio: of the "resized" crop: share of the area, and width to height.
+        scale, ratio: of the "resized" crop: share of the area; width to height, times that of the image size.
         flip: probability of mirroring; null: a half where `DataSpec.mirror` says that classes stay.
         image: transforms of one image, in the workers, by name or in a list (`augment/image.py`).
         batch: transforms of a batch, on the device, by name or in a list (`augment/batch.py`).
@@ -88,7 +88,8 @@ class Augment:
 
     def crop_of(self, spec: DataSpec) -> str:
         """Returns the kind of crop for this data, "auto" decided."""
-        return self.crop if self.crop != "auto" else "padded" if spec.image_size <= SMALL else "resized"
+        height, width = spec.for_training.size
+        return self.crop if self.crop != "auto" else "padded" if height * width <= SMALL**2 else "resized"
 
 
 def calls_of(calls: Calls, where: str) -> dict[str, Node]:

@@ -15,15 +15,17 @@ from imgcls.config.allowed import allowed
 from imgcls.config.build import build
 from imgcls.config.training import FIRST_WEIGHTS, FirstWeights, network_call
 from imgcls.errors import UserError
+from imgcls.spec import ImageSize, as_word, sides
 
 log = logging.getLogger(__name__)
+Shape = Mapping[str, ImageSize]  # num_classes, in_channels, image_size
 
 
 def build_network(
     config: Mapping[str, Any],
     num_classes: int,
     in_channels: int,
-    image_size: int,
+    image_size: ImageSize,
     class_names: Sequence[str] | None = None,
     *,
     whole: bool = False,
@@ -31,7 +33,7 @@ def build_network(
     """Builds a backbone from the user's config, loads its first weights (with `class_names` without a head
     for others; `whole`: all of them), and tries the shape of the data. Raises UserError: keys, weights or
     images that do not fit."""
-    shape = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    shape: Shape = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     options, first = network_call(dict(config)), FirstWeights.read(dict(config))
     target = configs.locate(options["_target_"], "backbone._target_")
     network = build(options, "backbone", **taken(target, shape))
@@ -46,14 +48,17 @@ def build_network(
         load_weights(network, Path(first.weights), class_names, first.rename, whole)
     rgb_alone = in_channels != 3 and "in_channels" not in taken(target, shape)
     advice = f"{options['_target_']} takes no in_channels: set data.channels=3" if rgb_alone else None
-    try_shapes(network, **shape, advice=advice)
+    try_shapes(network, num_classes, in_channels, image_size, advice)
     return network
 
 
-def taken(target: Callable[..., Any], shape: Mapping[str, int]) -> dict[str, Any]:
+def taken(target: Callable[..., Any], shape: Shape) -> dict[str, Any]:
     """Returns those facts of the data that a backbone's function has a parameter for; a function that passes
-    keywords on, as torchvision's do, gets the number of classes."""
+    keywords on, as torchvision's do, gets the number of classes. Raises UserError: it takes squares alone."""
     named, passes_on = configs.hints_of(target)
+    if named.get("image_size") is int and not isinstance(size := shape["image_size"], int):
+        fault = f"data.image_size={as_word(size)}: this backbone takes squares (image_size: int)"
+        raise UserError(f"{fault}; give one number, or choose another backbone")
     return {k: v for k, v in shape.items() if k in named or (passes_on and k == "num_classes")}
 
 
@@ -61,7 +66,7 @@ def rebuild_network(
     config: Mapping[str, Any],
     num_classes: int,
     in_channels: int,
-    image_size: int,
+    image_size: ImageSize,
     class_names: Sequence[str] | None = None,
     *,
     trust: Iterable[str] = (),
@@ -73,7 +78,7 @@ def rebuild_network(
         fault = "expected all arguments by name; it was not called"
         raise UserError(f"the checkpoint's backbone._args_={config['_args_']}: {fault}")
     options = {key: value for key, value in config.items() if key not in FIRST_WEIGHTS}
-    shape = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
+    shape: Shape = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     network = build({**options, **taken(target, shape)}, "the checkpoint's backbone", target=target)
     if not isinstance(network, nn.Module):
         raise UserError(f"the checkpoint's backbone._target_={config['_target_']} returns no torch.nn.Module")
@@ -94,19 +99,33 @@ def on_meta(network: nn.Module, *shape: int) -> Any:
     return torch.func.functional_call(network, state, torch.empty(shape, device="meta"))
 
 
+def set_input_size(network: nn.Module, num_classes: int, in_channels: int, image_size: ImageSize) -> None:
+    """Makes a network that was built for images of one size take those of another. The networks of timm whose
+    parameters depend on the size interpolate them. Raises UserError: it takes no other size."""
+    advice = "leave data.image_size out, or take a size that this network can be given"
+    if callable(resize := getattr(network, "set_input_size", None)):
+        try:
+            resize(img_size=sides(image_size))
+        except (RuntimeError, AssertionError, ValueError, TypeError, ArithmeticError) as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(f"data.image_size={as_word(image_size)}: {reason}; {advice}") from error
+    try_shapes(network, num_classes, in_channels, image_size, advice)
+
+
 def try_shapes(
-    network: nn.Module, num_classes: int, in_channels: int, image_size: int, advice: str | None = None
+    network: nn.Module, num_classes: int, in_channels: int, image_size: ImageSize, advice: str | None = None
 ) -> None:
     """Raises UserError where the network in training does not return logits for such images."""
-    training, side = network.training, f"{in_channels}×{image_size}×{image_size}"
+    training, shape = network.training, (in_channels, *sides(image_size))
     try:
-        outputs = on_meta(network.train(), 2, in_channels, image_size, image_size)
+        outputs = on_meta(network.train(), 2, *shape)
     except NotImplementedError:
         return  # an operator without a meta kernel: training itself will tell
     except (RuntimeError, AssertionError, ValueError, ArithmeticError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         advice = advice or "take a larger data.image_size or another backbone"
-        raise UserError(f"images of {side} do not fit this network ({reason}); {advice}") from error
+        given = "×".join(map(str, shape))
+        raise UserError(f"images of {given} do not fit this network ({reason}); {advice}") from error
     finally:
         network.train(training)
     found = tuple((outputs if isinstance(outputs, Tensor) else outputs[0]).shape)

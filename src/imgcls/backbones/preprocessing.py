@@ -11,7 +11,7 @@ from imgcls.config import check as configs
 from imgcls.config.training import FirstWeights, Node
 from imgcls.errors import UserError
 from imgcls.processes import rank
-from imgcls.spec import DataSpec
+from imgcls.spec import DataSpec, checked_size
 
 log = logging.getLogger(__name__)
 FIELDS = ("mean", "std", "interpolation", "crop_ratio", "fit", "image_size")  # of a DataSpec
@@ -104,11 +104,7 @@ def fields_of(pretrained: Node, testing: bool) -> dict[str, Any]:
     found = resolve_data_config(pretrained_cfg=pretrained, use_test_size=testing)
     fields = {"mean": found["mean"], "std": found["std"], "interpolation": found["interpolation"]}
     fields |= {"crop_ratio": found["crop_pct"], "fit": FITS[found["crop_mode"]]}
-    *_, height, width = found["input_size"]
-    if height != width:
-        fault = f"its weights expect images of {height}×{width} pixels, and data here are squares"
-        raise UserError(f"backbone: {fault}; choose backbone.preprocessing=data, or other weights")
-    return fields | {"image_size": width}
+    return fields | {"image_size": checked_size(found["input_size"][-2:])}
 
 
 def checked(origin: str, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,20 +10,22 @@ from torch import nn
 
 from imgcls.backbones.torchvision import torchvision_network
 from imgcls.errors import UserError
+from imgcls.spec import ImageSize, sides
 
 
 def resnet(
     num_classes: int,
     in_channels: int,
-    image_size: int,
+    image_size: ImageSize,
     depth: int = 18,
     stem: Literal["auto", "cifar", "imagenet"] = "auto",
     pretrained: bool = False,
 ) -> nn.Module:
-    """Returns a ResNet. Stem "auto": "cifar" up to 64 pixels, "imagenet" above."""
-    small = stem == "cifar" or (stem == "auto" and image_size <= 64)
+    """Returns a ResNet. Stem "auto": "cifar" up to 64×64 pixels, "imagenet" above."""
+    height, width = sides(image_size)
+    small = stem == "cifar" or (stem == "auto" and height * width <= 64**2)
     if small and pretrained:
-        taken = f"the weights are of the ImageNet stem, and images of {image_size} pixels take the CIFAR stem"
+        taken = f"images of {height}×{width} pixels take the CIFAR stem, the weights are of the ImageNet stem"
         advice = "add backbone.stem=imagenet or data.image_size=224"
         raise UserError(f"backbone.pretrained=true: {taken}; {advice}")
     network = torchvision_network(num_classes, in_channels, image_size, f"resnet{depth}", pretrained)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
 from imgcls.errors import UserError
+from imgcls.spec import ImageSize
 
 
 class Shortcut(nn.Module):
@@ -44,7 +45,7 @@ class CifarResNet(nn.Module):
         return self.linear(torch.mean(x, (2, 3)))
 
 
-def resnet_cifar(num_classes: int, in_channels: int, image_size: int, depth: int = 20) -> nn.Module:
+def resnet_cifar(num_classes: int, in_channels: int, image_size: ImageSize, depth: int = 20) -> nn.Module:
     """Returns the network with `depth` layers: 20, 32, 44, 56, 110, or any other 6n+2."""
     if depth < 8 or (depth - 2) % 6:
         raise UserError(f"backbone.depth={depth}: expected 6n+2, such as 20, 32, 44, 56 or 110")

@@ -3,10 +3,11 @@
 from torch import nn
 
 from imgcls.errors import UserError
+from imgcls.spec import ImageSize
 
 
 def simple_cnn(
-    num_classes: int, in_channels: int, image_size: int, width: int = 32, dropout: float = 0.0
+    num_classes: int, in_channels: int, image_size: ImageSize, width: int = 32, dropout: float = 0.0
 ) -> nn.Module:
     """Returns stages of `width`, 2 and 4 times `width` channels, each at half the resolution before it."""
     if width < 1:

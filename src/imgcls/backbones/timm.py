@@ -7,13 +7,19 @@ from torch import nn
 
 from imgcls.backbones.layers import reset_head
 from imgcls.errors import UserError, nearest
+from imgcls.spec import ImageSize
 
 # Options of timm.create_model that name files and addresses: timm would read them by rules of its own.
 REFUSED = {"checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 
 
 def timm_network(
-    num_classes: int, in_channels: int, image_size: int, name: str, pretrained: bool = False, **options: Any
+    num_classes: int,
+    in_channels: int,
+    image_size: ImageSize,
+    name: str,
+    pretrained: bool = False,
+    **options: Any,
 ) -> nn.Module:
     """Returns `timm.create_model(name)`; `options` go to it (drop_rate, drop_path_rate, …). Raises UserError:
     an unknown name or option, or weights that could not be had."""

@@ -10,6 +10,7 @@ from torch import nn
 from imgcls.backbones.layers import last_layer, reset_head
 from imgcls.backbones.weights import fitting
 from imgcls.errors import UserError, nearest
+from imgcls.spec import ImageSize, as_word, sides
 
 # Networks with auxiliary heads: weight of the losses (torchvision's; Szegedy et al. 2014), and names.
 AUXILIARY_WEIGHT = {"inception_v3": 0.4, "googlenet": 0.3}
@@ -17,7 +18,12 @@ AUXILIARY_HEADS = {"inception_v3": ("fc", "AuxLogits.fc"), "googlenet": ("fc", "
 
 
 def torchvision_network(
-    num_classes: int, in_channels: int, image_size: int, name: str, pretrained: bool = False, **options: Any
+    num_classes: int,
+    in_channels: int,
+    image_size: ImageSize,
+    name: str,
+    pretrained: bool = False,
+    **options: Any,
 ) -> nn.Module:
     """Returns `torchvision.models.<name>`; `options` go to it (dropout, …).
 
@@ -30,9 +36,9 @@ def torchvision_network(
         raise UserError(f"backbone.name={name}: torchvision has no such network; {nearest(name, known)}")
     module = models.get_model_builder(name).__module__
     if module.endswith("vision_transformer"):  # networks of one size
-        options = {"image_size": image_size} | options
+        options = {"image_size": square(image_size, name)} | options
     elif module.endswith("maxvit"):
-        options = {"input_size": (image_size, image_size)} | options
+        options = {"input_size": sides(image_size)} | options
     elif name in AUXILIARY_WEIGHT:  # inputs are scaled anew always, so that a checkpoint needs not say it
         auxiliary = {"aux_logits": True, "init_weights": not pretrained, "transform_input": in_channels == 3}
         options = auxiliary | options
@@ -47,6 +53,14 @@ def torchvision_network(
     if in_channels != 3:
         adapt_stem(network, in_channels)
     return network
+
+
+def square(image_size: ImageSize, name: str) -> int:
+    """Returns the side of a size. Raises UserError: it is no square."""
+    if isinstance(image_size, int):
+        return image_size
+    fault = f"data.image_size={as_word(image_size)}: torchvision's {name} takes squares"
+    raise UserError(f"{fault}; timm's vision transformers take any (backbone=timm)")
 
 
 def name_heads(network: Any, name: str, num_classes: int) -> None:

@@ -2,17 +2,20 @@
 
 import json
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn, strided
 
 from imgcls.backbones.layers import head_names
 from imgcls.errors import UserError
 from imgcls.runs.checkpoints import find_checkpoint, load_tensors, not_finite, unloadable
+from imgcls.spec import checked_size, sides
 
 log = logging.getLogger(__name__)
 # Of a state in a file; of several the first, as timm takes it: the mean over the steps is what was tested.
@@ -123,6 +126,7 @@ def load_weights(
     """
     own, learnt = counted(network.state_dict()), described(path).get("class_names")
     found = by_order(network, read_state(path, rename))
+    found = positioned(network, found, described(path).get("image_size"))
     state = counted(found)
     fit, other = fitting(network, state), list[str]()
     if class_names is not None and learnt is not None and list(learnt) != list(class_names):
@@ -194,6 +198,24 @@ def by_order(network: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
     first = next(((key, name) for key, name in zip(given, own, strict=True) if key != name), ("", ""))
     log.info("weights: taken by their order, because the names are others (%s for %s); shapes agree", *first)
     return dict(zip(own, given.values(), strict=True))
+
+
+def positioned(network: Any, state: dict[str, Tensor], image_size: object) -> dict[str, Tensor]:
+    """Returns a state in which the position embedding of one of timm's transformers is interpolated to the
+    network's grid of patches. `image_size`: of the file's network; unknown, its grid is a square."""
+    given, grid = state.get("pos_embed"), getattr(getattr(network, "patch_embed", None), "grid_size", None)
+    if given is None or not grid or given.ndim != 3 or not hasattr(network, "num_prefix_tokens"):
+        return state
+    others = 0 if getattr(network, "no_embed_class", False) else network.num_prefix_tokens
+    old = (math.isqrt(max(given.shape[1] - others, 0)),) * 2
+    with suppress(ValueError):
+        size = sides(checked_size(image_size))
+        old = tuple(side // patch for side, patch in zip(size, network.patch_embed.patch_size, strict=True))
+    if old == tuple(grid) or math.prod(old) != given.shape[1] - others:
+        return state
+    log.info("weights: positions of %d×%d patches interpolated to %d×%d", *old, *grid)
+    resampled = resample_abs_pos_embed(given, list(grid), list(old), num_prefix_tokens=others)
+    return {**state, "pos_embed": resampled}
 
 
 def prefix_advice(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imgcls.errors import UserError
+from imgcls.spec import ImageSize
 
 
 class Block(nn.Module):
@@ -53,7 +54,12 @@ class WideResNet(nn.Module):
 
 
 def wide_resnet(
-    num_classes: int, in_channels: int, image_size: int, depth: int = 28, widen: int = 10, dropout: float = 0
+    num_classes: int,
+    in_channels: int,
+    image_size: ImageSize,
+    depth: int = 28,
+    widen: int = 10,
+    dropout: float = 0,
 ) -> nn.Module:
     """Returns WRN-`depth`-`widen`; depth is 6n+4."""
     if depth < 10 or (depth - 4) % 6:

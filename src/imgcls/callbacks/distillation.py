@@ -49,9 +49,9 @@ class Distillation(Callback):
         """Returns the loss with the teacher's part, who sees the images as the student gets them."""
         assert outputs.images is not None
         pixels = (outputs.images - student.shift) / student.scale
-        side = self.teacher.spec.image_size
-        if pixels.shape[-2:] != (side, side):
-            pixels = F.interpolate(pixels, (side, side), mode="bilinear", antialias=True)
+        size = self.teacher.spec.size
+        if pixels.shape[-2:] != size:
+            pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
         with torch.no_grad():
             target = self.teacher.network(pixels * self.teacher.scale + self.teacher.shift).float()
         soft = (

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from imgcls.backbones.build import try_shapes
 from imgcls.backbones.hub import resolved
 from imgcls.backbones.preprocessing import note_difference, prepared_for
 from imgcls.callbacks.finetune import Finetune
@@ -23,6 +24,7 @@ from imgcls.engine.last_checkpoint import LastCheckpoint
 from imgcls.engine.recovery import Training
 from imgcls.errors import UserError, nearest
 from imgcls.loggers.progress import EpochProgress
+from imgcls.spec import as_word
 from imgcls.tasks.metrics import Better, logs_of
 from imgcls.tasks.task import Task
 
@@ -111,6 +113,10 @@ def build_task(config: TrainConfig, data: ImageDataModule) -> Task:
     )  # fmt: skip
     targets = data.sets["train"].targets
     task.check_targets(targets)
+    if data.spec.train_size is not None:
+        any_size = "expected a network that takes any size (of timm with backbone.dynamic_img_size=true)"
+        advice = f"data.train_size={as_word(data.spec.train_size)}: {any_size}"
+        try_shapes(task.network, task.outputs(), data.spec.channels, data.spec.train_size, advice)
     if data.views and not task.takes_views:
         given = f"augment.image makes {data.views} views of an image, and {type(task).__name__} takes one"
         raise UserError(f"{given}; choose a task that takes views (takes_views = True)")

@@ -5,14 +5,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 
 from imgcls.backbones.preprocessing import FIELDS, differs
 from imgcls.backbones.preprocessing import shown as worded
-from imgcls.commands.evaluated import Chosen, load_chosen
+from imgcls.commands.evaluated import Chosen, asked, load_chosen, set_tta
 from imgcls.config import check as configs
 from imgcls.config.allowed import allowed
 from imgcls.config.build import refuse_nested
@@ -26,6 +26,7 @@ from imgcls.engine.recovery import Training
 from imgcls.errors import UserError, nearest
 from imgcls.report.report import print_summary
 from imgcls.spec import DataSpec
+from imgcls.tasks.network import Tta
 from imgcls.tasks.task import Task
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class EvalConfig(Chosen):
 
     split: Literal["test", "val", "train", "all"]
     metrics: Nodes  # beside the checkpoint's
+    tta: Tta | None
     trainer: Node
 
 
@@ -55,9 +57,12 @@ def main(config: EvalConfig, run_dir: Path) -> float:
     node = data_config(trained, config.data or {}, task.spec, config.trust, overrides)
     data = build_data(node, None, trained["seed"], config.split)
     task.check_targets(data.sets["test"].targets)
+    set_tta(task, config.tta, data)
     to_classes_of(task, data)
     trainer = build_trainer(evaluation_trainer(trained, config.trainer, CARRIED), [], [], run_dir)
-    report = run_test(Training(trainer, task, data), run_dir)
+    how: dict[str, Any] = {"tta": config.tta} if config.tta else {}
+    how |= {"image_size": task.spec.image_size} if asked("data.image_size") else {}
+    report = run_test(Training(trainer, task, data), run_dir, how=how)
     if report is None:  # not the first process
         return 0.0
     print_summary(f"Test of {name}", report, {"test report": shown(run_dir)})
@@ -107,7 +112,8 @@ def data_config(
     if spec.bits is not None and not any(o.lstrip("+").startswith("data.bits=") for o in overrides):
         prepared.append("bits")
     name_not_taken(own, spec, overrides)
-    return config | {key: getattr(spec, key) for key in prepared if key in config or key in wanted}
+    taken = config.keys() | (wanted.keys() if "_target_" in wanted else ())
+    return config | {key: getattr(spec, key) for key in prepared if key in taken}
 
 
 def name_not_taken(own: Node, spec: DataSpec, overrides: Sequence[str]) -> None:

@@ -5,17 +5,24 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from imgcls.backbones.build import build_network
+from hydra.core.hydra_config import HydraConfig
+
+from imgcls.backbones.build import build_network, set_input_size
 from imgcls.backbones.hub import resolved
 from imgcls.backbones.preprocessing import note_difference, of_library, prepared_for
 from imgcls.backbones.weights import described
+from imgcls.config import check as configs
 from imgcls.config.build import build
 from imgcls.config.paths import shown
 from imgcls.config.training import FirstWeights, Node
+from imgcls.data.imagefolder import FolderImages
+from imgcls.data.loading.preparation import evaluation_transform
 from imgcls.data.module import ImageDataModule
 from imgcls.errors import UserError
 from imgcls.runs.checkpoints import find_checkpoint
+from imgcls.spec import ImageSize
 from imgcls.tasks.classification import ImageClassifier
+from imgcls.tasks.network import Tta
 from imgcls.tasks.task import Task, load_checkpoint
 
 
@@ -49,8 +56,51 @@ def load_chosen(chosen: Chosen) -> Loaded:
         if backbone:
             raise UserError("backbone=…: the checkpoint has its own; leave backbone or checkpoint out")
         path = find_checkpoint(chosen.checkpoint)
-        return Loaded(*load_checkpoint(path, chosen.trust), shown(path))
+        task, config = load_checkpoint(path, chosen.trust)
+        size = (chosen.data or {}).get("image_size")
+        if size is not None and asked("data.image_size"):
+            set_image_size(task, size)
+        return Loaded(task, config, shown(path))
     return load_published(chosen.backbone, chosen.data or {})
+
+
+def asked(key: str) -> bool:
+    """Says whether the command line sets a key: a data set of conf/data brings values of its own."""
+    words = HydraConfig.get().overrides.task if HydraConfig.initialized() else []
+    return any(word.lstrip("+").startswith(f"{key}=") for word in words)
+
+
+def set_image_size(task: Task, size: object) -> None:
+    """Makes a task test and predict with images of another size; the share that is cut of them stays. Raises
+    UserError: it is no size, or the network can't take it."""
+    checked: ImageSize = configs.typed(size, ImageSize, "data.image_size")
+    spec = replace(task.spec, image_size=checked)
+    if spec.size != task.spec.size:
+        set_input_size(task.network, task.outputs(), spec.channels, spec.image_size)
+    task.spec = spec
+
+
+def set_tta(task: Task, tta: Tta | None, data: ImageDataModule | None = None) -> None:
+    """Makes a task test and predict with the mean over views; crops are made of the test images of `data`.
+    Raises UserError: mirrored images would be of other classes, or there is nothing around the centre."""
+    if tta in ("flip", "ten") and not task.spec.mirror:
+        reason = "a mirrored image may be of another class (data.mirror=false)"
+        raise UserError(f"tta={tta}: {reason}; expected tta=five or null")
+    task.tta = tta
+    if tta is not None and data is not None and type(task).averaged is Task.averaged:
+        task.averaged([])  # says that it has no mean
+    if tta not in ("five", "ten"):
+        return
+    images = data.sets["test"] if data is not None else None
+    if images is not None and not isinstance(images, FolderImages):
+        reason = "images of this data have nothing around the centre to crop"
+        raise UserError(f"tta={tta}: {reason}; expected tta=flip or null")
+    spec = task.spec
+    if spec.fit != "crop" and spec.resize == spec.size:
+        given = f"data.fit={spec.fit} with data.crop_ratio={spec.crop_ratio:g}"
+        raise UserError(f"tta={tta}: {given} leaves nothing around the centre; expected tta=flip or null")
+    if images is not None:
+        images.transform = evaluation_transform(images.spec, crops=True)
 
 
 def load_published(backbone: Node, data: Node) -> Loaded:

@@ -15,6 +15,7 @@ import torch
 from pydantic import Field
 from safetensors.torch import save_model
 from torch import Tensor, nn
+from torchvision.transforms.v2 import functional
 
 from imgcls.commands.eval import data_config
 from imgcls.commands.evaluated import Chosen, load_chosen
@@ -23,7 +24,7 @@ from imgcls.config.paths import shown
 from imgcls.data.files import Failure, Files, images_of
 from imgcls.engine.build import build_data, prepare
 from imgcls.errors import UserError
-from imgcls.spec import DataSpec
+from imgcls.spec import DataSpec, checked_size
 from imgcls.tasks.task import Task
 
 log = logging.getLogger(__name__)
@@ -96,20 +97,23 @@ def real_images(
         return found[torch.arange(most) % len(found)], f"images of {folder}"
     try:
         test = build_data(data_config(trained, {}, spec, trust), None, trained["seed"]).sets["test"]
-        return torch.stack([test.picture(i % len(test)) for i in range(most)]), "test images"
+        pictures = torch.stack([test.picture(i % len(test)) for i in range(most)])
+        if pictures.shape[-2:] != spec.size:  # of a set in memory, which the device resizes
+            pictures = functional.resize(pictures, list(spec.size), antialias=True)
+        return pictures, "test images"
     except (UserError, OSError) as error:
         reason = " ".join(str(error).split())
         log.warning("checked on random pixels; images=FOLDER gives real ones (%s)", reason)
-        size = (most, spec.channels, spec.image_size, spec.image_size)
+        size = (most, spec.channels, *spec.size)
         return torch.randint(0, 256, size, dtype=torch.uint8), "random pixels"
 
 
 def metadata(task: Task) -> dict[str, str]:
-    """Returns what a user of the file must know of classes, images and outputs; each value is JSON. The short
-    side of an image is to be resized to `resize` pixels, with antialiasing, and the centre square of
-    `image_size` cut. Probabilities are the `activation` of the logits; of several labels, those above their
-    `thresholds` are given."""
-    facts = asdict(task.spec) | {"resize": task.spec.resize} | task.export_facts()
+    """Returns what a user of the file must know of classes, images and outputs; each value is JSON. An image
+    is to be resized to `resize` pixels as `fit` says (`DataSpec`), with antialiasing, and the centre of
+    `image_size` cut; either is the side of a square, or [height, width]. Probabilities are the `activation`
+    of the logits; of several labels, those above their `thresholds` are given."""
+    facts = asdict(task.spec) | {"resize": checked_size(task.spec.resize)} | task.export_facts()
     return {name: json.dumps(value, ensure_ascii=False) for name, value in facts.items()}
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from lightning.pytorch import Trainer
@@ -21,13 +21,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from imgcls.commands.eval import CARRIED, evaluation_trainer
-from imgcls.commands.evaluated import Chosen, load_chosen
+from imgcls.commands.evaluated import Chosen, load_chosen, set_tta
 from imgcls.commands.prediction_files import Rows, Write, writer
 from imgcls.config.paths import shown
 from imgcls.config.training import Node
 from imgcls.data.files import Failure, FileBatch, file_loader, images_of
 from imgcls.engine.build import build_trainer, prepare
 from imgcls.errors import UserError
+from imgcls.tasks.network import Tta
 from imgcls.tasks.task import Task
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class PredictConfig(Chosen):
     overwrite: bool
     top_k: Annotated[int, Field(ge=1)] | None
     embedding: bool
-    tta: Literal["flip"] | None
+    tta: Tta | None
     batch_size: Annotated[int, Field(ge=1)] | None
     num_workers: Annotated[int, Field(ge=0)] | None
     max_pixels: Annotated[int, Field(ge=1)]
@@ -60,10 +61,12 @@ def main(config: PredictConfig, run_dir: Path) -> None:
     failures: list[Failure] = []
     paths = images_of("source", config.source, failures)
     task, trained, _ = load_chosen(config)
+    set_tta(task, config.tta)
     prepare(trained["seed"])
     trainer = build_trainer(evaluation_trainer(trained, config.trainer, CARRIED[:4]), [], [], run_dir)
     batch_size = config.batch_size or trained["data"].get("batch_size", 64)
-    loader = file_loader(paths, task.spec, batch_size, config.num_workers, config.max_pixels)
+    how = config.num_workers, config.max_pixels, config.tta in ("five", "ten")
+    loader = file_loader(paths, task.spec, batch_size, *how)
     predict = Predictor(task, trainer, config)
     with appearing(out) as folder, writer(folder / out.name) as write:
         done, failed = run(loader, predict, write, failures, folder / unreadable.name)
@@ -117,11 +120,12 @@ class Predictor:
         self.config = config
 
     def __call__(self, paths: list[str], images: Tensor) -> Rows:
-        """Returns the rows of `images (N, C, H, W) uint8`; embeddings are of images as they are."""
+        """Returns the rows of `images (N, C, H, W) uint8`, or of crops of them `(N, 5, C, H, W)`; embeddings
+        are of images as they are."""
         with torch.inference_mode(), self.precision.forward_context():
             images = images.to(self.device, non_blocking=True)
             with self.task.features_kept() if self.config.embedding else contextlib.nullcontext() as kept:
-                answers = self.task.answers(images, self.config.top_k, self.config.tta == "flip")
+                answers = self.task.answers(images, self.config.top_k)
             embeddings = None if kept is None else kept.pooled().cpu().numpy()
             numbers = [row.cpu().numpy() for row in answers.numbers]
             return Rows(paths, answers.labels, numbers, embeddings, answers.several)

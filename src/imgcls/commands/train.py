@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from imgcls.commands.build import assemble, build_all, build_parts, read_config
 from imgcls.config.paths import shown
 from imgcls.config.training import Node, TrainConfig
+from imgcls.data.loading.sampling import in_words
 from imgcls.data.loading.splits import listed
 from imgcls.engine.build import build_trainer
 from imgcls.engine.checkpoint import SaveConfig
@@ -114,9 +115,14 @@ def describe(config: TrainConfig, training: Training, run_dir: Path) -> None:
     parameters = sum(p.numel() for p in task.network.parameters())
     backbone = config.backbone.get("name") or config.names["backbone"]
     sizes = ", ".join(f"{len(data.sets[s]):,} {s}" for s in ("train", "val", "test"))
-    side, channels, classes = data.spec.image_size, data.spec.channels, data.spec.num_classes
+    spec, classes = data.spec, data.spec.num_classes
     named = f", {classes} classes" if classes else ""
-    log.info("data: %s images of %d×%d×%d%s", sizes, channels, side, side, named)
+    shape = "×".join(map(str, (spec.channels, *spec.size)))
+    smaller = "" if spec.train_size is None else " ({}×{} in training)".format(*spec.for_training.size)
+    log.info("data: %s images of %s%s%s", sizes, shape, smaller, named)
+    if data.sampling != "uniform":
+        told = in_words(data.class_counts(), spec.class_names, data.sampling)
+        log.info("sampling: %s; images of a class → samples an epoch: %s", data.sampling, told)
     log.info("backbone: %s, %s parameters", backbone, f"{parameters:,}")
     world = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
     log.info("device: %s, precision %s%s", trainer.strategy.root_device.type, trainer.precision, world)

@@ -11,6 +11,7 @@ from torchvision.transforms.v2 import functional as F
 
 from imgcls.processes import world_size
 from imgcls.seeding import key_seed
+from imgcls.spec import DataSpec
 
 T = TypeVar("T")
 
@@ -58,6 +59,10 @@ class ImageDataset(Dataset[Batch]):
     @abstractmethod
     def images(self, keys: Tensor) -> Tensor:
         """Returns the images `(N, C, H, W) uint8` of a batch of keys, or views `(N, V, C, H, W)`."""
+
+    def preparation(self, spec: DataSpec) -> Callable[[Tensor], Tensor] | None:
+        """Returns what brings an image to the size of `spec` in the workers; None: the device does."""
+        return self.transform
 
     @abstractmethod
     def picture(self, index: int) -> Tensor:
@@ -124,17 +129,19 @@ class EpochSampler(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         rank, ranks = (distributed.get_rank(), distributed.get_world_size()) if world_size() > 1 else (0, 1)
-        keys = torch.arange(self.length)
-        if self.training:
-            turn, part = divmod(self.epoch, self.repeats)
-            generator = torch.Generator().manual_seed(key_seed(self.seed, turn if self.shuffle else 0))
-            order = torch.randperm(self.length, generator=generator)
-            samples = -(-self.length // self.repeats)
-            index = order.roll(-part * samples)[:samples].repeat_interleave(self.repeats)
-            rounds = self.epoch * self.repeats + torch.arange(self.repeats).repeat(samples)
-            keys = rounds * self.length + index  # see `ImageDataset` for what a key is
+        keys = self.training_keys() if self.training else torch.arange(self.length)
         padded = torch.full((len(self) * ranks,), -1)
         kept = min(self.length, len(padded))
         padded[:kept] = keys[:kept]
         first, self.skip = self.skip, 0
         yield from padded[rank::ranks].tolist()[first:]
+
+    def training_keys(self) -> Tensor:
+        """Returns the keys of an epoch of training, of all ranks, in order (see `ImageDataset`)."""
+        turn, part = divmod(self.epoch, self.repeats)
+        generator = torch.Generator().manual_seed(key_seed(self.seed, turn if self.shuffle else 0))
+        order = torch.randperm(self.length, generator=generator)
+        samples = -(-self.length // self.repeats)
+        index = order.roll(-part * samples)[:samples].repeat_interleave(self.repeats)
+        rounds = self.epoch * self.repeats + torch.arange(self.repeats).repeat(samples)
+        return rounds * self.length + index

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from imgcls.data.batch import keep_batch
-from imgcls.data.imagefolder import evaluation_transform
 from imgcls.data.loading.decode import EXTENSIONS, MAX_PIXELS, decode, is_image
+from imgcls.data.loading.preparation import evaluation_transform
 from imgcls.errors import UnreadableImage, UserError
 from imgcls.processes import cores
 from imgcls.spec import DataSpec
@@ -25,14 +25,15 @@ FileBatch = tuple[Tensor | None, list[str], list[Failure]]
 class Files:
     """A data set whose keys are paths: decoded, resized and cropped as in evaluation."""
 
-    def __init__(self, spec: DataSpec, max_pixels: int = MAX_PIXELS) -> None:
+    def __init__(self, spec: DataSpec, max_pixels: int = MAX_PIXELS, crops: bool = False) -> None:
         if spec.channels not in (1, 3):
             taken = f"the checkpoint takes images of {spec.channels} channels"
             raise UserError(f"{taken}; image files have 1 or 3")
-        self.spec, self.max_pixels, self.transform = spec, max_pixels, evaluation_transform(spec)
+        self.spec, self.max_pixels, self.transform = spec, max_pixels, evaluation_transform(spec, crops)
 
     def __getitems__(self, paths: list[str]) -> FileBatch:
-        """Returns the images `(N, C, H, W) uint8` that could be read, their paths, and the others."""
+        """Returns the images `(N, C, H, W) uint8` that could be read, with `crops` the centre and corners of
+        each `(N, 5, C, H, W)`, their paths, and the others."""
         images, read, failures = [], [], []
         for path in paths:
             try:
@@ -45,11 +46,16 @@ class Files:
 
 
 def file_loader(
-    paths: Iterator[str], spec: DataSpec, batch_size: int, num_workers: int | None, max_pixels: int
+    paths: Iterator[str],
+    spec: DataSpec,
+    batch_size: int,
+    num_workers: int | None,
+    max_pixels: int,
+    crops: bool = False,
 ) -> "DataLoader[FileBatch]":
     """Returns batches in the order of the paths. This process asks for a path when a worker is free."""
     return DataLoader(
-        Files(spec, max_pixels),  # type: ignore[arg-type]  # torch's type for keys is int
+        Files(spec, max_pixels, crops),  # type: ignore[arg-type]  # torch's type for keys is int
         sampler=paths,  # type: ignore[arg-type]
         batch_size=batch_size,
         collate_fn=keep_batch,

@@ -8,13 +8,14 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision.transforms import v2
 
+from imgcls.augment.image import Transform
 from imgcls.data.batch import Batch, EpochSampler, ImageDataset
 from imgcls.data.loading.decode import EXTENSIONS, MAX_PIXELS, decode
 from imgcls.data.loading.folders import as_names, class_folders, folder_index, name_left_out, split_folders
+from imgcls.data.loading.preparation import evaluation_transform
 from imgcls.data.loading.splits import Unreadable, with_stand_ins
 from imgcls.data.module import ImageDataModule, Loader, Place, Positive
 from imgcls.errors import UnreadableImage, UserError
@@ -30,8 +31,8 @@ FACTS: dict[str, Any] = {
 
 
 class FolderImages(ImageDataset):
-    """Image files, decoded one by one in the loader's workers, each to a square of `spec.image_size`; `paths`
-    are bytes `(N, W) uint8` relative to `root`, filled with zeros: a tensor, so that workers share it."""
+    """Image files, decoded one by one in the loader's workers, each to `spec.image_size`; `paths` are bytes
+    `(N, W) uint8` relative to `root`, filled with zeros: a tensor, so that workers share it."""
 
     on_error = "raise"
 
@@ -50,11 +51,14 @@ class FolderImages(ImageDataset):
         except UnreadableImage as error:
             if self.on_error == "raise":
                 raise UnreadableImage(f"{error}; data.on_error=skip leaves out such images") from error
-        black = torch.zeros(self.spec.channels, self.spec.image_size, self.spec.image_size, dtype=torch.uint8)
+        black = torch.zeros(self.spec.channels, *self.spec.size, dtype=torch.uint8)
         return with_stand_ins(super().__getitems__, keys, len(self), black, self.targets[0])
 
     def images(self, keys: Tensor) -> Tensor:
         return self.transformed(keys, (self.read(key % len(self)) for key in keys.tolist()))
+
+    def preparation(self, spec: DataSpec) -> Transform:
+        return self.evaluate if spec.size == self.spec.size else evaluation_transform(spec)
 
     def picture(self, index: int) -> Tensor:
         image: Tensor = self.evaluate(self.read(index))
@@ -215,17 +219,6 @@ class ImageFolder(PictureModule):
         named = f"data.exclude={self.exclude} names {os.path.relpath(entry, self.root)!r}"
         advice = "take the line out of it, or make the list anew with imgcls inspect"
         return UserError(f"{named}, which is no image of a split of {self.root}; {advice}")
-
-
-def evaluation_transform(spec: DataSpec) -> nn.Module:
-    """Returns what evaluation does to a decoded image: a square of `spec.resize`, as `spec.fit` says, and the
-    centre of it."""
-    side, mode = spec.resize, v2.InterpolationMode(spec.interpolation)
-    crop = v2.CenterCrop(spec.image_size)  # pads what is smaller
-    if spec.fit == "pad":
-        resize = v2.Resize(None, mode, max_size=side, antialias=True)
-        return v2.Compose([resize, v2.CenterCrop(side), crop])
-    return v2.Compose([v2.Resize(side if spec.fit == "crop" else (side, side), mode, antialias=True), crop])
 
 
 def exclude_list(path: str | None) -> list[str]:

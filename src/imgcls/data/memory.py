@@ -13,6 +13,7 @@ from imgcls.augment.image import in_workers
 from imgcls.data.batch import Batch, EpochSampler, ImageDataset, in_channels
 from imgcls.data.module import ImageDataModule
 from imgcls.errors import UserError
+from imgcls.spec import DataSpec
 
 
 class MemoryImages(ImageDataset):
@@ -64,6 +65,9 @@ class MemoryDataModule(ImageDataModule):
             reason = "a resized crop and augment.image work image by image, in workers"
             raise self.refused(f"{reason}; choose an augment without them such as augment=standard")
         super().setup(stage)
+        for images in self.sets.values():
+            if isinstance(images, MemoryImages):
+                check_proportions(images.stored, self.spec)
 
     def _loader(self, split: str, sampler: EpochSampler, drop_last: bool) -> DataLoader[Batch]:
         images = self.sets[split]
@@ -86,3 +90,13 @@ class MemoryDataModule(ImageDataModule):
         images = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
         targets = targets.float() if targets.is_floating_point() else targets.long()
         return MemoryImages(in_channels(images, self.spec.channels), targets)
+
+
+def check_proportions(images: Tensor, spec: DataSpec) -> None:
+    """Raises UserError where the device, which resizes the images of a set in memory, would stretch `images
+    (N, C, H, W)` though `spec.fit` says that they keep their proportions."""
+    (tall, wide), squashed = images.shape[-2:], spec.fit == "squash"
+    for key, (height, width) in (("image_size", spec.size), ("train_size", spec.for_training.size)):
+        if abs(height * wide - width * tall) >= max(tall, wide) and not squashed:  # by a pixel or more
+            given = f"data.{key}=[{height},{width}] stretches images of {tall}×{wide} pixels"
+            raise UserError(f"{given}; expected their proportions, or data.fit=squash")

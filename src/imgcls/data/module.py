@@ -24,9 +24,10 @@ from imgcls.augment.image import ImageTransform, worker_transform
 from imgcls.augment.settings import Augment
 from imgcls.data.batch import Batch, EpochSampler, ImageDataset, keep_batch
 from imgcls.data.loading.cuts import fold_of, share_of
+from imgcls.data.loading.sampling import Sampling, ShareSampler
 from imgcls.data.loading.splits import SPLITS, Cut, check_targets, class_counts, name_absent
 from imgcls.errors import UserError
-from imgcls.spec import DataSpec, Part
+from imgcls.spec import DataSpec, ImageSize, Part
 
 Place = Annotated[str, Field(min_length=1)]  # a folder or an address; "" would be the working directory
 Positive = Annotated[int, Field(ge=1, strict=True)]  # strict: true would be 1
@@ -69,11 +70,13 @@ class ImageDataModule(LightningDataModule):
         shuffle: false: training has the same order in each epoch.
         repeats: how often each sample comes in an epoch, augmented anew each time, on different ranks where
             there are several (Hoffer et al. 2019). An epoch keeps its length, with so many times fewer
-        samples.
+            samples.
+        sampling: which share of an epoch's samples a class has: "uniform": as in the split; "balanced": all
+            classes the same; "sqrt": as the square root of its number of images (Mahajan et al. 2018).
         seed: of the order and of the draws in workers.
         augment: what is done to training images (conf/augment).
-        image_size, channels, mean, std, crop_ratio, interpolation, fit, mirror: as in `DataSpec`; null: the
-            source's own.
+        image_size, train_size, channels, mean, std, crop_ratio, interpolation, fit, mirror: as in `DataSpec`;
+            null: the source's own.
     """
 
     spec: DataSpec  # the set's facts
@@ -95,9 +98,11 @@ class ImageDataModule(LightningDataModule):
         fold: Natural | None = None,
         shuffle: bool = True,
         repeats: Positive = 1,
+        sampling: Sampling = "uniform",
         seed: int = 0,
         augment: Augment | None = None,
-        image_size: Positive | None = None,
+        image_size: ImageSize | None = None,
+        train_size: ImageSize | None = None,
         channels: Literal[1, 3] | None = None,
         mean: Annotated[list[float], Field(min_length=1)] | None = None,
         std: Annotated[list[PositiveFloat], Field(min_length=1)] | None = None,
@@ -109,14 +114,18 @@ class ImageDataModule(LightningDataModule):
         super().__init__()
         facts: dict[str, Any] = {"image_size": image_size, "channels": channels, "mean": mean, "std": std}
         facts |= {"crop_ratio": crop_ratio, "interpolation": interpolation, "fit": fit, "mirror": mirror}
+        facts |= {"train_size": train_size}
         self.facts = {name: fact for name, fact in facts.items() if fact is not None}
         if (folds, fold) != (None, None) and (folds is None or fold is None or fold >= folds):
             expected = "expected 2 folds or more, and a fold from 0 to folds - 1"
             raise UserError(f"data.folds={folds} data.fold={fold}: {expected}")
+        if sampling != "uniform" and repeats > 1:
+            raise UserError(f"data.sampling={sampling} data.repeats={repeats}: expected one of them")
         self.batch_size, self.num_workers = batch_size, num_workers
         self.fraction, self.val_fraction, self.test_fraction = fraction, val_fraction, test_fraction
         self.folds, self.fold = folds, fold
         self.shuffle, self.repeats, self.seed, self.augment = shuffle, repeats, seed, augment or Augment()
+        self.sampling = sampling
         self.sets: dict[str, ImageDataset] = {}
 
     @abstractmethod
@@ -147,12 +156,15 @@ class ImageDataModule(LightningDataModule):
             sets[split] = train.part(torch.from_numpy(cut))
         if self.fraction < 1:
             rest = rest[share_of(train.targets.numpy()[rest], self.fraction)]
-        sets["train"] = train.part(torch.from_numpy(rest))
-        sets["train"].transform = worker_transform(self.augment, self.spec, sets["train"].transform)
+        train = sets["train"] = train.part(torch.from_numpy(rest))
+        train.transform = worker_transform(self.augment, self.spec, train.preparation(self.spec.for_training))
         for split in SPLITS:
             check_targets(sets[split].targets, self.spec.class_names, split)
             name_absent(sets[split].targets, self.spec.class_names, split)
             sets[split].seed = self.seed
+        if self.sampling != "uniform" and (train.targets.ndim > 1 or train.targets.is_floating_point()):
+            given = "measures" if train.targets.is_floating_point() else "several labels for an image"
+            raise UserError(f"data.sampling={self.sampling}: the data has {given}; expected one class")
         self.sets = sets
 
     def setup_test(self, split: str) -> None:
@@ -193,9 +205,15 @@ class ImageDataModule(LightningDataModule):
         return max(len(self.sets["train"]) // ranks // self.batch_size, 1)
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        length = len(self.sets["train"])
-        sampler = EpochSampler(length, self.seed, self.shuffle, training=True, repeats=self.repeats)
+        sampler = self.train_sampler()
         return self._loader("train", sampler, drop_last=len(sampler) >= self.batch_size)
+
+    def train_sampler(self) -> EpochSampler:
+        """Returns the order of the training samples."""
+        targets = self.sets["train"].targets
+        if self.sampling != "uniform":
+            return ShareSampler(targets, self.seed, self.shuffle, self.sampling)
+        return EpochSampler(len(targets), self.seed, self.shuffle, training=True, repeats=self.repeats)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self.evaluation_loader("val")

@@ -19,14 +19,15 @@ import torch
 from torch import Tensor
 
 from imgcls.data.batch import in_channels
-from imgcls.data.imagefolder import FolderImages, PictureModule, evaluation_transform
+from imgcls.data.imagefolder import FolderImages, PictureModule
 from imgcls.data.loading.decode import decode_jpeg
 from imgcls.data.loading.manifest import check_files, is_record, read_manifest
+from imgcls.data.loading.preparation import evaluation_transform
 from imgcls.data.loading.splits import Cut
 from imgcls.data.module import Place
 from imgcls.errors import UnreadableImage, UserError
 from imgcls.processes import rank
-from imgcls.spec import DataSpec
+from imgcls.spec import DataSpec, as_word
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ class Pack:
 
 
 class PackedImages(FolderImages):
-    """The images of a pack at `order (N,) int64`, each brought to a square of `spec.image_size`."""
+    """The images of a pack at `order (N,) int64`, each brought to `spec.image_size`."""
 
     def __init__(self, pack: Pack, order: Tensor, spec: DataSpec) -> None:
         self.pack, self.order, self.spec = pack, order, spec
@@ -94,8 +95,8 @@ class PackedImages(FolderImages):
 
     @property
     def as_stored(self) -> bool:
-        size, alike = self.spec.image_size, self.pack.alike
-        fits = alike is not None and alike.shape[1:3] == (size, size) and self.spec.resize == size
+        size, alike = self.spec.size, self.pack.alike
+        fits = alike is not None and alike.shape[1:3] == size == self.spec.resize
         return fits and self.transform is self.evaluate
 
     def images(self, keys: Tensor) -> Tensor:
@@ -148,12 +149,12 @@ class PackedData(PictureModule):
         test_fraction = self.manifest.test_fraction if test_fraction is None else test_fraction
         super().__init__(val_fraction=val_fraction, test_fraction=test_fraction, **common)
         self.spec = replace(self.manifest.spec, **self.facts)
-        size, wanted = self.manifest.size, self.spec.image_size
-        if "image_size" not in self.facts and size is not None and size < wanted:
-            self.spec = replace(self.spec, image_size=size)
+        size, wanted = self.manifest.size, self.spec
+        if "image_size" not in self.facts and size is not None and size < min(wanted.size):
+            self.spec = wanted.at_most(size)
             if rank() == 0:
                 used = f"data.root={root} was packed at {size} pixels and is used so"
-                log.warning("%s; data.image_size=%d enlarges the images", used, wanted)
+                log.warning("%s; data.image_size=%s enlarges the images", used, as_word(wanted.image_size))
 
     def place(self, root: str) -> Path:
         """Returns the local directory with the manifest."""

@@ -116,7 +116,8 @@ class StreamingData(PackedData):
         root: the directory, or its address in object storage: s3://bucket/… or another that litdata reads.
         cache: the folder that keeps what was fetched; null: a folder of the user's cache.
         storage_options: litdata's settings of the storage; null: those of the environment (AWS_…).
-        Other arguments: `PackedData`; `fraction` and `repeats` can be 1 only, `on_error` "raise".
+        Other arguments: `PackedData`; `fraction` and `repeats` can be 1 only, `sampling` "uniform", and
+            `on_error` "raise".
     """
 
     formats = ("litdata",)
@@ -126,8 +127,9 @@ class StreamingData(PackedData):
     ) -> None:
         self.url, self.cache, self.storage_options = root.rstrip("/"), cache, storage_options
         super().__init__(root=root, **packed)
-        if self.fraction < 1 or self.repeats > 1 or self.folds is not None or self.on_error != "raise":
-            keys = "data.fraction, data.repeats, data.folds, data.on_error"
+        chosen = self.fraction < 1 or self.repeats > 1 or self.folds is not None or self.sampling != "uniform"
+        if chosen or self.on_error != "raise":
+            keys = "data.fraction, data.repeats, data.sampling, data.folds, data.on_error"
             raise UserError(f"{keys}: a stream is read whole, once an epoch; leave them out")
         for split in ("val", "test"):
             if split not in self.manifest.splits:

@@ -1,8 +1,9 @@
 """Test of a checkpoint: fits what the task fits on validation, measures, and writes the report."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from imgcls.engine.checkpoint import add_to_checkpoint
 from imgcls.engine.recovery import Training
@@ -13,14 +14,18 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def run_test(training: Training, folder: Path, path: str | None = None) -> "Report | None":
-    """Tests the checkpoint at `path` (none: the weights in memory); rank 0 writes and returns the report."""
+def run_test(
+    training: Training, folder: Path, path: str | None = None, how: Mapping[str, Any] | None = None
+) -> "Report | None":
+    """Tests the checkpoint at `path` (none: the weights in memory); rank 0 writes and returns the report,
+    which says `how` it was tested, by name, where that is another way than in training."""
     trainer, task, data = training
     metrics = trainer.test(task, datamodule=data, ckpt_path=path, verbose=False, weights_only=True)[0]
     if not trainer.is_global_zero:
         return None
     found = {name: float(value) for name, value in metrics.items() if name.startswith("test/")}
     report = task.report(found, data.sets["test"])
+    report.how = dict(how or {})
     report.write(folder)
     report.draw(folder)
     return report

@@ -1,6 +1,7 @@
 """Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391): where an image has the evidence for a class."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,10 +28,10 @@ def grad_cam(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
     score = logits.gather(1, classes[:, None]).sum()
     for output in reversed([output for output in features if output.shape == features[-1].shape]):
         (gradient,) = torch.autograd.grad(score, output, retain_graph=True, materialize_grads=True)
-        gradients = as_maps(gradient)
+        gradients = as_maps(gradient, images.shape[-2:])
         if gradients is not None and gradients.any():
             break
-    maps = as_maps(output.detach())
+    maps = as_maps(output.detach(), images.shape[-2:])
     assert maps is not None and gradients is not None
     heat = (gradients.mean((2, 3), keepdim=True) * maps).sum(1).relu()
     return heat / heat.amax((1, 2), keepdim=True).clamp_min(1e-12)
@@ -38,10 +39,10 @@ def grad_cam(network: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
 
 def run_and_keep_features(network: nn.Module, images: Tensor) -> tuple[Tensor, list[Tensor]]:
     """Runs the network; returns its logits and the outputs of all layers with several places, in order."""
-    features: list[Tensor] = []
+    features, size = list[Tensor](), images.shape[-2:]
 
     def keep(module: nn.Module, inputs: object, output: object) -> Tensor | None:
-        if not isinstance(output, Tensor) or len(output) != len(images) or as_maps(output) is None:
+        if not isinstance(output, Tensor) or len(output) != len(images) or as_maps(output, size) is None:
             return None
         features.append(output)
         return output.clone()  # the next layer may work in place
@@ -56,17 +57,28 @@ def run_and_keep_features(network: nn.Module, images: Tensor) -> tuple[Tensor, l
             hook.remove()
 
 
-def as_maps(features: Tensor) -> Tensor | None:
-    """Returns features as maps `(N, C, h, w)`; None where they do not have several places. Maps are square,
-    as images are, in either order of axes; of tokens `(N, L, C)` the last ones are places."""
+def as_maps(features: Tensor, size: Sequence[int]) -> Tensor | None:
+    """Returns features of images of a height and width `size` as maps `(N, C, h, w)`; None where they do not
+    have several places. Maps have the proportions of the images, in either order of axes; of tokens
+    `(N, L, C)` the last ones are places, laid out in just these proportions."""
     if features.ndim == 3:
-        side = math.isqrt(features.shape[1])
-        if side > 1 and features.shape[1] - side * side <= OTHER_TOKENS:
-            return features[:, -side * side :].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        for others in range(OTHER_TOKENS + 1):
+            places = features.shape[1] - others
+            height = round(math.sqrt(max(places, 0) * size[0] / size[1]))
+            if height and places > 1 and height * size[1] * height == places * size[0]:
+                return features[:, others:].unflatten(1, (height, -1)).permute(0, 3, 1, 2)
     elif features.ndim == 4:
         first, second, third = features.shape[1:]
-        if first == second != third and first > 1:  # (N, h, w, C)
-            return features.permute(0, 3, 1, 2)
-        if second == third > 1:
+        if alike(second, third, size) and second * third > 1:
             return features
+        if alike(first, second, size) and first * second > 1:  # (N, h, w, C)
+            return features.permute(0, 3, 1, 2)
     return None
+
+
+def alike(height: int, width: int, size: Sequence[int]) -> bool:
+    """Says whether maps may be of images of a size: of a square they are squares, else they have about its
+    proportions, as layers round sides that they can't divide."""
+    if size[0] == size[1]:
+        return height == width
+    return abs(height * size[1] - width * size[0]) <= max(size)

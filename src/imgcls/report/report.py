@@ -4,9 +4,9 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 from rich.console import Console
@@ -28,6 +28,7 @@ class Report:
 
     metrics: dict[str, float]
     predictions: pd.DataFrame  # a row for each sample, with its name
+    how: dict[str, Any] = field(default_factory=dict, kw_only=True)  # settings of the test, where it has any
 
     def short_metrics(self) -> dict[str, float]:
         """Returns the metrics by their names without `test/`."""
@@ -36,8 +37,12 @@ class Report:
     def write(self, folder: Path) -> None:
         """Writes metrics.json and predictions.csv."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "metrics.json").write_text(json.dumps(self.metrics, indent=2) + "\n")
+        (folder / "metrics.json").write_text(json.dumps(self.metrics | self.how, indent=2) + "\n")
         self.predictions.to_csv(folder / "predictions.csv", index=False, errors="surrogateescape")
+
+    def settings(self) -> dict[str, str]:
+        """Returns words for the settings of the test, by name."""
+        return {name.replace("_", " "): str(value) for name, value in self.how.items()}
 
     def draw(self, folder: Path) -> None:
         """Writes pictures and a page into the folder, as far as they can be drawn."""
@@ -75,7 +80,7 @@ def print_summary(title: str, report: Report, lines: dict[str, str]) -> None:
     console.print()
     console.print(title, style="bold", soft_wrap=True, highlight=False, markup=False)
     console.print(table)
-    for name, text in (report.in_words() | lines).items():
+    for name, text in (report.settings() | report.in_words() | lines).items():
         console.print(f"{name}: {text}", soft_wrap=True, highlight=False, markup=False)
 
 

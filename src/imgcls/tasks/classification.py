@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
@@ -16,8 +17,8 @@ from imgcls.report.calibration import calibration_error, fit_temperature
 from imgcls.spec import DataSpec
 from imgcls.tasks.losses import build_loss
 from imgcls.tasks.measures import Evaluation
-from imgcls.tasks.metrics import Measures
-from imgcls.tasks.task import Answers, Outputs, Stage, Task
+from imgcls.tasks.metrics import Answers, Measures
+from imgcls.tasks.task import Outputs, Stage, Task
 
 if TYPE_CHECKING:
     from imgcls.report.classification import ClassificationReport
@@ -68,7 +69,7 @@ class ImageClassifier(Task):
         weights, counts = self.hparams["class_weights"], self.hparams["class_counts"]
         if weights == "balanced":
             weights = [sum(counts) / (len(counts) * count) for count in counts]
-        return build_loss(loss, weights, self.spec.num_classes)
+        return build_loss(loss, weights, self.spec.num_classes, counts)
 
     # What is measured
 
@@ -90,13 +91,13 @@ class ImageClassifier(Task):
         confidences, classes = outputs.logits.softmax(1).max(1)
         kept = {"targets": outputs.targets, "predictions": classes, "confidences": confidences}
         raw = outputs.logits * self.temperature
-        if self.temperature != 1:
+        if self.temperature != 1 and self.tta is None:  # of one view: a mean can't be scaled back
             kept["unscaled"] = raw.softmax(1).amax(1)
             kept["unscaled_loss"] = F.cross_entropy(raw, outputs.targets, reduction="none")
         return kept | ({"logits": raw} if self.keep_logits else {})
 
     def summary(self, tested: dict[str, Tensor]) -> dict[str, Tensor]:
-        if self.temperature == 1:
+        if self.temperature == 1 or self.tta is not None:
             return {}
         right = tested["predictions"] == tested["targets"]
         return {
@@ -119,10 +120,14 @@ class ImageClassifier(Task):
         batch = self.normalise(images.to(self.device))
         return grad_cam(self.network, batch, classes.to(self.device)).cpu()
 
-    def answers(self, images: Tensor, top_k: int | None = None, flipped: bool = False) -> Answers:
-        probabilities = self(images).softmax(1)
-        if flipped:
-            probabilities = (probabilities + self(images.flip(-1)).softmax(1)) / 2
+    def averaged(self, views: Sequence[Outputs]) -> Outputs:
+        """Returns the logs of the mean probabilities as logits."""
+        logs, targets = [outputs.logits.log_softmax(1) for outputs in views], views[0].targets
+        logits = torch.stack(logs).logsumexp(0) - math.log(len(views))
+        return Outputs(F.cross_entropy(logits, targets), logits, targets)
+
+    def answers(self, images: Tensor, top_k: int | None = None) -> Answers:
+        probabilities = torch.stack([self(view).softmax(1) for view in self.views_of(images)]).mean(0)
         best = probabilities.topk(min(top_k or 5, self.spec.num_classes))
         labels = [[self.spec.class_names[i] for i in row] for row in best.indices.tolist()]
         return Answers(labels, list(best.values.cpu()))

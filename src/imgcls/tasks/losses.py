@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from imgcls.config import check as configs
 from imgcls.config.build import build
 from imgcls.errors import UserError
 
@@ -16,14 +17,22 @@ NotNegative = Annotated[float, Field(ge=0)]
 PosWeight = Literal["balanced"] | list[Annotated[float, Field(gt=0)]] | None
 
 
-def build_loss(config: Mapping[str, Any], weights: Sequence[float] | None, num_classes: int) -> nn.Module:
-    """Builds the training loss of conf/loss; raises UserError for weights that are not one for each class."""
+def build_loss(
+    config: Mapping[str, Any],
+    weights: Sequence[float] | None,
+    num_classes: int,
+    class_counts: Sequence[int] | None = None,
+) -> nn.Module:
+    """Builds the training loss of conf/loss; one with a parameter `class_counts` gets the number of training
+    images of each class. Raises UserError: weights are not one for each class."""
+    named, _ = configs.hints_of(configs.locate(config.get("_target_"), "loss._target_"))
+    given: dict[str, Any] = {"class_counts": class_counts} if "class_counts" in named and class_counts else {}
     if weights is None:
-        return build(config, "loss", nn.Module)
+        return build(config, "loss", nn.Module, **given)
     if len(weights) != num_classes or min(weights) < 0 or not any(weights):
         expected = f"expected {num_classes} numbers of 0 or more, not all 0"
         raise UserError(f"task.class_weights={weights}: {expected}")
-    return build(config, "loss", nn.Module, weight=torch.tensor(weights))
+    return build(config, "loss", nn.Module, weight=torch.tensor(weights), **given)
 
 
 def check_loss(loss: object) -> None:
@@ -54,6 +63,34 @@ class CrossEntropyLoss(nn.CrossEntropyLoss):
 
     def __init__(self, label_smoothing: Smoothing = 0.0, weight: Tensor | None = None) -> None:
         super().__init__(weight, label_smoothing=label_smoothing)
+
+
+class LogitAdjustedLoss(CrossEntropyLoss):
+    """Logit-adjusted cross-entropy (Menon et al. 2021, arXiv:2007.07314, equation 10): that of the logits
+    plus tau · log of the share of a class in the training images. Logits so learnt, as they are, tell classes
+    apart as if all were equally frequent.
+
+    Args:
+        class_counts: how many training images each class has.
+        tau: 0 is cross-entropy; the paper takes 1.
+        label_smoothing, weight: as in `CrossEntropyLoss`.
+    """
+
+    shift: Tensor
+
+    def __init__(
+        self,
+        class_counts: Sequence[int],
+        tau: NotNegative = 1.0,
+        label_smoothing: Smoothing = 0.0,
+        weight: Tensor | None = None,
+    ) -> None:
+        super().__init__(label_smoothing, weight)
+        counts = torch.tensor(class_counts, dtype=torch.float64)
+        self.register_buffer("shift", (tau * (counts / counts.sum()).log()).float())
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return super().forward(input + self.shift, target)
 
 
 class BinaryCrossEntropy(nn.Module):

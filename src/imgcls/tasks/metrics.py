@@ -32,6 +32,14 @@ class Outputs(NamedTuple):
         return Outputs(torch.zeros_like(self.loss), self.logits[:0], self.targets[:0])
 
 
+class Answers(NamedTuple):
+    """What a task says of N images: labels with a number each, the best first; without labels K numbers."""
+
+    labels: list[list[str]] | None
+    numbers: list[Tensor]
+    several: bool = False  # whether images have different numbers of labels
+
+
 class Metrics(nn.Module):
     """What is measured of a split: the mean loss, the metrics that a task has, and those that a config adds.
 

@@ -14,8 +14,8 @@ from imgcls.report.calibration import best_thresholds
 from imgcls.spec import DataSpec
 from imgcls.tasks.losses import FocalLoss, build_loss, label_rows
 from imgcls.tasks.measures import LabelEvaluation, LabelScores
-from imgcls.tasks.metrics import Measures
-from imgcls.tasks.task import Answers, Outputs, Stage, Task
+from imgcls.tasks.metrics import Answers, Measures
+from imgcls.tasks.task import Outputs, Stage, Task
 
 if TYPE_CHECKING:
     from imgcls.report.multilabel import MultiLabelReport
@@ -62,7 +62,7 @@ class MultiLabelClassifier(Task):
             loss = {**loss, "pos_weight": [max(images - count, 1) / count for count in counts]}
         elif isinstance(weight, list) and len(weight) != labels:
             raise UserError(f"loss.pos_weight={weight}: expected {labels} numbers, one for each label")
-        built = build_loss(loss, None, labels)
+        built = build_loss(loss, None, labels, counts)
         if isinstance(built, nn.CrossEntropyLoss | FocalLoss):
             kind = type(built).__name__
             raise UserError(f"loss: {kind} is for one class an image; expected loss=multilabel or asymmetric")
@@ -95,10 +95,14 @@ class MultiLabelClassifier(Task):
 
         return MultiLabelReport.of(metrics, self.tested, images, self.spec, self.thresholds.tolist())
 
-    def answers(self, images: Tensor, top_k: int | None = None, flipped: bool = False) -> Answers:
-        probabilities = self(images).sigmoid()
-        if flipped:
-            probabilities = (probabilities + self(images.flip(-1)).sigmoid()) / 2
+    def averaged(self, views: Sequence[Outputs]) -> Outputs:
+        """Returns the logits of the mean probabilities."""
+        logits, targets = torch.stack([outputs.logits for outputs in views]), views[0].targets
+        logits = F.logsigmoid(logits).logsumexp(0) - F.logsigmoid(-logits).logsumexp(0)
+        return Outputs(F.binary_cross_entropy_with_logits(logits, targets.float()), logits, targets)
+
+    def answers(self, images: Tensor, top_k: int | None = None) -> Answers:
+        probabilities = torch.stack([self(view).sigmoid() for view in self.views_of(images)]).mean(0)
         given = probabilities.where(probabilities > self.thresholds, -1.0)
         best = given.topk(min(top_k or self.spec.num_classes, self.spec.num_classes))
         numbers = [row[row >= 0] for row in best.values.cpu()]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -17,8 +17,9 @@ from imgcls.data.module import ImageDataModule
 from imgcls.errors import UserError
 from imgcls.optim import Steps, build_optimizer, build_schedule
 from imgcls.seeding import key_seed, seed_others
-from imgcls.spec import DataSpec
+from imgcls.spec import DataSpec, ImageSize, sides
 
+Tta = Literal["flip", "five", "ten"]  # mirrored; four corners and the centre; these, and mirrored
 WITH_SCALER = ("16-mixed", "16")  # precisions whose gradients are scaled
 
 
@@ -58,26 +59,35 @@ class NetworkModule(LightningModule):
     shift: Tensor  # (C, 1, 1)
     temperature = 1.0  # what logits are divided by
     rate_scales: dict[str, float] | None = None  # the share of the learning rate that each parameter has
-    input_size: int | None = None  # the side of training images in pixels, where it is not the data's
+    input_size: ImageSize | None = None  # of training images in pixels, where it is not the data's
     features_into = ""  # the part of the network that takes features in place of images
+    tta: Tta | None = None  # the views of an image whose mean a test, or a prediction, gives
     first_rate: float  # the learning rate at the epoch's start
 
     def __init__(self) -> None:
         super().__init__()
         self.skipped: list[list[int]] = []  # batches [epoch, index] that had a loss that was not finite
 
-    def normalise(self, images: Tensor, size: int | None = None) -> Tensor:
+    def normalise(self, images: Tensor, size: ImageSize | None = None) -> Tensor:
         """Returns `images (N, C, H, W) uint8`, or views `(N, V, C, H, W)`, as floats with the data's mean 0
-        and deviation 1, and with the side `size` in pixels, by default that of the data."""
+        and deviation 1, and of a size in pixels, by default that of the data."""
         if images.ndim == 5:
             return self.normalise(images.flatten(0, 1), size).unflatten(0, images.shape[:2])
-        size = size or self.spec.image_size
+        shape = sides(size or self.spec.image_size)
         out = images.to(self.scale.dtype).mul_(self.scale).add_(self.shift)
-        if images.shape[-2:] != (size, size):
-            out = nn.functional.interpolate(out, (size, size), mode="bilinear", antialias=True)
+        if images.shape[-2:] != shape:
+            out = nn.functional.interpolate(out, shape, mode="bilinear", antialias=True)
         if self.hparams["channels_last"]:
             out = out.contiguous(memory_format=torch.channels_last)
         return out
+
+    def views_of(self, images: Tensor) -> list[Tensor]:
+        """Returns the views `(N, C, H, W)` of images, or of crops of them `(N, V, C, H, W)`, that `tta` takes
+        the mean of; the first is the image as it is."""
+        if self.tta is None:
+            return [images]
+        views = list(images.unbind(1)) if images.ndim == 5 else [images]
+        return views if self.tta == "five" else [*views, *(view.flip(-1) for view in views)]
 
     def augmented(self, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Returns training images as the network takes them, with their targets: cropped, mirrored,
@@ -86,7 +96,8 @@ class NetworkModule(LightningModule):
         if images.is_floating_point():
             return images, targets
         images = self.augment.pixels(images)  # crop and mirror, in uint8
-        images, targets = self.augment.own(self.normalise(images, self.input_size), targets)
+        images = self.normalise(images, self.input_size or self.spec.train_size)
+        images, targets = self.augment.own(images, targets)
         return self.augment.mix(images, targets)  # erase, mix pairs
 
     def run(self, inputs: Tensor) -> tuple[Tensor, ...]:

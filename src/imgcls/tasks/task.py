@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,13 @@ from imgcls.config import check as configs
 from imgcls.config.build import Find
 from imgcls.config.training import FIRST_WEIGHTS
 from imgcls.data.batch import Batch, ImageDataset
+from imgcls.errors import UserError
 from imgcls.runs.checkpoints import find_checkpoint, load_content
 from imgcls.spec import DataSpec
 from imgcls.tasks.loading import config_of, restore
 from imgcls.tasks.losses import build_loss, check_loss
 from imgcls.tasks.measures import Gathered
-from imgcls.tasks.metrics import Measures, Metrics, Outputs
+from imgcls.tasks.metrics import Answers, Measures, Metrics, Outputs
 from imgcls.tasks.network import NetworkModule, data_of
 
 if TYPE_CHECKING:
@@ -28,14 +29,6 @@ if TYPE_CHECKING:
 
 Stage = Literal["train", "val", "test"]
 LossTerm = Callable[["Task", "Outputs"], Tensor]
-
-
-class Answers(NamedTuple):
-    """What a task says of N images: labels with a number each, the best first; without labels K numbers."""
-
-    labels: list[list[str]] | None
-    numbers: list[Tensor]
-    several: bool = False  # whether images have different numbers of labels
 
 
 class Task(NetworkModule):
@@ -59,7 +52,7 @@ class Task(NetworkModule):
     Callbacks set these attributes when training begins:
         loss_terms: functions of (task, outputs); each returns the loss that takes the place of outputs.loss.
         rate_scales: the share of the learning rate that each parameter has, by name.
-        input_size: the side of training images in pixels, where it is not the data's.
+        input_size: of training images in pixels, where it is not the data's.
         features_into: the part of the network that takes features in place of images.
     """
 
@@ -160,11 +153,14 @@ class Task(NetworkModule):
 
         return Report(metrics, table_of(self.tested, images))
 
-    def answers(self, images: Tensor, top_k: int | None = None, flipped: bool = False) -> Answers:
-        """Returns what `imgcls predict` writes of `images (N, C, H, W) uint8`, at most `top_k` labels of
-        each; `flipped`: the mean with that of the mirrored images."""
-        both = [self(images), self(images.flip(-1))] if flipped else [self(images)]
-        return Answers(None, list(torch.stack(both).mean(0)))
+    def averaged(self, views: Sequence[Outputs]) -> Outputs:
+        """Returns the outputs of images whose views, with test-time augmentation, have these."""
+        raise UserError(f"tta={self.tta}: {type(self).__name__} does not say how views are averaged")
+
+    def answers(self, images: Tensor, top_k: int | None = None) -> Answers:
+        """Returns what `imgcls predict` writes of `images (N, C, H, W) uint8`, or of crops of them `(N, 5, C,
+        H, W)`, at most `top_k` labels of each; with `tta` the mean over views."""
+        return Answers(None, list(torch.stack([self(view) for view in self.views_of(images)]).mean(0)))
 
     def export_facts(self) -> dict[str, Any]:
         """Returns what the user of an exported network must know of its outputs, as plain values by name."""
@@ -190,11 +186,13 @@ class Task(NetworkModule):
     def evaluate(self, batch: Batch, stage: Stage) -> Outputs:
         """Returns the outputs of the samples that are not padding. Where all are, the network runs, too: the
         other processes may wait for it, and for metrics with states of the same shapes."""
-        if self.trainer.world_size == 1 and data_of(self.trainer).on_error != "skip":
-            return self.compute(batch, stage)  # there is no padding: nothing is read from the device
-        if not batch.valid.any():
-            return self.compute(batch, stage).of_no_sample()
-        return self.compute(Batch(*(part[batch.valid] for part in batch)), stage)
+        # Without padding nothing is read from the device.
+        whole = self.trainer.world_size == 1 and data_of(self.trainer).on_error != "skip"
+        empty = not whole and not batch.valid.any()
+        kept = batch if whole or empty else Batch(*(part[batch.valid] for part in batch))
+        views = [self.compute(kept._replace(images=view), stage) for view in self.views_of(kept.images)]
+        outputs = views[0] if len(views) == 1 else self.averaged(views)
+        return outputs.of_no_sample() if empty else outputs
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self.val_metrics.update(self.evaluate(batch, "val"), self.measured)

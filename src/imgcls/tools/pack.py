@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,7 +36,7 @@ from imgcls.data.module import ImageDataModule
 from imgcls.data.rows import RowsModule
 from imgcls.engine.build import prepare
 from imgcls.errors import UnreadableImage, UserError
-from imgcls.spec import DataSpec
+from imgcls.spec import DataSpec, as_word
 
 log = logging.getLogger(__name__)
 
@@ -167,10 +167,11 @@ def write_pack(data: Source, folder: Path, form: PackConfig) -> Manifest:
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     files = {path.relative_to(folder).as_posix(): facts_of(path) for path in paths}
     spec, cuts = data.spec, (data.val_fraction, data.test_fraction)
-    if largest < spec.image_size:
-        words = "training on it is at %d pixels, as no image has more; data.image_size=%d would enlarge them"
-        log.info(words, largest, spec.image_size)
-        spec = replace(spec, image_size=int(largest))
+    if largest < min(spec.size):
+        words = "training on it is at %s pixels, as no image has more; data.image_size=%s would enlarge them"
+        smaller, given = spec.at_most(int(largest)), as_word(spec.image_size)
+        log.info(words, as_word(smaller.image_size), given)
+        spec = smaller
     manifest = Manifest(VERSION, form.format, form.size, form.quality, spec, *cuts, splits, skipped, files)
     (folder / "manifest.json").write_text(json.dumps(asdict(manifest), indent=1) + "\n")
     os.sync()  # all of it has reached the disk before it gets its name

@@ -167,10 +167,10 @@ def describe(task: Task) -> dict[str, Any]:
 
 
 def flops(network: nn.Module, spec: DataSpec) -> int:
-    """Returns the floating-point operations (two for a multiply-add) of one image forward."""
+    """Returns the floating-point operations (two for a multiply-add) of one training image forward."""
     training = network.training
     with FlopCounterMode(display=False) as counter:
-        on_meta(network.eval(), 1, spec.channels, spec.image_size, spec.image_size)
+        on_meta(network.eval(), 1, spec.channels, *spec.for_training.size)
     network.train(training)
     return counter.get_total_flops()
 
