@@ -17,7 +17,8 @@ from imgcls.backbones.build import build_network
 from imgcls.backbones.layers import head_names, layers, reset_head
 from imgcls.backbones.torchvision import torchvision_network
 from imgcls.callbacks.ema import EMA
-from imgcls.callbacks.finetune import Features, Finetune, learning_part
+from imgcls.callbacks.features import Features, learning_part
+from imgcls.callbacks.finetune import Finetune
 from imgcls.config import check as configs
 from imgcls.data.digits import Digits
 from imgcls.errors import UserError
