@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from imgcls.backbones.lora import merged
 from imgcls.commands.eval import data_config
 from imgcls.commands.evaluated import Chosen, load_chosen
-from imgcls.commands.predict import appearing, check_out
+from imgcls.commands.outputs import appearing, check_out
 from imgcls.config.paths import shown
 from imgcls.data.files import Failure, Files, images_of
 from imgcls.engine.build import build_data, prepare
