@@ -128,7 +128,7 @@ def test_images_that_can_not_be(wrong: dict[str, Any], suffix: str, tmp_path: Pa
 
 
 def test_other_words_for_a_network() -> None:
-    """The library's functions by their own names; weights that timm does not have; a size that is no square."""
+    """The library's functions by their own names; weights that timm does not have; an oblong."""
     direct = of_weights({"_target_": "timm.models.resnet.resnet18", "pretrained": True})
     assert direct is not None and direct.origin == "timm's resnet18.a1_in1k"
     named = {"_target_": "timm.create_model", "model_name": "tf_efficientnet_lite0", "pretrained": True}

@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.nn import functional as F
 
+from imgcls.backbones.build import build_network
 from imgcls.callbacks.distillation import Distillation
 from imgcls.callbacks.progressive_resizing import ProgressiveResizing
 from imgcls.config import check as configs
@@ -132,6 +135,46 @@ def test_a_student_learns_from_its_teacher(tmp_path: Path) -> None:
     agree = (alone.eval()(many).argmax(1) == teacher(many).argmax(1)).float().mean()
     assert agree > 0.6
     assert not any("teacher" in name for name in alone.state_dict())
+
+
+def test_a_teacher_with_weights_in_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It sees images of its own size, mean and deviation; of the classes that a file does not name, a line
+    says so."""
+    network = timm.create_model("test_vit").eval()
+    torch.save(network.state_dict(), tmp_path / "vit.pth")
+    vit = {"_target_": "imgcls.backbones.timm.timm_network", "name": "test_vit.r160_in1k"}
+    wish = Distillation(backbone={**vit, "weights": str(tmp_path / "vit.pth")}, temperature=2.0, weight=1.0)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    names = [f"class {i}" for i in range(1000)]
+    spec = {"class_names": names, "channels": 3, "image_size": 32, "mean": [0.4], "std": [0.2]}
+    with pytest.raises(UserError, match=r"has learnt 1000 classes, the data has 2 \(class 0, …\)"):
+        wish.on_fit_start(trainer, ImageClassifier(spec | {"class_names": names[:2]}, SIMPLE))
+    student = ImageClassifier(spec, SIMPLE)
+    with caplog.at_level("INFO"):
+        wish.on_fit_start(trainer, student)
+    said = "vit.pth does not name its classes; they are taken to be the data's: class 0, class 1, …"
+    assert said in caplog.text and not any(p.requires_grad for p in wish.teacher.parameters())
+    pictures = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    images = student.normalise(pictures)
+    outputs = Outputs(torch.tensor(0.0), student.network(images), torch.zeros(4), images)
+    pixels = F.interpolate(pictures / 255, (160, 160), mode="bilinear", antialias=True)
+    p, q = (network((pixels - 0.5) / 0.5) / 2).softmax(1), (outputs.logits / 2).softmax(1)
+    expected = 4 * (p * (p / q).log()).sum(1).mean()
+    assert wish.loss(student, outputs).item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_a_teacher_by_config(here: Callable[..., None], said: Callable[..., str]) -> None:
+    torch.manual_seed(0)
+    network = build_network(SIMPLE, 10, 1, 8)
+    torch.save(network.state_dict(), "teacher.pth")
+    given = ["train", "debug=fast", "logger=csv", "callbacks=distillation"]
+    backbone = "callbacks.distillation.backbone"
+    chosen = [*given, f"backbone@{backbone}=simple_cnn", f"{backbone}.weights=teacher.pth"]
+    here(*chosen, f"{backbone}.width=4", "hydra.run.dir=run")
+    assert "other shape: " in said(*chosen, f"{backbone}.width=8")
+    assert "it has not learnt" in said(*given, f"backbone@{backbone}=simple_cnn")
+    assert "expected one teacher; write callbacks.distillation.teacher=RUN, or backbone@" in said(*given)
+    assert "takes no 'widht'" in said(*chosen, f"+{backbone}.widht=4")
 
 
 @pytest.mark.parametrize("given", [{"temperature": 0.0}, {"weight": 1.5}])

@@ -17,7 +17,8 @@ from imgcls.backbones.build import build_network
 from imgcls.backbones.layers import head_names, layers, reset_head
 from imgcls.backbones.torchvision import torchvision_network
 from imgcls.callbacks.ema import EMA
-from imgcls.callbacks.finetune import Features, Finetune, learning_part
+from imgcls.callbacks.features import Features, learning_part
+from imgcls.callbacks.finetune import Finetune
 from imgcls.config import check as configs
 from imgcls.data.digits import Digits
 from imgcls.errors import UserError
@@ -99,6 +100,30 @@ def test_features_are_computed_once_and_change_nothing() -> None:
     for a, b in zip(direct.metrics, reused.metrics, strict=True):
         assert a == pytest.approx(b, abs=1e-4)
     torch.testing.assert_close(first.network.state_dict(), second.network.state_dict(), atol=1e-5, rtol=1e-4)
+
+
+def test_bitfit_changes_biases_and_the_head_alone() -> None:
+    watch = Watch()
+    module = fit([Finetune(only="biases"), watch], epochs=2, backbone=RESNET)
+    biases = {name for name, _ in module.network.named_parameters() if name.endswith("bias")}
+    assert (
+        len(biases) > 5 and watch.changed == [biases | {"linear.weight"}] * 2
+    )  # no statistics, no norm's weight
+    watch = Watch()
+    fit([Finetune(head_epochs=1, only="biases"), watch], epochs=2)
+    assert watch.changed[0] == HEAD and watch.changed[1] > HEAD
+
+
+def test_rates_are_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", logger="imgcls.callbacks.finetune"):
+        fit([Finetune(layer_decay=0.5)], epochs=2, backbone=RESNET)
+        fit([Finetune(body_lr=0.1)], epochs=1, backbone=RESNET)
+        fit([Finetune()], epochs=1)
+    decayed, shared = (line for line in caplog.messages if line.startswith("rates: "))
+    assert decayed == (
+        "rates: linear 0.01, layer3.0 0.005, layer2.0 0.0025, layer1.0 0.00125, bn1 0.000625, conv1 0.000313"
+    )
+    assert shared == "rates: linear 0.01, layer3.0 to conv1 0.001"
 
 
 class Count(Callback):
@@ -344,7 +369,9 @@ def test_as_used_with_two_processes(said: Callable[..., str]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "unfrozen"), [("linear_probe", 1), ("gradual", 2), ("layer_decay", 99)])
+@pytest.mark.parametrize(
+    ("mode", "unfrozen"), [("linear_probe", 1), ("gradual", 2), ("layer_decay", 99), ("bitfit", 99)]
+)
 def test_every_mode_with_two_processes_and_ema(mode: str, unfrozen: int) -> None:
     """Two epochs from weights in a file: the upper layers change, the checkpoint has the others as before."""
     torch.save(build_network(CNN, 10, 1, 8).state_dict(), "start.pth")
@@ -359,7 +386,11 @@ def test_every_mode_with_two_processes_and_ema(mode: str, unfrozen: int) -> None
     number = layers(trained)
     lowest = max(number.values()) + 1 - unfrozen
     changed = {name for name, value in trained.named_parameters() if not torch.equal(value, start[name])}
-    assert changed == {name for name, layer in number.items() if layer >= lowest}
+    learn = {name for name, layer in number.items() if layer >= lowest}
+    if mode == "bitfit":
+        learn = {name for name in learn if name.endswith("bias") or name in HEAD}
+        lowest = max(number.values())
+    assert changed == learn
     frozen = {name.rpartition(".")[0] for name, layer in number.items() if layer < lowest}
     statistics = [name for name in start if "running" in name and name.rpartition(".")[0] in frozen]
     assert all(torch.equal(trained.state_dict()[name], start[name]) for name in statistics)

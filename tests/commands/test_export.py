@@ -142,9 +142,9 @@ def test_a_failed_check_leaves_no_file(
     arguments = ("export", f"checkpoint={checkpoint}", "format=torch_export", "out=o/net.pt2")
     whole = export.Whole
 
-    def wrong(classifier: Any) -> Any:
+    def wrong(classifier: Any, network: Any) -> Any:
         classifier.shift = classifier.shift + 1e-3  # of the file as of the checkpoint…
-        module = whole(classifier)
+        module = whole(classifier, network)
         classifier.shift = classifier.shift - 1e-3  # …but not any more
         return module
 

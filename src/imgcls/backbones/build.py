@@ -5,15 +5,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from imgcls.backbones.layers import head_names, last_layer, reset_head
+from imgcls.backbones.layers import head_names, last_layer, on_meta, reset_head
+from imgcls.backbones.lora import add_adapters
 from imgcls.backbones.weights import load_weights
 from imgcls.config import check as configs
 from imgcls.config.allowed import allowed
 from imgcls.config.build import build
-from imgcls.config.training import FIRST_WEIGHTS, FirstWeights, network_call
+from imgcls.config.training import FIRST_WEIGHTS, FirstWeights, LoRA, network_call
 from imgcls.errors import UserError
 from imgcls.spec import ImageSize, as_word, sides
 
@@ -31,8 +31,8 @@ def build_network(
     whole: bool = False,
 ) -> nn.Module:
     """Builds a backbone from the user's config, loads its first weights (with `class_names` without a head
-    for others; `whole`: all of them), and tries the shape of the data. Raises UserError: keys, weights or
-    images that do not fit."""
+    for others; `whole`: all of them), tries the shape of the data, and adds adapters if it has `lora`. Raises
+    UserError: keys, weights or images that do not fit."""
     shape: Shape = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     options, first = network_call(dict(config)), FirstWeights.read(dict(config))
     target = configs.locate(options["_target_"], "backbone._target_")
@@ -49,6 +49,8 @@ def build_network(
     rgb_alone = in_channels != 3 and "in_channels" not in taken(target, shape)
     advice = f"{options['_target_']} takes no in_channels: set data.channels=3" if rgb_alone else None
     try_shapes(network, num_classes, in_channels, image_size, advice)
+    if lora := LoRA.read(dict(config)):
+        add_adapters(network, lora, (in_channels, *sides(image_size)))
     return network
 
 
@@ -77,12 +79,14 @@ def rebuild_network(
     if "_args_" in config and target.__module__.startswith("torchvision."):  # the first is `weights`
         fault = "expected all arguments by name; it was not called"
         raise UserError(f"the checkpoint's backbone._args_={config['_args_']}: {fault}")
-    options = {key: value for key, value in config.items() if key not in FIRST_WEIGHTS}
+    options = {key: value for key, value in config.items() if key not in {*FIRST_WEIGHTS, "lora"}}
     shape: Shape = {"num_classes": num_classes, "in_channels": in_channels, "image_size": image_size}
     network = build({**options, **taken(target, shape)}, "the checkpoint's backbone", target=target)
     if not isinstance(network, nn.Module):
         raise UserError(f"the checkpoint's backbone._target_={config['_target_']} returns no torch.nn.Module")
     name_head(network, num_classes)
+    if lora := LoRA.read(dict(config)):
+        add_adapters(network, lora, (in_channels, *sides(image_size)))
     return network
 
 
@@ -90,13 +94,6 @@ def name_head(network: nn.Module, num_classes: int) -> None:
     """Names the head of a network that says none, as those of other libraries."""
     if not head_names(network):
         network.head_names = last_layer(network, num_classes)  # type: ignore[assignment]
-
-
-def on_meta(network: nn.Module, *shape: int) -> Any:
-    """Returns a network's output for images of a shape, computed on shapes alone: milliseconds, no memory."""
-    tensors = (*network.named_parameters(), *network.named_buffers())
-    state = {name: tensor.to("meta") for name, tensor in tensors}
-    return torch.func.functional_call(network, state, torch.empty(shape, device="meta"))
 
 
 def set_input_size(network: nn.Module, num_classes: int, in_channels: int, image_size: ImageSize) -> None:

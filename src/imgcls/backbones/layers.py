@@ -1,5 +1,8 @@
 """The layers of a network in order, from the input to the heads, which give the logits."""
 
+from typing import Any
+
+import torch
 from torch import nn
 from torchvision.models.vision_transformer import Encoder
 
@@ -57,3 +60,10 @@ def reset_head(network: nn.Module) -> None:
         head = network.get_submodule(name)
         for parameter in head.parameters() if isinstance(head, nn.Linear) else ():
             nn.init.zeros_(parameter)
+
+
+def on_meta(network: nn.Module, *shape: int) -> Any:
+    """Returns a network's output for images of a shape, computed on shapes alone: milliseconds, no memory."""
+    tensors = (*network.named_parameters(), *network.named_buffers())
+    state = {name: tensor.to("meta") for name, tensor in tensors}
+    return torch.func.functional_call(network, state, torch.empty(shape, device="meta"))

@@ -67,7 +67,7 @@ def load_file(path: Path, mapped: bool = False) -> Any:
 
 def read_state(path: Path, rename: Mapping[str, str] | None = None) -> dict[str, Tensor]:
     """Returns the tensors of a file by name; parts of the names are replaced as `rename` says. Raises
-    UserError: as `load_file`, it holds something else, or `rename` does not fit its names."""
+    UserError: as `load_file`, it holds something else or adapters, or `rename` does not fit its names."""
     state = load_file(path)
     if isinstance(state, Mapping):
         keys = [key for key in KEYS if isinstance(state.get(key), Mapping)]
@@ -83,6 +83,9 @@ def read_state(path: Path, rename: Mapping[str, str] | None = None) -> dict[str,
             expected = "expected a state dict, names to dense tensors of real numbers"
             found = f"{key!r:.60} is no such name, or has no such tensor"
             raise UserError(f"weights={path}: {expected}, but {found}")
+    if any(".lora_" in key for key in state):
+        advice = "imgcls export merges them: give the .safetensors that it writes"
+        raise UserError(f"weights={path}: it has the adapters of finetune=lora beside its weights; {advice}")
     for prefix in WRAPPERS:
         if sum(key.startswith(prefix) for key in state) > len(state) / 2:
             bare = {key.removeprefix(prefix): value for key, value in state.items()}

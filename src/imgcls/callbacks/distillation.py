@@ -1,7 +1,10 @@
 """Distillation callback: a student learns from a teacher's logits beside the targets (Hinton et al. 2015)."""
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -9,40 +12,68 @@ from pydantic import PositiveFloat
 from torch import Tensor
 from torch.nn import functional as F
 
+from imgcls.backbones.hub import resolved
+from imgcls.backbones.preprocessing import of_weights
+from imgcls.backbones.weights import described
+from imgcls.config.training import Node
 from imgcls.errors import UserError
-from imgcls.spec import Share
+from imgcls.processes import rank
+from imgcls.spec import DataSpec, Share
 from imgcls.tasks.classification import ImageClassifier
+from imgcls.tasks.published import learnt, published
 from imgcls.tasks.task import Outputs, Task
+
+log = logging.getLogger(__name__)
 
 
 class Distillation(Callback):
     """Adds the teacher's part: (1 - weight) · loss + weight · T² · KL(teacher ‖ student).
 
-    The teacher sees what the student sees, augmented and mixed alike; it is not in the student's checkpoint.
+    The teacher sees what the student sees, augmented and mixed alike, but at its own size and with its own
+    mean and deviation; it is not in the student's checkpoint.
 
     Args:
-        teacher: a checkpoint or run directory of imgcls, with the same classes.
+        teacher: a checkpoint or run directory of imgcls, with the same classes; or
+        backbone: a network with its weights, as conf/backbone says one, for the same classes.
         temperature: T, which softens both distributions.
         weight: share of the teacher's part.
         trust: packages that a teacher's network may come from, beside ours.
     """
 
+    teacher: ImageClassifier
+
     def __init__(
-        self, teacher: str, temperature: PositiveFloat = 4.0, weight: Share = 0.9, trust: Sequence[str] = ()
+        self,
+        teacher: str | None = None,
+        temperature: PositiveFloat = 4.0,
+        weight: Share = 0.9,
+        trust: Sequence[str] = (),
+        backbone: Node | None = None,
     ) -> None:
-        self.teacher = ImageClassifier.load_from_checkpoint(teacher, trust=trust).requires_grad_(False)
-        self.temperature, self.weight, self.name = temperature, weight, Path(teacher)
+        self.temperature, self.weight = temperature, weight
+        self.backbone = resolved(backbone) if backbone and "_target_" in backbone else None
+        if (teacher is None) == (self.backbone is None):
+            advice = "callbacks.distillation.teacher=RUN, or backbone@callbacks.distillation.backbone=NAME"
+            raise UserError(f"callbacks.distillation: expected one teacher; write {advice}")
+        if teacher is not None:
+            self.teacher = ImageClassifier.load_from_checkpoint(teacher, trust=trust)
+        elif self.backbone is not None:
+            learnt(self.backbone)
+        self.name = teacher or str((self.backbone or {}).get("name"))
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(pl_module, ImageClassifier):
             given = f"callbacks.distillation: the task is {type(pl_module).__name__}"
             raise UserError(f"{given}; expected task=classification")
-        theirs, own = self.teacher.spec, pl_module.spec
+        own = pl_module.spec
+        if self.backbone:
+            self.teacher = published_teacher(self.backbone, own)
+        theirs = self.teacher.spec
         if theirs.class_names != own.class_names or theirs.channels != own.channels:
             known = f"{theirs.num_classes} classes ({theirs.class_names[0]}, …) in {theirs.channels} channels"
             there = f"{own.num_classes} ({own.class_names[0]}, …) in {own.channels}"
             raise UserError(f"teacher={self.name} knows {known}, the data has {there}; expected the same")
-        self.teacher.to(pl_module.device)
+        self.teacher.requires_grad_(False).to(pl_module.device)
         pl_module.loss_terms.append(self.loss)
 
     def loss(self, student: Task, outputs: Outputs) -> Tensor:
@@ -60,3 +91,23 @@ class Distillation(Callback):
         )
         divergence = F.kl_div(*soft, reduction="batchmean", log_target=True)
         return (1 - self.weight) * outputs.loss + self.weight * self.temperature**2 * divergence
+
+
+def published_teacher(backbone: Node, own: DataSpec) -> ImageClassifier:
+    """Returns the teacher of a backbone's config, for images as its weights expect them. Raises UserError: it
+    has learnt another number of classes, or its weights do not all fit."""
+    first, expected = learnt(backbone), of_weights(backbone, testing=True)
+    named = described(Path(first.weights)).get("class_names") if first.weights else None
+    name = first.weights or str(backbone.get("name"))
+    if expected is not None and expected.classes != own.num_classes:
+        there = f"{own.num_classes} ({own.class_names[0]}, …)"
+        raise UserError(f"teacher={name} has learnt {expected.classes} classes, the data has {there}")
+    if named is None and rank() == 0:
+        order = f"{own.class_names[0]}, {own.class_names[1]}, …"
+        log.info("teacher: %s does not name its classes; they are taken to be the data's: %s", name, order)
+    fields: dict[str, Any] = {}
+    if expected is not None and first.preprocessing == "weights":
+        fields = {
+            key: expected.fields[key] for key in ("mean", "std", "image_size") if key in expected.fields
+        }
+    return published(backbone, replace(own, class_names=named or own.class_names, **fields))

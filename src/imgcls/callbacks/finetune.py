@@ -1,27 +1,26 @@
 """Finetune callback: says which layers learn in which epoch, and how fast each learns.
 
-What learns is a function of the epoch, so a resumed run goes on as it would have. Frozen layers are in
-evaluation mode: their batch norms keep the statistics they came with, and their dropout is off.
+What learns is a function of the epoch, so a resumed run goes on as it would have. Layers of which not all
+learns are in evaluation mode: their batch norms keep the statistics they came with, and their dropout is
+off.
 """
 
-import functools
+import itertools
 import logging
-import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+import os
+from typing import Any, Literal
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
 from pydantic import NonNegativeFloat, NonNegativeInt
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import nn
 
 from imgcls.augment.batch import changes_images
 from imgcls.backbones.layers import head_names, layers
+from imgcls.backbones.lora import MARK
+from imgcls.callbacks.features import Features, features, learning_part, scale_of_features, step_in_units
 from imgcls.data.batch import ImageDataset
-from imgcls.data.module import ImageDataModule
+from imgcls.errors import UserError
 from imgcls.optim import give_momentum
 from imgcls.spec import Part
 from imgcls.tasks.network import data_of
@@ -39,6 +38,8 @@ class Finetune(Callback):
             0: after `head_epochs` all layers learn.
         body_lr: learning rate of the body, as a share of the head's.
         layer_decay: learning rate of each layer, as a share of that of the layer above (Bao et al. 2021).
+        only: of the layers below the head, what learns: the biases (BitFit, Ben Zaken et al. 2022), also
+            those of norms; or the adapters that `backbone.lora` adds; null: all.
         reuse_features: in a linear probe without augmentation, compute what goes into the head once, before
             any dropout of the head's; this changes the time that training takes and nothing else.
 
@@ -54,10 +55,12 @@ class Finetune(Callback):
         layer_epochs: NonNegativeFloat = 0,
         body_lr: Part = 1.0,
         layer_decay: Part = 1.0,
+        only: Literal["biases", "adapters"] | None = None,
         reuse_features: bool = True,
     ) -> None:
         self.head_epochs, self.layer_epochs = head_epochs, layer_epochs
         self.body_lr, self.layer_decay, self.reuse_features = body_lr, layer_decay, reuse_features
+        self.only = only
         self.layers: dict[str, int] = {}  # the layer of each parameter, 0 at the input
         self.lowest: int | None = None  # the lowest layer that learns now
         self.images: dict[str, ImageDataset] = {}  # the sets in place of which features are read
@@ -74,10 +77,14 @@ class Finetune(Callback):
         for name, parameter in pl_module.network.named_parameters():
             below = top - self.layers[name]
             pl_module.rate_scales[name] = self.body_lr * self.layer_decay**below if below else 1.0
-            parameter.requires_grad_(self.layers[name] >= self.lowest_layer(0))
+            parameter.requires_grad_(self.learns(name, self.lowest_layer(0)))
+        if self.only == "adapters" and not any(MARK in name for name in self.layers):
+            raise UserError("callbacks.finetune.only=adapters: the network has none; write finetune=lora")
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Task)
+        if trainer.is_global_zero and (self.body_lr, self.layer_decay) != (1, 1):
+            log.info("rates: %s", rates(self.layers, pl_module))
         if self.head_epochs is not None:
             return
         self.reuse(trainer, pl_module)
@@ -124,16 +131,22 @@ class Finetune(Callback):
             return 0
         return max(top - 1 - int((epoch - self.head_epochs) / self.layer_epochs), 0)
 
+    def learns(self, name: str, lowest: int) -> bool:
+        """Says whether a parameter learns while layers from `lowest` on do."""
+        if self.only is None or self.layers[name] == max(self.layers.values()):
+            return self.layers[name] >= lowest
+        return self.layers[name] >= lowest and (MARK in name if self.only == "adapters" else is_bias(name))
+
     def freeze(self, network: nn.Module, epoch: int) -> bool:
         """Freezes all but the layers of an epoch; returns whether that is a change."""
         before, self.lowest = self.lowest, self.lowest_layer(epoch)
         for name, parameter in network.named_parameters():
-            parameter.requires_grad_(self.layers[name] >= self.lowest)
+            parameter.requires_grad_(self.learns(name, self.lowest))
         network.eval()
-        for module in network.modules():
+        for name, module in network.named_modules():
             own = list(module.parameters())
-            if own and all(parameter.requires_grad for parameter in own):
-                module.train()
+            if MARK in name or (own and all(parameter.requires_grad for parameter in own)):
+                module.train()  # with the adapters' own dropout
         return before != self.lowest
 
     def reuse(self, trainer: Trainer, task: Task) -> None:
@@ -153,97 +166,20 @@ class Finetune(Callback):
         log.info("features computed once: %d numbers an image", train.shape[1])
 
 
-class Features(ImageDataset):
-    """What goes into the head `(N, D) float32`, in place of a split's images."""
-
-    def __init__(self, images: ImageDataset, values: Tensor) -> None:
-        self.original, self.values, self.targets, self.seed = images, values, images.targets, images.seed
-
-    def images(self, keys: Tensor) -> Tensor:
-        return self.values[keys % len(self)]
-
-    def picture(self, index: int) -> Tensor:
-        return self.original.picture(index)
-
-    def name(self, index: int) -> str:
-        return self.original.name(index)
+def is_bias(name: str) -> bool:
+    return name.endswith("bias")  # torch's attention has in_proj_bias, timm's q_bias
 
 
-@contextmanager
-def inputs_of(network: nn.Module, part: str) -> Iterator[list[Tensor]]:
-    """Puts a network in evaluation mode for a while, and keeps what goes into a part of it in each call."""
-    inputs: list[Tensor] = []
-    hook = network.get_submodule(part).register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
-    network.eval()
-    try:
-        yield inputs
-    finally:
-        hook.remove()
-        network.train()
-
-
-@torch.no_grad()
-def features(task: Task, data: ImageDataModule, split: str) -> Tensor | None:
-    """Returns the input `(N, D)` of the part that learns, for all images of a split; None where the logits
-    are not what that part makes of its input: another head counts too, or something follows. The check takes
-    drawn weights, as those of a new head are 0 and would show nothing."""
-    network, part = task.network, task.features_into
-    head, found = network.get_submodule(part), list[Tensor]()
-    generator = torch.Generator().manual_seed(0)  # of its own: the training draws what it draws without this
-    drawn = {n: torch.randn(p.shape, generator=generator).to(p) for n, p in head.named_parameters()}
-    within = {f"{part}.{name}": value for name, value in drawn.items()}
-    with inputs_of(network, part) as inputs:
-        for batch in data.evaluation_loader(split):
-            with task.trainer.precision_plugin.forward_context():
-                images = task.normalise(batch.images.to(task.device))
-                logits = functional_call(network, within, images)
-                values = inputs[0]
-                if values.ndim != 2:
-                    return None
-                if not torch.allclose(functional_call(head, drawn, values), logits, atol=1e-4):
-                    return None
-            found.append(values.float().cpu())
-            inputs.clear()
-    return torch.cat(found)
-
-
-def learning_part(network: nn.Module) -> str:
-    """Returns the name of the largest module around the head, with its dropout, that has no other weights."""
-    name = head_names(network)[0]
-    own = set(network.get_submodule(name).parameters())
-    while (around := name.rpartition(".")[0]) and set(network.get_submodule(around).parameters()) == own:
-        name = around
-    return name
-
-
-@torch.no_grad()
-def scale_of_features(task: Task, images: ImageDataset) -> float:
-    """Returns the power of 2 next to the root mean square of the head's inputs, for 64 training images."""
-    count = min(len(images), 64)
-    batch = images.__getitems__([i * len(images) // count for i in range(count)])
-    pictures = batch.images.flatten(0, 1) if batch.images.ndim == 5 else batch.images  # each view
-    context = task.trainer.precision_plugin.forward_context()
-    with inputs_of(task.network, task.head_name) as inputs, context:
-        task.raw_logits(pictures.to(task.device))
-    root = float(inputs[0].float().square().mean().sqrt())
-    return 2.0 ** round(math.log2(root)) if root > 0 and math.isfinite(root) else 1.0
-
-
-def step_in_units(optimizer: torch.optim.Optimizer, weights: list[nn.Parameter], scale: float) -> None:
-    """Makes an optimizer step on `weights` as if the features, their inputs, were divided by `scale`: weights
-    are then `scale` times as large. A power of 2 changes no digit."""
-    plain = optimizer.step
-
-    @functools.wraps(plain)  # with the mark that a schedule left on it
-    def step(closure: Callable[[], Any] | None = None, **given: Any) -> Any:
-        loss = None if closure is None else closure()
-        for weight in weights:
-            weight.data.mul_(scale)
-            if weight.grad is not None:
-                weight.grad.div_(scale)
-        plain(**given)
-        for weight in weights:
-            weight.data.div_(scale)
-        return loss
-
-    optimizer.step = step  # type: ignore[method-assign]
+def rates(layer_of: dict[str, int], task: Task) -> str:
+    """Returns in words the learning rates that the layers begin with, from the head down."""
+    lr, scale_of = task.hparams["optimizer"]["lr"], task.rate_scales or {}
+    found = []
+    for number in sorted(set(layer_of.values()), reverse=True):
+        names = [name for name, layer in layer_of.items() if layer == number]
+        shared = os.path.commonpath([name.rpartition(".")[0].replace(".", "/") for name in names])
+        found.append((shared.replace("/", ".") or names[0].partition(".")[0], lr * scale_of[names[0]]))
+    words = []
+    for rate, group in itertools.groupby(found, lambda pair: pair[1]):
+        ends = [name for name, _ in group]
+        words.append(f"{ends[0]} {rate:.3g}" if len(ends) == 1 else f"{ends[0]} to {ends[-1]} {rate:.3g}")
+    return ", ".join(words)

@@ -5,14 +5,17 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from hydra.core.hydra_config import HydraConfig
+from pydantic import Field
 
 from imgcls.backbones.preprocessing import FIELDS, differs
 from imgcls.backbones.preprocessing import shown as worded
 from imgcls.commands.evaluated import Chosen, asked, load_chosen, set_tta
+from imgcls.commands.features import features_of, neighbours, write_features
+from imgcls.commands.outputs import check_out
 from imgcls.config import check as configs
 from imgcls.config.allowed import allowed
 from imgcls.config.build import refuse_nested
@@ -42,24 +45,41 @@ class EvalConfig(Chosen):
     """Keys of conf/eval.yaml; `data` is in place of the checkpoint's, or says what differs from it."""
 
     split: Literal["test", "val", "train", "all"]
+    knn: Annotated[int, Field(ge=1)] | None  # neighbours
+    features: str | None  # a file
+    overwrite: bool
     metrics: Nodes  # beside the checkpoint's
     tta: Tta | None
     trainer: Node
 
 
 def main(config: EvalConfig, run_dir: Path) -> float:
-    """Tests a checkpoint and writes a report; returns the first of its metrics."""
-    task, trained, name = load_chosen(config)
-    more = task.measures(task.spec).of_split(config.metrics)
-    task.test_metrics.added.update(dict(more.added.items()))
+    """Tests a checkpoint and writes a report; returns the first of its metrics. Or writes its features."""
+    check_request(config)
+    task, trained, name = load_chosen(config, head=not (config.knn or config.features))
     prepare(trained["seed"])
     overrides = HydraConfig.get().overrides.task
     node = data_config(trained, config.data or {}, task.spec, config.trust, overrides)
-    data = build_data(node, None, trained["seed"], config.split)
-    task.check_targets(data.sets["test"].targets)
-    set_tta(task, config.tta, data)
-    to_classes_of(task, data)
     trainer = build_trainer(evaluation_trainer(trained, config.trainer, CARRIED), [], [], run_dir)
+
+    def of_split(split: str) -> ImageDataModule:
+        data = build_data(node, None, trained["seed"], split)
+        task.check_targets(data.sets["test"].targets)
+        to_classes_of(task, data)
+        return data
+
+    if config.features:
+        found = {split: features_of(task, of_split(split), trainer) for split in ("train", "val", "test")}
+        write_features(Path(config.features).expanduser(), found, task.spec.class_names)
+        return 0.0
+    data = of_split(config.split)
+    if config.knn:
+        task = neighbours(task, of_split("train"), trainer, config.knn)
+        task.check_targets(data.sets["test"].targets)
+        name = f"{name}, {config.knn} neighbours"
+    set_tta(task, config.tta, data)
+    more = task.measures(task.spec).of_split(config.metrics)
+    task.test_metrics.added.update(dict(more.added.items()))
     how: dict[str, Any] = {"tta": config.tta} if config.tta else {}
     how |= {"image_size": task.spec.image_size} if asked("data.image_size") else {}
     report = run_test(Training(trainer, task, data), run_dir, how=how)
@@ -67,6 +87,17 @@ def main(config: EvalConfig, run_dir: Path) -> float:
         return 0.0
     print_summary(f"Test of {name}", report, {"test report": shown(run_dir)})
     return next(iter(report.metrics.values()))
+
+
+def check_request(config: EvalConfig) -> None:
+    """Raises UserError where keys do not go together, or the file of features can't be written."""
+    if config.features:
+        check_out(Path(config.features).expanduser(), (".npz",), config.overwrite, key="features")
+    if config.features and (config.knn or config.tta or config.split != "test"):
+        raise UserError("features=FILE has all splits and tests nothing; leave knn, tta and split out")
+    if config.knn and config.split in ("train", "all"):
+        fault = f"split={config.split}: with knn the train split is the memory, which would find itself"
+        raise UserError(f"{fault}; choose test or val")
 
 
 def evaluation_trainer(trained: Node, wanted: Node, carried: tuple[str, ...]) -> TrainerConfig:

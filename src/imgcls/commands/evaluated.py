@@ -1,28 +1,27 @@
 """The task that eval, predict and export work with: of a checkpoint, or a backbone with published weights."""
 
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
 
-from imgcls.backbones.build import build_network, set_input_size
+from imgcls.backbones.build import set_input_size
 from imgcls.backbones.hub import resolved
-from imgcls.backbones.preprocessing import note_difference, of_library, prepared_for
+from imgcls.backbones.preprocessing import note_difference, prepared_for
 from imgcls.backbones.weights import described
 from imgcls.config import check as configs
 from imgcls.config.build import build
 from imgcls.config.paths import shown
-from imgcls.config.training import FirstWeights, Node
+from imgcls.config.training import Node
 from imgcls.data.imagefolder import FolderImages
 from imgcls.data.loading.preparation import evaluation_transform
 from imgcls.data.module import ImageDataModule
 from imgcls.errors import UserError
 from imgcls.runs.checkpoints import find_checkpoint
 from imgcls.spec import ImageSize
-from imgcls.tasks.classification import ImageClassifier
 from imgcls.tasks.network import Tta
+from imgcls.tasks.published import learnt, published
 from imgcls.tasks.task import Task, load_checkpoint
 
 
@@ -45,9 +44,9 @@ class Loaded(NamedTuple):
     name: str
 
 
-def load_chosen(chosen: Chosen) -> Loaded:
-    """Returns what is chosen, for evaluation. Raises UserError: nothing or both are chosen, or as
-    `load_checkpoint` and `load_published`."""
+def load_chosen(chosen: Chosen, head: bool = True) -> Loaded:
+    """Returns what is chosen, for evaluation; without `head` published weights may have another, which is
+    left out. Raises UserError: nothing or both are chosen, or as `load_checkpoint` and `load_published`."""
     backbone = bool(chosen.backbone.get("_target_"))
     if chosen.checkpoint is None and not backbone:
         either = "or backbone=NAME backbone.weights=FILE data=NAME, for published weights"
@@ -61,7 +60,7 @@ def load_chosen(chosen: Chosen) -> Loaded:
         if size is not None and asked("data.image_size"):
             set_image_size(task, size)
         return Loaded(task, config, shown(path))
-    return load_published(chosen.backbone, chosen.data or {})
+    return load_published(chosen.backbone, chosen.data or {}, head)
 
 
 def asked(key: str) -> bool:
@@ -103,28 +102,22 @@ def set_tta(task: Task, tta: Tta | None, data: ImageDataModule | None = None) ->
         images.transform = evaluation_transform(images.spec, crops=True)
 
 
-def load_published(backbone: Node, data: Node) -> Loaded:
+def load_published(backbone: Node, data: Node, head: bool) -> Loaded:
     """Returns a backbone with all of its weights, from a file or its library, for images as they expect them.
-    The classes are those that the file names, else all that the data knows of. Raises UserError: there are no
-    weights, or not all fit; or no data says the classes."""
+    The classes are those that the file names, else all that the data knows of; without `head` the data's own.
+    Raises UserError: there are no weights, or not all fit; or no data says the classes."""
     backbone = resolved(backbone)
-    first = FirstWeights.read(backbone)
-    if first.weights is None and not first.pretrained:
-        advice = "give backbone.weights=FILE or backbone.pretrained=true"
-        raise UserError(f"backbone=…: it has not learnt; {advice}")
+    first = learnt(backbone)
     if not data.get("_target_"):
         raise UserError("backbone=…: published weights do not say their classes; data=NAME does")
     given = {key: value for key, value in data.items() if value is not None}
     node = prepared_for(backbone, given, testing=True)
     source: ImageDataModule = build(node, "data", ImageDataModule, seed=0)
-    named = described(Path(first.weights)).get("class_names") if first.weights else None
-    spec = replace(source.spec, class_names=named or source.all_classes or source.spec.class_names)
-    library = of_library(backbone) if first.weights is None else None
-    if library is not None and library.classes != spec.num_classes:
-        known = f"{library.origin} has weights for {library.classes} classes, the data {spec.num_classes}"
-        raise UserError(f"backbone.pretrained=true: {known}; train a head for them with imgcls train")
-    network_of = partial(build_network, whole=True)
-    task = ImageClassifier(asdict(spec), backbone, network_of=network_of)
-    note_difference(backbone, spec, testing=True)
+    names = source.spec.class_names
+    if head:
+        named = described(Path(first.weights)).get("class_names") if first.weights else None
+        names = named or source.all_classes or names
+    task = published(backbone, replace(source.spec, class_names=names), head)
+    note_difference(backbone, task.spec, testing=True)
     config = {"seed": 0, "cwd": str(Path.cwd()), "data": node, "trainer": {}}
-    return Loaded(task.eval(), config, first.weights or str(backbone.get("name")))
+    return Loaded(task, config, first.weights or str(backbone.get("name")))

@@ -17,9 +17,10 @@ from safetensors.torch import save_model
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional
 
+from imgcls.backbones.lora import merged
 from imgcls.commands.eval import data_config
 from imgcls.commands.evaluated import Chosen, load_chosen
-from imgcls.commands.predict import appearing, check_out
+from imgcls.commands.outputs import appearing, check_out
 from imgcls.config.paths import shown
 from imgcls.data.files import Failure, Files, images_of
 from imgcls.engine.build import build_data, prepare
@@ -57,9 +58,9 @@ def main(config: ExportConfig, run_dir: Path) -> float:
     prepare(trained["seed"])
     torch.set_float32_matmul_precision("highest")  # both sides of the comparison in full float32
     images, origin = real_images(config.images, trained, task.spec, config.trust)
-    network = task.network.to(memory_format=torch.contiguous_format)
+    network = merged(task.network.to(memory_format=torch.contiguous_format))
     with appearing(out) as folder:
-        difference, facts = write_checked(config, task, name, images, origin, folder / out.name)
+        difference, facts = write_checked(config, task, network, name, images, origin, folder / out.name)
         save_model(network, str(folder / weights.name), metadata=metadata(task))
     log.info("largest difference from the checkpoint: %s", facts)
     log.info("exported: %s (%.1f MB), weights: %s", shown(out), out.stat().st_size / 1e6, shown(weights))
@@ -67,12 +68,13 @@ def main(config: ExportConfig, run_dir: Path) -> float:
 
 
 def write_checked(
-    config: ExportConfig, task: Task, name: str, images: Tensor, origin: str, path: Path
+    config: ExportConfig, task: Task, network: nn.Module, name: str, images: Tensor, origin: str, path: Path
 ) -> tuple[float, str]:
-    """Writes and runs the file; returns the largest difference of a logit, and words for it. Raises UserError
-    where it is above `tolerance`, and above that share of the largest logit: rounding grows with it."""
+    """Writes the network and runs the file; returns the largest difference of a logit, and words for it.
+    Raises UserError where it is above `tolerance`, and above that share of the largest logit: rounding grows
+    with it."""
     write = write_onnx if config.format == "onnx" else write_torch_export
-    written = write(Whole(task), images[:2], path, metadata(task))
+    written = write(Whole(task, network), images[:2], path, metadata(task))
     difference, largest = compare(task, written, [images[:size] for size in BATCHES])
     allowed = config.tolerance * max(1.0, largest)
     facts = f"{difference:.2g} on logits of up to {largest:.2g} (batches of 1 and 7, {origin})"
@@ -123,9 +125,9 @@ class Whole(nn.Module):
     scale: Tensor
     shift: Tensor
 
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, network: nn.Module) -> None:
         super().__init__()
-        self.network, self.temperature = task.network, task.temperature
+        self.network, self.temperature = network, task.temperature
         self.register_buffer("scale", task.get_buffer("scale"))
         self.register_buffer("shift", task.get_buffer("shift"))
         self.eval()

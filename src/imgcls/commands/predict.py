@@ -4,10 +4,7 @@ import contextlib
 import csv
 import importlib.util
 import logging
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from imgcls.commands.eval import CARRIED, evaluation_trainer
 from imgcls.commands.evaluated import Chosen, load_chosen, set_tta
+from imgcls.commands.outputs import appearing, check_out
 from imgcls.commands.prediction_files import Rows, Write, writer
 from imgcls.config.paths import shown
 from imgcls.config.training import Node
@@ -75,39 +73,6 @@ def main(config: PredictConfig, run_dir: Path) -> None:
         advice = f"see {shown(unreadable)}; the others are done"
         raise UserError(f"{failed:,} of {done + failed:,} could not be read; {advice}")
     unreadable.unlink(missing_ok=True)  # of the output that was overwritten
-
-
-def check_out(out: Path, endings: tuple[str, ...], overwrite: bool, *beside: Path) -> None:
-    """Raises UserError where `out` has another ending, or where it or a file beside it is there already."""
-    if out.suffix not in endings:
-        raise UserError(f"out={out}: expected a file name that ends in {' or '.join(endings)}")
-    for path in (out, *beside):
-        if path.is_dir() or (path.exists() and not overwrite):
-            advice = "give another name, or overwrite=true"
-            raise UserError(f"out={out}: {shown(path)} is there already; {advice}")
-
-
-@contextlib.contextmanager
-def writing(out: Path) -> Iterator[None]:
-    """Makes the folder of `out`. What hinders or interrupts the block, which leaves nothing, is one line."""
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        why = f"({error.strerror or error}); free some disk or give another"
-        raise UserError(f"out={out} can't be written {why}") from error
-    except KeyboardInterrupt:
-        log.error("interrupted; nothing is left of %s", shown(out))
-        sys.exit(130)
-
-
-@contextlib.contextmanager
-def appearing(out: Path) -> Iterator[Path]:
-    """Yields a hidden folder; its files move beside `out` if the block ends well, else they are deleted."""
-    with writing(out), tempfile.TemporaryDirectory(prefix=".partial-", dir=out.parent) as partial:
-        yield Path(partial)
-        for path in Path(partial).iterdir():
-            path.replace(out.parent / path.name)
 
 
 class Predictor:

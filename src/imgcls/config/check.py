@@ -170,10 +170,13 @@ def has_nodes(value: Any) -> bool:
 
 
 def check(config: Mapping[str, Any], where: str = "") -> None:
-    """Checks every node of a plain config that has a `_target_`. Raises UserError at the first wrong one."""
+    """Checks every node of a plain config that has a `_target_`, but for those within a call that makes them
+    itself (`_recursive_: false`). Raises UserError at the first wrong one."""
+    closed = "\n"  # the place of such a call
     for place, node in nodes(config, where):
-        if "_target_" in node:
+        if "_target_" in node and not place.startswith(f"{closed}."):
             arguments(node, place)
+            closed = closed if node.get("_recursive_", True) else place
 
 
 def plain(config: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Typed config of a training: what `imgcls train` composes, with the bounds of each value."""
 
+import importlib.util
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -98,11 +99,38 @@ class FirstWeights(BaseModel):
 FIRST_WEIGHTS = FirstWeights.model_fields.keys()
 
 
+class LoRA(BaseModel):
+    """The key `lora` of a backbone: arguments of peft's LoraConfig."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    r: Annotated[int, Field(ge=1)] = 8
+    lora_alpha: Annotated[float, Field(gt=0)] = 8
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    target_modules: Annotated[list[str] | None, Field(min_length=1)] = None  # names, or ends of names
+    use_rslora: bool = False
+    use_dora: bool = False
+
+    @classmethod
+    def read(cls, backbone: Node) -> Self | None:
+        """Returns the adapters of a backbone's config, if it has any. Raises UserError: a key or a value does
+        not fit, or peft is not installed."""
+        if backbone.get("lora") is None:
+            return None
+        found: Self = configs.typed(backbone["lora"], cls, "backbone.lora")
+        if importlib.util.find_spec("peft") is None:
+            advice = "in the clone: pip install -e '.[peft]'"
+            raise UserError(f"finetune=lora needs the package peft, which is not installed; {advice}")
+        return found
+
+
 def network_call(backbone: Node) -> Node:
     """Returns the call of a backbone's config, without the keys of first weights that its function does not
-    have. Raises UserError: it should be pretrained, and has no such weights."""
+    have. Raises UserError: it should be pretrained, and has no such weights; or its adapters do not fit."""
     first = FirstWeights.read(backbone)
-    call = {key: value for key, value in backbone.items() if key not in FIRST_WEIGHTS - {"pretrained"}}
+    LoRA.read(backbone)
+    unused = {*FIRST_WEIGHTS, "lora"} - {"pretrained"}
+    call = {key: value for key, value in backbone.items() if key not in unused}
     named, _ = configs.hints_of(configs.locate(call.get("_target_"), "backbone._target_"))
     if "pretrained" not in named:
         call.pop("pretrained", None)
@@ -146,7 +174,7 @@ class TrainConfig(BaseModel):
     def read(cls, plain: Node) -> Self:
         """Returns the typed form of a plain config. Raises UserError for what is missing or does not fit."""
         for part in PARTS:
-            if not (plain.get(part) or {}).keys() - FIRST_WEIGHTS:
+            if not (plain.get(part) or {}).keys() - {*FIRST_WEIGHTS, "lora"}:
                 raise UserError(f"{part}: nothing is chosen; write {part}=…")
         backbone = network_call(plain["backbone"])
         if "scheduler" in plain["scheduler"]:

@@ -72,7 +72,7 @@ def build_trainer(
     if "max_epochs" in node and config.max_epochs is None:
         node["max_epochs"] = -1  # Lightning would make 1000 of it
     if node["precision"] == "auto":
-        node["precision"] = best_precision(str(node["accelerator"]))
+        node["precision"] = best_precision(str(node.get("accelerator", "auto")))
     if re.search("spawn|fork|notebook", str(node.get("strategy"))):
         advice = "its processes can't take over what is built here; use ddp"
         raise UserError(f"trainer.strategy={node['strategy']}: {advice}")

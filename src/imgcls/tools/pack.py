@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchcodec.encoders import JpegEncoder
 from torchvision.transforms.v2 import InterpolationMode, functional
 
-from imgcls.commands.predict import writing
+from imgcls.commands.outputs import writing
 from imgcls.config import check as configs
 from imgcls.config.build import build
 from imgcls.config.paths import hydra_quoted, shown

@@ -16,7 +16,7 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import profile
 from torch.utils.flop_counter import FlopCounterMode
 
-from imgcls.backbones.build import on_meta
+from imgcls.backbones.layers import on_meta
 from imgcls.data.batch import Batch
 from imgcls.data.module import ImageDataModule
 from imgcls.optim import build_optimizer
@@ -101,7 +101,7 @@ class TakeTurns(Callback):
 def bare_steps(trainer: Trainer, task: Task, batch: Batch) -> Callable[[int], None]:
     """Returns a function that takes n steps of a copy of the network on one batch, and does nothing else."""
     whole: nn.Module = copy.deepcopy(task.network)
-    # Features that were computed once (imgcls.callbacks.finetune) need the head alone.
+    # Features that were computed once (imgcls.callbacks.features) need the head alone.
     probed = batch.images.is_floating_point()
     network = whole.get_submodule(task.head_name) if probed else whole
     if task.hparams["compile"]:
