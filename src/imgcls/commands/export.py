@@ -95,7 +95,7 @@ def real_images(
             raise UserError(f"images={folder}: {failures[0][0]} can't be read as an image ({failures[0][1]})")
         return found[torch.arange(most) % len(found)], f"images of {folder}"
     try:
-        test = build_data(data_config(trained, {}, spec, trust), None, trained["seed"]).sets["test"]
+        test = build_data(data_config(trained, {}, spec, trust), None, trained["seed"], "test").sets["test"]
         return torch.stack([test.picture(i % len(test)) for i in range(most)]), "test images"
     except (UserError, OSError) as error:
         reason = " ".join(str(error).split())

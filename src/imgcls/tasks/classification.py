@@ -39,18 +39,25 @@ class ImageClassifier(Task):
     """
 
     takes_views = False
+    any_label = False  # whether a test has targets (N, K), of which any is right (as `ImageDataModule` says)
+    others: Tensor | None  # (K,) bool: classes whose logits a test leaves out
 
     def __init__(
         self, *args: Any, class_weights: Weights = None, temperature: bool = False, **common: Any
     ) -> None:
         super().__init__(*args, **common)
         self.fits_on_validation = temperature
+        self.register_buffer("others", None, persistent=False)
 
     def compute(self, batch: Batch, stage: Stage) -> Outputs:
         """Returns cross-entropy and logits; in training the loss of the config, on augmented images."""
         if stage != "train":
-            logits = self(batch.images)
-            return Outputs(F.cross_entropy(logits, batch.targets), logits, batch.targets)
+            logits, targets = self(batch.images), batch.targets
+            if self.others is not None:
+                logits = logits.masked_fill(self.others, -torch.inf)
+            if self.any_label:  # the likeliest of them: it is among the k likeliest classes if any is
+                targets = logits.masked_fill(targets == 0, -torch.inf).argmax(1)
+            return Outputs(F.cross_entropy(logits, targets), logits, targets)
         images, targets = self.augmented(batch.images, batch.targets)
         outputs = self.run(images)
         loss = self.training_loss(outputs, targets)
@@ -58,7 +65,7 @@ class ImageClassifier(Task):
         return Outputs(loss, outputs[0], classes, images)
 
     def check_targets(self, targets: Tensor) -> None:
-        if targets.ndim != 1 or targets.is_floating_point():
+        if (targets.ndim != 1 and not self.any_label) or targets.is_floating_point():
             given = "measures" if targets.is_floating_point() else "several labels for an image"
             raise UserError(
                 f"the data has {given}; expected one class (task=multilabel takes several labels)"

@@ -23,7 +23,7 @@ from imgcls.config.paths import shown
 from imgcls.data.batch import ImageDataset
 from imgcls.data.imagefolder import ImageFolder, StoredImages, exclude_list
 from imgcls.data.loading.decode import MAX_PIXELS, decode, header
-from imgcls.data.loading.folders import left_out, list_images, named_splits
+from imgcls.data.loading.folders import as_names, left_out, list_images, named_splits
 from imgcls.data.loading.splits import SPLITS
 from imgcls.data.module import ImageDataModule
 from imgcls.data.rows import RowsModule
@@ -151,6 +151,11 @@ def list_files(data: ImageDataModule | None, options: dict[str, Any]) -> Listing
             labels.append((split, label))
             found, _ = list_images(folder, label, errors)
             rows += [(os.path.relpath(folder / file, root), split, label) for file in found]
+        if not names and isinstance(data, ImageFolder):  # images in one folder, whose labels lie elsewhere
+            paths, targets = data.labelled(folder)
+            files = [os.path.relpath(folder / os.fsdecode(name), root) for name in as_names(paths).tolist()]
+            rows += [(file, split, data.classes[i]) for file, i in zip(files, targets.tolist(), strict=True)]
+            labels += [(split, label) for label in data.classes]
     if not rows:
         expected = "<class>/<image files> or {train,val,test}/<class>/…"
         raise UserError(f"{root} holds no image; expected {expected} in it")
