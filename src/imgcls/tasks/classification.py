@@ -13,10 +13,12 @@ from torchmetrics.classification import MulticlassAccuracy
 from imgcls.data.batch import Batch, ImageDataset
 from imgcls.errors import UserError
 from imgcls.report.calibration import calibration_error, fit_temperature
+from imgcls.report.label_errors import reason_against
 from imgcls.spec import DataSpec
 from imgcls.tasks.losses import build_loss
 from imgcls.tasks.measures import Evaluation
 from imgcls.tasks.metrics import Measures
+from imgcls.tasks.network import data_of
 from imgcls.tasks.task import Answers, Outputs, Stage, Task
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ class ImageClassifier(Task):
     """
 
     takes_views = False
+    keep_probabilities = False  # whether a test keeps all probabilities, to find label errors with
     any_label = False  # whether a test has targets (N, K), of which any is right (as `ImageDataModule` says)
     others: Tensor | None  # (K,) bool: classes whose logits a test leaves out
 
@@ -100,7 +103,14 @@ class ImageClassifier(Task):
         if self.temperature != 1:
             kept["unscaled"] = raw.softmax(1).amax(1)
             kept["unscaled_loss"] = F.cross_entropy(raw, outputs.targets, reduction="none")
+        if self.keep_probabilities:
+            kept["probabilities"] = outputs.logits.softmax(1)
         return kept | ({"logits": raw} if self.keep_logits else {})
+
+    def on_test_start(self) -> None:
+        images = len(data_of(self.trainer).sets["test"])
+        against = reason_against(images, self.spec.num_classes)
+        self.keep_probabilities = not (against or self.any_label or self.keep_logits)
 
     def summary(self, tested: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.temperature == 1:
