@@ -53,7 +53,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> Planted:
         if first:
             generator, targets = torch.Generator().manual_seed(0), data.sets["test"].targets
             chosen = torch.randperm(len(targets), generator=generator)[:PLANTED]
-            wrong.update({i: data.spec.class_names[targets[i]] for i in chosen.tolist()})
+            wrong.update({i: data.spec.class_names[int(targets[i])] for i in chosen.tolist()})
             targets[chosen] = (targets[chosen] + torch.randint(1, 10, (PLANTED,), generator=generator)) % 10
 
     monkeypatch.setattr(ImageDataModule, "setup", with_errors)
