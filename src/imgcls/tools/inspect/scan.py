@@ -35,7 +35,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of odd 
 COLUMNS = ["file", "split", "label"]
 BATCH = 16  # images that a worker hands over at once
 SIDE, LOW, THUMB = 32, 8, 8  # of what is transformed, of the frequencies that are kept, of the thumbnail
-LEVELS = np.arange(256) / 255
+POWERS = np.stack([np.arange(256) / 255, (np.arange(256) / 255) ** 2])  # of what uint8 stands for
 MIDDLE = 128  # of what sharpness is measured on
 
 
@@ -122,8 +122,8 @@ def measure(image: Tensor, kind: str = "", mode: str = "") -> Seen:
     height, width = image.shape[1:]
     pixels = image.permute(1, 2, 0).contiguous()  # the order in which decoders return them: nothing is copied
     columns = pixels.flatten(0, 1).numpy().T
-    shares = np.stack([np.bincount(column, minlength=256) for column in columns]) / columns.shape[1]
-    mean, square = (tuple((shares @ levels).tolist()) for levels in (LEVELS, LEVELS**2))
+    counts = np.array([np.bincount(column, minlength=256) for column in columns])
+    mean, square = (tuple(moment) for moment in (POWERS @ counts.T / columns.shape[1]).tolist())
     digest = hashlib.sha1(repr(image.shape).encode() + pixels.numpy().tobytes(), usedforsecurity=False)
     middle = F.resize(image, [MIDDLE, MIDDLE], antialias=True) if min(height, width) > MIDDLE else image
     small = F.resize(middle, [SIDE, SIDE], antialias=True)
