@@ -1,5 +1,6 @@
 """ImageNet from folders and from the two tar files, with few classes and images."""
 
+import hashlib
 import io
 import json
 import shutil
@@ -14,8 +15,9 @@ from PIL import Image
 from support.pictures import write_picture
 from support.sets import check_set
 
-from imgcls.data import imagenet as module
-from imgcls.data.imagenet import TARS, ImageNet
+from imgcls.data import imagenet_labels as labels
+from imgcls.data.imagenet import ImageNet
+from imgcls.data.imagenet_layouts import TARS
 from imgcls.data.module import SPLITS
 from imgcls.errors import UserError
 
@@ -27,7 +29,7 @@ VAL_LABELS = [
     "n03125729",
 ]  # of the first five official images
 CLASSES = sorted(VAL_LABELS)
-TRAIN_TAR, VAL_TAR = TARS.values()
+TRAIN_TAR, VAL_TAR = TARS["train"], TARS["val"]
 
 
 def jpeg(seed: int) -> bytes:
@@ -86,7 +88,7 @@ def tars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(
         "torchvision.datasets.imagenet.check_integrity", lambda path, md5=None: Path(path).is_file()
     )
-    monkeypatch.setattr(module, "_val_labels", lambda: VAL_LABELS)
+    monkeypatch.setattr(labels, "official_labels", lambda: VAL_LABELS)
     root = tmp_path / "imagenet"
     root.mkdir()
     (root / TRAIN_TAR).write_bytes(train_tar())
@@ -143,9 +145,11 @@ def test_what_an_earlier_failure_left_is_removed(tars: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"<html>" * 200, train_tar(), val_tar()[:-1024]])
 def test_a_tar_with_another_checksum(tmp_path: Path, name: str, content: bytes) -> None:
     """Of what is not the official archive, nothing is unpacked."""
-    (tmp_path / TRAIN_TAR).touch()
     (tmp_path / name).write_bytes(content)
-    assert "is corrupted" in refused(tmp_path)
+    message, found = refused(tmp_path), hashlib.md5(content).hexdigest()
+    expected = {"train": "1d675b47d978889d74fa0da5fadfb00e", "val": "29b22e2961454d5413ddabcf34fc5622"}
+    sums = f"checksum differs: MD5 {found}, expected {expected['train' if name == TRAIN_TAR else 'val']}"
+    assert message == f"{tmp_path / name}: {sums}; fetch it again or free some disk"
     assert not (tmp_path / "train").exists() and not (tmp_path / "val").exists()
 
 
@@ -170,8 +174,8 @@ def test_nothing_leaves_the_folder(tars: Path, name: str, within: bool) -> None:
 
 
 def test_the_official_labels() -> None:
-    labels = module._val_labels()
-    assert labels[:5] == VAL_LABELS and len(labels) == 50_000 and len(set(labels)) == 1000
+    found = labels.official_labels()
+    assert found[:5] == VAL_LABELS and len(found) == 50_000 and len(set(found)) == 1000
 
 
 def write_folders(root: Path, *wnids: str) -> Path:
@@ -221,7 +225,7 @@ def test_a_thousand_names_in_words(tars: Path) -> None:
 
 def test_names_are_looked_up_once() -> None:
     """Reading them for each class folder would take a minute for all of ImageNet."""
-    assert module._names() is module._names()
+    assert labels.class_words() is labels.class_words()
 
 
 def test_the_config(folder: Path) -> None:

@@ -29,6 +29,7 @@ from imgcls.engine.recovery import Training
 from imgcls.errors import UserError, nearest
 from imgcls.report.report import print_summary
 from imgcls.spec import DataSpec
+from imgcls.tasks.classification import ImageClassifier
 from imgcls.tasks.network import Tta
 from imgcls.tasks.task import Task
 
@@ -64,6 +65,7 @@ def main(config: EvalConfig, run_dir: Path) -> float:
 
     def of_split(split: str) -> ImageDataModule:
         data = build_data(node, None, trained["seed"], split)
+        score_as(task, data)
         task.check_targets(data.sets["test"].targets)
         to_classes_of(task, data)
         return data
@@ -75,6 +77,7 @@ def main(config: EvalConfig, run_dir: Path) -> float:
     data = of_split(config.split)
     if config.knn:
         task = neighbours(task, of_split("train"), trainer, config.knn)
+        score_as(task, data)
         task.check_targets(data.sets["test"].targets)
         name = f"{name}, {config.knn} neighbours"
     set_tta(task, config.tta, data)
@@ -132,11 +135,11 @@ def data_config(
         unused = ("cache", "storage_options")  # they would write files or use the network
         config = {key: value for key, value in trained["data"].items() if key not in unused}
         config |= ({"download": False} if "download" in inspect.signature(kind).parameters else {}) | own
-    if {"root", "file"} & own.keys() and "exclude" not in own:
-        config.pop("exclude", None)  # a list of files of the root that the network was trained on
+    for key in {"exclude", "labels"} - own.keys() if {"root", "file"} & own.keys() else ():
+        config.pop(key, None)  # of files of the root that the network was trained on
     local = "name" in config and (Path(trained["cwd"]) / Path(str(config["name"])).expanduser()).exists()
     # Relative to where the training was started
-    for key in ("root", "file", "exclude", *(["name"] if local else [])):
+    for key in ("root", "file", "exclude", "labels", *(["name"] if local else [])):
         if config.get(key) and key not in own and "://" not in config[key]:
             config[key] = str(Path(trained["cwd"]) / Path(config[key]).expanduser())
     prepared = ["image_size", "channels", "crop_ratio", "interpolation", "fit"]
@@ -156,6 +159,16 @@ def name_not_taken(own: Node, spec: DataSpec, overrides: Sequence[str]) -> None:
             log.warning(expects, f"data.{key}", worded(own[key]), worded(getattr(spec, key)))
 
 
+def score_as(task: Task, data: ImageDataModule) -> None:
+    """Lets the task score its answers as the data's publication says. Raises UserError: the task gives other
+    answers than one class."""
+    if isinstance(task, ImageClassifier):
+        task.any_label = data.any_label
+    elif data.own_classes_only or data.any_label:
+        kind = type(task).__name__
+        raise UserError(f"the data scores one class for an image; the checkpoint's task is {kind}")
+
+
 def to_classes_of(task: Task, data: ImageDataModule) -> None:
     """Relabels the data by class name to the checkpoint's order. Raises UserError: the data has a class that
     the checkpoint does not know, or other channels."""
@@ -170,6 +183,8 @@ def to_classes_of(task: Task, data: ImageDataModule) -> None:
         advice = f"which the checkpoint does not know; {nearest(unknown[0], known)}"
         raise UserError(f"the data has the class {unknown[0]!r}, {advice}")
     order = torch.tensor([known.index(name) for name in found])
+    if isinstance(task, ImageClassifier) and data.own_classes_only:
+        task.others = torch.ones(len(known), dtype=torch.bool).index_fill(0, order, False)
     for dataset in data.sets.values():
         targets = dataset.targets
         if targets.ndim == 1:

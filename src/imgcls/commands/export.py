@@ -98,7 +98,7 @@ def real_images(
             raise UserError(f"images={folder}: {failures[0][0]} can't be read as an image ({failures[0][1]})")
         return found[torch.arange(most) % len(found)], f"images of {folder}"
     try:
-        test = build_data(data_config(trained, {}, spec, trust), None, trained["seed"]).sets["test"]
+        test = build_data(data_config(trained, {}, spec, trust), None, trained["seed"], "test").sets["test"]
         pictures = torch.stack([test.picture(i % len(test)) for i in range(most)])
         if pictures.shape[-2:] != spec.size:  # of a set in memory, which the device resizes
             pictures = functional.resize(pictures, list(spec.size), antialias=True)

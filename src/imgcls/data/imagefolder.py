@@ -169,7 +169,6 @@ class ImageFolder(PictureModule):
         if not self.root.is_dir():
             raise UserError(f"data.root={root}: there is no such folder; expected {self.layout}")
         self.folders, self.classes = self.find()
-        name_left_out(self.root, self.folders.values())
         self.exclude, self.excluded = exclude, [self.root / entry for entry in exclude_list(exclude)]
         for entry in self.excluded:
             if not any(entry.is_relative_to(folder) for folder in self.folders.values()):
@@ -179,6 +178,7 @@ class ImageFolder(PictureModule):
     def find(self) -> tuple[dict[str, Path], list[str]]:
         """Returns the folder of each split that there is, and the names of the class folders, sorted."""
         folders = split_folders(self.root)
+        name_left_out(self.root, folders.values())
         return folders, class_folders(folders["train"])
 
     def class_names(self) -> tuple[str, ...]:
@@ -189,13 +189,7 @@ class ImageFolder(PictureModule):
         if split not in self.folders:
             return None
         folder = self.folders[split]
-        names = class_folders(folder)
-        if unknown := sorted(set(names) - set(self.classes)):
-            others = f"which {self.folders['train']} does not; expected the same classes"
-            raise UserError(f"{folder} has the class {unknown[0]!r}, {others}")
-        counts, paths = folder_index(folder, names)
-        labels = {name: label for label, name in enumerate(self.classes)}  # val and test may lack some
-        targets = torch.tensor([labels[name] for name in names]).repeat_interleave(counts)
+        paths, targets = self.labelled(folder)
         if self.excluded:
             inside = [entry for entry in self.excluded if entry.is_relative_to(folder)]
             excluded = np.array([os.fsencode(os.path.relpath(entry, folder)) for entry in inside], np.bytes_)
@@ -204,12 +198,23 @@ class ImageFolder(PictureModule):
                 raise self.no_such_entry(inside[known.argmin()])
             kept = torch.from_numpy(~np.isin(as_names(paths), excluded))
             paths, targets = paths[kept], targets[kept]
-        filled = {self.classes[label] for label in targets.unique().tolist()}
-        if split == "train" and (empty := [name for name in self.classes if name not in filled]):
+        filled = set(targets.unique().tolist()) if split == "train" else range(len(self.classes))
+        if empty := [name for label, name in enumerate(self.classes) if label not in filled]:
             kind = " that is not excluded" if self.excluded else ""
             expected = f"expected files that end in one of {' '.join(sorted(EXTENSIONS))}"
             raise UserError(f"{folder / empty[0]} holds no image{kind}; {expected}")
         return FolderImages(folder, paths, targets, self.spec, self.max_pixels)
+
+    def labelled(self, folder: Path) -> tuple[Tensor, Tensor]:
+        """Returns the paths of the images of a split, bytes `(N, W) uint8` relative to its folder, and their
+        targets. UserError: a class is not known."""
+        names = class_folders(folder)
+        if unknown := sorted(set(names) - set(self.classes)):
+            others = f"which {self.folders['train']} does not; expected the same classes"
+            raise UserError(f"{folder} has the class {unknown[0]!r}, {others}")
+        counts, paths = folder_index(folder, names)
+        labels = {name: label for label, name in enumerate(self.classes)}  # val and test may lack some
+        return paths, torch.tensor([labels[name] for name in names]).repeat_interleave(counts)
 
     def name_of(self, images: FolderImages, index: int) -> str:
         """Returns the path of an image relative to the root."""

@@ -84,6 +84,10 @@ class ImageDataModule(LightningDataModule):
     # The fields of the spec that pretrained weights decide where the config says null.
     of_weights: tuple[str, ...] = ("mean", "std")
     max_errors = 1.0  # the share of unreadable images above which a run ends
+    test_only: str | None = None  # why there is nothing to train on, of a set that is a test split alone
+    # How a test of a network that gives one class is scored, where a set's publication says it:
+    own_classes_only = False  # the logits of classes that the set lacks are left out
+    any_label = False  # any of an image's labels is right, of targets (N, K)
     on_error = "raise"  # with "skip", targets may be -1 also where one process evaluates
 
     def __init__(
@@ -133,9 +137,11 @@ class ImageDataModule(LightningDataModule):
         """Returns a split, or None where the set has no such split and it must be cut from train."""
 
     def setup(self, stage: str | None = None) -> None:
-        """Loads all splits and checks them; a second call does nothing."""
+        """Loads all splits and checks them; a second call does nothing. UserError: they are refused."""
         if self.sets:
             return
+        if self.test_only:
+            raise UserError(self.test_only)
         loaded = {split: self.load(split) for split in SPLITS}
         train = loaded["train"]
         assert train is not None
@@ -174,6 +180,11 @@ class ImageDataModule(LightningDataModule):
                 raise UserError("split=all: this data has splits of its own; choose train, val or test")
             images = self.load("train")
             assert images is not None
+        elif split == "test" and self.test_only:
+            images = self.load("test")
+            assert images is not None
+            check_targets(images.targets, self.spec.class_names, split)
+            name_absent(images.targets, self.spec.class_names, split)
         else:
             self.setup()
             images = self.sets[split]

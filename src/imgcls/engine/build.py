@@ -54,12 +54,13 @@ def prepare(seed: int) -> None:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir() / "inductor"))
 
 
-def build_data(node: Node, augment: Node | None, seed: int, split: str = "test") -> ImageDataModule:
-    """Builds the datamodule, fetches what it needs, and checks all its splits; tests will be on `split`."""
+def build_data(node: Node, augment: Node | None, seed: int, split: str | None = None) -> ImageDataModule:
+    """Builds the datamodule, fetches what it needs, and checks all its splits; with a `split` only tests
+    follow, on that one."""
     given: dict[str, Any] = {} if augment is None else {"augment": Augment.read(augment)}
     data: ImageDataModule = build(node, "data", ImageDataModule, seed=seed, **given)
     data.prepare_data()
-    data.setup_test(split) if split != "test" else data.setup()
+    data.setup() if split is None else data.setup_test(split)
     return data
 
 

@@ -1,9 +1,9 @@
 """Report of a classification test: tables of classes and confusions, worst mistakes, pictures and a page."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,7 @@ from torch import Tensor
 from imgcls.data.batch import ImageDataset
 from imgcls.report import figures
 from imgcls.report.figures import Mistake, reliability
+from imgcls.report.label_errors import LabelErrors, find_label_errors, reason_against
 from imgcls.report.page import render, table
 from imgcls.report.report import Report, optional
 from imgcls.spec import DataSpec
@@ -36,6 +37,7 @@ class ClassificationReport(Report):
     unscaled: np.ndarray | None  # confidences before the temperature
     images: ImageDataset
     evidence: Evidence
+    label_errors: LabelErrors
     mistakes: list[Mistake] = field(default_factory=list)
 
     @classmethod
@@ -57,7 +59,12 @@ class ClassificationReport(Report):
         per_class = pd.DataFrame({"class": names, **class_scores(confusion)})
         pairs = confused_pairs(confusion, names)
         unscaled = tested["unscaled"].numpy() if "unscaled" in tested else None
-        return cls(metrics, predictions, per_class, confusion, pairs, unscaled, images, evidence)
+        why = reason_against(len(target), classes) or "not looked for: the test kept no probabilities"
+        errors = LabelErrors(pd.DataFrame(), why)
+        if "probabilities" in tested:
+            with optional("list of label errors"):
+                errors = find_label_errors(predictions, target, tested["probabilities"].float().numpy())
+        return cls(metrics, predictions, per_class, confusion, pairs, unscaled, images, evidence, errors)
 
     def right(self) -> np.ndarray:
         """Returns whether each prediction is right."""
@@ -68,12 +75,15 @@ class ClassificationReport(Report):
         return self.per_class["class"].tolist()
 
     def write(self, folder: Path) -> None:
-        """Writes per_class.csv, confusion_matrix.csv and confused_pairs.csv, too."""
+        """Writes per_class.csv, confusion_matrix.csv, confused_pairs.csv and label_errors.csv, too."""
         super().write(folder)
         self.per_class.to_csv(folder / "per_class.csv", index=False)
         matrix = pd.DataFrame(self.confusion, index=self.names(), columns=self.names())
         matrix.to_csv(folder / "confusion_matrix.csv")
         self.pairs.to_csv(folder / "confused_pairs.csv", index=False)
+        if not self.label_errors.note:
+            table = self.label_errors.table
+            table.to_csv(folder / "label_errors.csv", index=False, errors="surrogateescape")
 
     def in_words(self) -> dict[str, str]:
         """Returns the weakest classes, the most confused pairs, and what the temperature changed."""
@@ -82,6 +92,8 @@ class ClassificationReport(Report):
         form = "{true} taken for {predicted} ({count}, {share:.1%})"
         pairs = [form.format_map(pair) for pair in self.pairs.head(3).to_dict("records")]
         words = {"weakest classes": ", ".join(classes), "most confused": ", ".join(pairs)}
+        if suspects := len(self.label_errors.table):
+            words["likely label errors"] = f"{suspects:,}, see label_errors.csv"
         if "temperature" in metrics:
             changes = []
             for name in ("loss", "calibration_error"):
@@ -127,6 +139,14 @@ class ClassificationReport(Report):
                     mistake.evidence = figures.under_heat(mistake.picture, heat)
         return mistakes
 
+    def pictured_errors(self) -> list[dict[Hashable, Any]]:
+        """Returns the likeliest label errors that can be shown, each with its `picture (H, W, 3) uint8`."""
+        rows = []
+        for row in self.label_errors.table.head(MISTAKES).to_dict("records"):
+            with optional(f"picture of {row['name']}"):
+                rows.append({**row, "picture": figures.as_picture(self.images.picture(row["index"]))})
+        return rows
+
     def write_page(self, folder: Path) -> None:
         """Writes index.html: all tables, and the pictures that lie in the folder."""
         named = self.short_metrics()
@@ -144,6 +164,7 @@ class ClassificationReport(Report):
             metrics=table(metrics),
             pairs=table(pairs, words=2),
             weakest=table(self.per_class.sort_values("f1", kind="stable").head(100)),
+            pictured_errors=self.pictured_errors(),
             pictures={path.stem: path for path in folder.glob("*.png")},
         )
 

@@ -14,10 +14,12 @@ from torchmetrics.classification import MulticlassAccuracy
 from imgcls.data.batch import Batch, ImageDataset
 from imgcls.errors import UserError
 from imgcls.report.calibration import calibration_error, fit_temperature
+from imgcls.report.label_errors import reason_against
 from imgcls.spec import DataSpec
 from imgcls.tasks.losses import build_loss
 from imgcls.tasks.measures import Evaluation
 from imgcls.tasks.metrics import Answers, Measures
+from imgcls.tasks.network import data_of
 from imgcls.tasks.task import Outputs, Stage, Task
 
 if TYPE_CHECKING:
@@ -40,18 +42,26 @@ class ImageClassifier(Task):
     """
 
     takes_views = False
+    keep_probabilities = False  # whether a test keeps all probabilities, to find label errors with
+    any_label = False  # whether a test has targets (N, K), of which any is right (as `ImageDataModule` says)
+    others: Tensor | None  # (K,) bool: classes whose logits a test leaves out
 
     def __init__(
         self, *args: Any, class_weights: Weights = None, temperature: bool = False, **common: Any
     ) -> None:
         super().__init__(*args, **common)
         self.fits_on_validation = temperature
+        self.register_buffer("others", None, persistent=False)
 
     def compute(self, batch: Batch, stage: Stage) -> Outputs:
         """Returns cross-entropy and logits; in training the loss of the config, on augmented images."""
         if stage != "train":
-            logits = self(batch.images)
-            return Outputs(F.cross_entropy(logits, batch.targets), logits, batch.targets)
+            logits, targets = self(batch.images), batch.targets
+            if self.others is not None:
+                logits = logits.masked_fill(self.others, -torch.inf)
+            if self.any_label:  # the likeliest of them: it is among the k likeliest classes if any is
+                targets = logits.masked_fill(targets == 0, -torch.inf).argmax(1)
+            return Outputs(F.cross_entropy(logits, targets), logits, targets)
         images, targets = self.augmented(batch.images, batch.targets)
         outputs = self.run(images)
         loss = self.training_loss(outputs, targets)
@@ -59,7 +69,7 @@ class ImageClassifier(Task):
         return Outputs(loss, outputs[0], classes, images)
 
     def check_targets(self, targets: Tensor) -> None:
-        if targets.ndim != 1 or targets.is_floating_point():
+        if (targets.ndim != 1 and not self.any_label) or targets.is_floating_point():
             given = "measures" if targets.is_floating_point() else "several labels for an image"
             raise UserError(
                 f"the data has {given}; expected one class (task=multilabel takes several labels)"
@@ -94,7 +104,14 @@ class ImageClassifier(Task):
         if self.temperature != 1 and self.tta is None:  # of one view: a mean can't be scaled back
             kept["unscaled"] = raw.softmax(1).amax(1)
             kept["unscaled_loss"] = F.cross_entropy(raw, outputs.targets, reduction="none")
+        if self.keep_probabilities:
+            kept["probabilities"] = outputs.logits.softmax(1)
         return kept | ({"logits": raw} if self.keep_logits else {})
+
+    def on_test_start(self) -> None:
+        images = len(data_of(self.trainer).sets["test"])
+        against = reason_against(images, self.spec.num_classes)
+        self.keep_probabilities = not (against or self.any_label or self.keep_logits)
 
     def summary(self, tested: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.temperature == 1 or self.tta is not None:

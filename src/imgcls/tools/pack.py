@@ -139,12 +139,13 @@ def write_pack(data: Source, folder: Path, form: PackConfig) -> Manifest:
     own are written: who reads them cuts the others from train. A stream can't be cut, and groups are not
     kept, so here their splits are cut. Raises UserError for an unreadable image that is not to be skipped, a
     class without an image, and a disk too small."""
+    data.setup()  # what training refuses is not packed
+    sets = data.sets
     grouped = isinstance(data, RowsModule) and data.row_groups is not None
     if grouped:
         log.info("the splits are cut now, as a pack has no groups: data.folds would cut through them")
-    if form.format == "litdata" or grouped:
-        data.setup()
-    sets = data.sets or {split: found for split in SPLITS if (found := data.load(split)) is not None}
+    elif form.format != "litdata":
+        sets = {split: found for split in SPLITS if (found := data.load(split)) is not None}
     encoders = {}
     for split, dataset in sets.items():
         assert isinstance(dataset, FolderImages)

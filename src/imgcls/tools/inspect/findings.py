@@ -15,6 +15,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from imgcls.data.loading.splits import SPLITS
+from imgcls.tools.inspect.looks import odd_looks
 from imgcls.tools.inspect.scan import COLUMNS, Listing
 
 BANDS = 7  # of 9 bits: two hashes with at most 6 different bits agree in one of them
@@ -48,6 +49,7 @@ def findings(listing: Listing, table: pd.DataFrame, near: int | None, bits: int 
         "near_duplicates": [] if near is None else described(table, near_duplicates(good, near)),
         "deep": depths(table, bits),
         "left_out": listing.left_out,
+        "looks": odd_looks(good),
     }
 
 
@@ -171,15 +173,18 @@ def described(table: pd.DataFrame, groups: list[list[int]]) -> list[dict[str, An
 
 def write_exclude(found: dict[str, Any], path: Path) -> int:
     """Writes the list for `data.exclude=FILE`: unreadable files, and of each picture all copies but one, in
-    test where there is one, else in val; no test copy of a leak is listed. Returns their number."""
+    test where there is one, else in val; of one with two labels all, as nobody knows which is right. No test
+    copy of a leak is listed. Returns their number."""
     # A folder can't be listed, and deep files are no fault of their own: data.bits mends them.
     bad = (item for item in found["unreadable"] if "folder" not in item and not item["numbers"])
     lines = [(item["file"], item["reason"]) for item in bad]
     for group in found["duplicates"]:
-        stays, *others = group["images"]
-        label = f", which has the label {stays['label']}" if group["two_labels"] else ""
-        go = [image["file"] for image in others if not (group["leak"] and image["split"] == "test")]
-        lines += [(file, f"the same picture as {stays['file']}{label}") for file in go]
+        first, second, *_ = group["images"]
+        for image in group["images"] if group["two_labels"] else group["images"][1:]:
+            other = second if image is first else first
+            label = f", which has the label {other['label']}" if other["label"] != image["label"] else ""
+            if not (group["leak"] and image["split"] == "test"):
+                lines.append((image["file"], f"the same picture as {other['file']}{label}"))
     text = "# Made by imgcls inspect, for data.exclude=FILE: a path relative to data.root a line.\n"
     for file, reason in lines:
         unlisted = "\n" in file or "\t#" in file

@@ -24,7 +24,7 @@ from imgcls.report.page import plain, render, table
 from imgcls.tools.inspect.scan import Reader
 
 LINES, CLASSES = 8, 30  # of a list and of the class table on the terminal; LINES copies in a line
-PICTURED = 12  # groups of copies that are drawn
+PICTURED = 12  # groups of copies, and pictures of an odd look, that are drawn
 COLOURS = {"train": "#4c72b0", "val": "#dd8452", "test": "#55a868"}
 Samples = list[tuple[Tensor, str]]  # images (C, H, W) uint8 and their labels
 
@@ -85,6 +85,9 @@ def faults(found: dict[str, Any]) -> list[Fault]:
         Fault("near duplicates under two labels", near["two_labels"], False),
         Fault(f"near duplicates{lands}", near["harmless"], False),
     ]
+    for look, rows in found["looks"].items():
+        cases = [f"{plain(row['file'])}: {row['reason']}" for row in rows]
+        listed.append(Fault(f"pictures that are {look}", cases, False))
     out = [fault._replace(title=f"{fault.title} ({len(fault.cases):,})") for fault in listed if fault.cases]
     if sum(len(group["images"]) for group in found["near_duplicates"]) > max(100, 0.02 * found["images"]):
         title = "so many near duplicates may be look-alikes, not copies; near=2 is stricter"
@@ -156,8 +159,16 @@ def write(run_dir: Path, found: dict[str, Any], seen: pd.DataFrame, reader: Read
     for group in found["duplicates"][:PICTURED] + found["near_duplicates"][:PICTURED]:
         pair = [image["file"] for image in group["images"][:2]]
         copies.append({file: as_picture(reader.picture(place[file])) for file in pair})
+    looks = {
+        name: {row["file"]: as_picture(reader.picture(place[row["file"]])) for row in rows[:PICTURED]}
+        for name, rows in found["looks"].items()
+    }
     words = {"headline": headline(found), "facts": facts(found), "faults": faults(found)}
-    pictures = {"copies": copies, "samples": [(as_picture(image), label) for image, label in samples]}
+    pictures = {
+        "copies": copies,
+        "looks": looks,
+        "samples": [(as_picture(image), label) for image, label in samples],
+    }
     grid, path = table(counts.rename_axis("").reset_index()), run_dir / "index.html"
     render("tools/inspect/page.html", path, found=found, counts=grid, **words, **pictures)
 

@@ -23,17 +23,20 @@ from imgcls.config.paths import shown
 from imgcls.data.batch import ImageDataset
 from imgcls.data.imagefolder import ImageFolder, StoredImages, exclude_list
 from imgcls.data.loading.decode import MAX_PIXELS, decode, header
-from imgcls.data.loading.folders import left_out, list_images, named_splits
+from imgcls.data.loading.folders import as_names, left_out, list_images, named_splits
 from imgcls.data.loading.splits import SPLITS
 from imgcls.data.module import ImageDataModule
 from imgcls.data.rows import RowsModule
 from imgcls.errors import UnreadableImage, UserError
+from imgcls.tools.inspect.looks import sharpness
 
 warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # of odd metadata; they name no file
 
 COLUMNS = ["file", "split", "label"]
 BATCH = 16  # images that a worker hands over at once
 SIDE, LOW, THUMB = 32, 8, 8  # of what is transformed, of the frequencies that are kept, of the thumbnail
+POWERS = np.stack([np.arange(256) / 255, (np.arange(256) / 255) ** 2])  # of what uint8 stands for
+MIDDLE = 128  # of what sharpness is measured on
 
 
 class Seen(NamedTuple):
@@ -49,6 +52,7 @@ class Seen(NamedTuple):
     digest: bytes = b""  # of all pixels
     hash: int = 0
     thumb: bytes = b""  # (C, THUMB, THUMB) uint8
+    sharpness: float = float("nan")
     numbers: str = ""  # as in `Header`
     white: float = 0.0
     peak: float = 0.0
@@ -117,14 +121,17 @@ def measure(image: Tensor, kind: str = "", mode: str = "") -> Seen:
     """Returns the numbers of an image `(C, H, W) uint8`."""
     height, width = image.shape[1:]
     pixels = image.permute(1, 2, 0).contiguous()  # the order in which decoders return them: nothing is copied
-    values = pixels.flatten(0, 1).float() / 255
-    mean, square = (tuple(moment.mean(0).tolist()) for moment in (values, values.square()))
+    columns = pixels.flatten(0, 1).numpy().T
+    counts = np.array([np.bincount(column, minlength=256) for column in columns])
+    mean, square = (tuple(moment) for moment in (POWERS @ counts.T / columns.shape[1]).tolist())
     digest = hashlib.sha1(repr(image.shape).encode() + pixels.numpy().tobytes(), usedforsecurity=False)
-    small = F.resize(image, [SIDE, SIDE], antialias=True)
+    middle = F.resize(image, [MIDDLE, MIDDLE], antialias=True) if min(height, width) > MIDDLE else image
+    small = F.resize(middle, [SIDE, SIDE], antialias=True)
     low = dctn(small.float().mean(0).numpy())[:LOW, :LOW].flatten()[1:]  # without the mean brightness
     signs = int.from_bytes(np.packbits(low > np.median(low)).tobytes(), "big")
     thumb = F.resize(small, [THUMB, THUMB], antialias=True).numpy().tobytes()
-    return Seen(None, kind, mode, width, height, mean, square, digest.digest(), signs, thumb)
+    found = mean, square, digest.digest(), signs, thumb, sharpness(middle)
+    return Seen(None, kind, mode, width, height, *found)
 
 
 def scan(listing: Listing, workers: int) -> pd.DataFrame:
@@ -151,6 +158,11 @@ def list_files(data: ImageDataModule | None, options: dict[str, Any]) -> Listing
             labels.append((split, label))
             found, _ = list_images(folder, label, errors)
             rows += [(os.path.relpath(folder / file, root), split, label) for file in found]
+        if not names and isinstance(data, ImageFolder):  # images in one folder, whose labels lie elsewhere
+            paths, targets = data.labelled(folder)
+            files = [os.path.relpath(folder / os.fsdecode(name), root) for name in as_names(paths).tolist()]
+            rows += [(file, split, data.classes[i]) for file, i in zip(files, targets.tolist(), strict=True)]
+            labels += [(split, label) for label in data.classes]
     if not rows:
         expected = "<class>/<image files> or {train,val,test}/<class>/…"
         raise UserError(f"{root} holds no image; expected {expected} in it")

@@ -1,0 +1,53 @@
+"""Likely label errors of a test: images whose label the network denies, by confident learning (Northcutt et
+al. 2021, arXiv:1911.00068) as cleanlab has it. cleanlab is an extra, because its license is the AGPL."""
+
+import importlib.util
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+MOST = 10**8  # probabilities that a test keeps for this: 400 MB
+INSTALL = "cleanlab finds them, and is not installed; in the clone: pip install -e '.[labels]'"
+
+
+@dataclass
+class LabelErrors:
+    """Images whose label is likely wrong, the likeliest first; or a note of why nobody looked for them."""
+
+    table: pd.DataFrame  # name, given and suggested (class names), the probability of each, index
+    note: str = ""
+
+
+def reason_against(images: int, classes: int) -> str:
+    """Returns why label errors can't be looked for in a test; "": they can."""
+    if importlib.util.find_spec("cleanlab") is None:
+        return INSTALL
+    if images * classes > MOST:
+        return f"not looked for: {images:,} × {classes:,} probabilities are more than a test keeps"
+    return ""
+
+
+def find_label_errors(
+    predictions: pd.DataFrame, targets: np.ndarray, probabilities: np.ndarray
+) -> LabelErrors:
+    """Returns the likely label errors.
+
+    Args:
+        predictions: a row for each image: name, target and prediction (class names), confidence, index.
+        targets: their classes `(N,) int64`.
+        probabilities: of all classes `(N, K) float32`.
+    """
+    from cleanlab.filter import find_label_issues
+
+    places = find_label_issues(
+        targets,
+        probabilities,
+        filter_by="confident_learning",
+        return_indices_ranked_by="self_confidence",
+        n_jobs=1,
+    )
+    found = predictions.iloc[places]
+    table = found[["name"]].assign(given=found["target"], suggested=found["prediction"])
+    table["given_probability"] = probabilities[places, targets[places]]
+    return LabelErrors(table.assign(suggested_probability=found["confidence"], index=found["index"]))
