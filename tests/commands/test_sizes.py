@@ -222,7 +222,8 @@ def test_the_mean_over_views_by_hand() -> None:
 def means(task: Task, batch: imgcls.Batch) -> imgcls.Outputs:
     """What a test makes of a batch, without a trainer."""
     views = task.views_of(batch.images)
-    return task.averaged([task.compute(batch._replace(images=view), "test") for view in views])
+    outputs = [task.compute(batch._replace(images=view), "test") for view in views]
+    return task.averaged(outputs, batch.targets)
 
 
 @pytest.mark.parametrize("tta", ["flip", "five", "ten"])

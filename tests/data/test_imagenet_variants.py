@@ -16,11 +16,12 @@ from torch.nn import functional as F
 
 from imgcls.data import imagenet_labels as labels
 from imgcls.data.batch import Batch
-from imgcls.data.imagefolder import evaluation_transform
 from imgcls.data.loading.decode import decode
+from imgcls.data.loading.preparation import evaluation_transform
 from imgcls.report.classification import ClassificationReport
 from imgcls.spec import DataSpec
 from imgcls.tasks.classification import ImageClassifier
+from imgcls.tasks.scoring import Scoring
 from imgcls.tasks.task import load_checkpoint
 
 IDS = labels.wordnet_ids()
@@ -165,12 +166,16 @@ def test_any_of_several_labels_by_hand() -> None:
     """Four images and three classes: the likeliest of an image's labels is its target."""
     names = ("cat", "dog", "fox")
     task = ImageClassifier(asdict(DataSpec(names, 1, 8, (0.0,), (1,))), BACKBONE)
-    task.any_label, logits = True, torch.tensor([[3.0, 2, 1], [3, 2, 1], [1, 3, 2], [0, 1, 5]])
+    task.scored = Scoring(any_label=True)
+    logits = torch.tensor([[3.0, 2, 1], [3, 2, 1], [1, 3, 2], [0, 1, 5]])
     task.forward = lambda images: logits  # type: ignore[method-assign, assignment]
     sets = torch.tensor([[0, 1, 1], [1, 0, 1], [0, 1, 0], [1, 0, 0]], dtype=torch.uint8)
     batch = Batch(torch.zeros(4, 1, 1, 1, dtype=torch.uint8), sets, torch.arange(4), torch.ones(4) > 0)
     assert task.compute(batch, "test").targets.tolist() == [1, 0, 1, 0]
-    task.others = torch.tensor([True, False, False])  # cat is no class of the set
+    views = [task.compute(batch, "test")._replace(logits=view) for view in (logits, logits.flip(1))]
+    assert task.averaged(views, sets).targets[0] == 2  # in the mean of both views fox is likelier than dog
+    others = torch.tensor([True, False, False])  # cat is no class of the set
+    task.scored = Scoring(others, any_label=True)
     out = task.compute(batch._replace(targets=torch.tensor([[0, 1, 0]] * 4, dtype=torch.uint8)), "test")
     assert out.logits.argmax(1).tolist() == [1, 1, 1, 2]
     own = torch.tensor([[2.0, 1], [2, 1], [3, 2], [1, 5]])

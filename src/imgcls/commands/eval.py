@@ -3,7 +3,7 @@
 import inspect
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,6 +31,7 @@ from imgcls.report.report import print_summary
 from imgcls.spec import DataSpec
 from imgcls.tasks.classification import ImageClassifier
 from imgcls.tasks.network import Tta
+from imgcls.tasks.scoring import Scoring
 from imgcls.tasks.task import Task
 
 log = logging.getLogger(__name__)
@@ -163,7 +164,7 @@ def score_as(task: Task, data: ImageDataModule) -> None:
     """Lets the task score its answers as the data's publication says. Raises UserError: the task gives other
     answers than one class."""
     if isinstance(task, ImageClassifier):
-        task.any_label = data.any_label
+        task.scored = Scoring(any_label=data.any_label)
     elif data.own_classes_only or data.any_label:
         kind = type(task).__name__
         raise UserError(f"the data scores one class for an image; the checkpoint's task is {kind}")
@@ -184,7 +185,8 @@ def to_classes_of(task: Task, data: ImageDataModule) -> None:
         raise UserError(f"the data has the class {unknown[0]!r}, {advice}")
     order = torch.tensor([known.index(name) for name in found])
     if isinstance(task, ImageClassifier) and data.own_classes_only:
-        task.others = torch.ones(len(known), dtype=torch.bool).index_fill(0, order, False)
+        others = torch.ones(len(known), dtype=torch.bool).index_fill(0, order, False)
+        task.scored = replace(task.scored, others=others)
     for dataset in data.sets.values():
         targets = dataset.targets
         if targets.ndim == 1:

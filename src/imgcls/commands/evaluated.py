@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 
 from imgcls.backbones.build import set_input_size
@@ -87,7 +88,7 @@ def set_tta(task: Task, tta: Tta | None, data: ImageDataModule | None = None) ->
         raise UserError(f"tta={tta}: {reason}; expected tta=five or null")
     task.tta = tta
     if tta is not None and data is not None and type(task).averaged is Task.averaged:
-        task.averaged([])  # says that it has no mean
+        task.averaged([], torch.empty(0))  # says that it has no mean
     if tta not in ("five", "ten"):
         return
     images = data.sets["test"] if data is not None else None

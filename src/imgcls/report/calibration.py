@@ -1,12 +1,16 @@
 """Calibration of confidences (Guo et al. 2017): the ranges of its error, and a temperature that lowers it.
 Thresholds of several labels: those with the best F1."""
 
+import logging
 import math
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from imgcls.processes import rank
+
+log = logging.getLogger(__name__)
 BINS = 15
 WITHIN = (0.01, 100.0)  # temperatures
 
@@ -24,19 +28,26 @@ def calibration_error(confidences: Tensor, right: Tensor) -> Tensor:
 
 
 def fit_temperature(logits: Tensor, targets: Tensor) -> float:
-    """Returns the temperature, in four digits, that `logits (N, K)` have the lowest cross-entropy with (Guo
-    et al. 2017, arXiv:1706.04599); 1 where there is none: with every target right the best would be 0."""
+    """Returns the temperature, in four digits, that `logits (N, K)` of validation have the lowest
+    cross-entropy with (Guo et al. 2017, arXiv:1706.04599), and says it; 1 where there is none: with every
+    target right the best would be 0."""
     from scipy.optimize import minimize_scalar  # at the end of a run alone
 
     logits = logits.double()
     if bool((logits.argmax(1) == targets).all()) or not bool(logits.isfinite().all()):
+        if rank() == 0:
+            reason = "validation has no mistakes to fit it on, or numbers that are not finite"
+            log.warning("temperature: left at 1, as %s", reason)
         return 1.0
 
     def loss(log_temperature: float) -> float:  # it has one minimum: the loss is convex in 1 / temperature
         return float(F.cross_entropy(logits * math.exp(-log_temperature), targets))
 
     found = minimize_scalar(loss, bounds=(math.log(WITHIN[0]), math.log(WITHIN[1])), method="bounded")
-    return float(f"{math.exp(found.x):.4g}")
+    temperature = float(f"{math.exp(found.x):.4g}")
+    if rank() == 0:
+        log.info("temperature: %g, fitted on %d validation images", temperature, len(targets))
+    return temperature
 
 
 def best_thresholds(scores: Tensor, targets: Tensor) -> list[float]:

@@ -1,6 +1,5 @@
 """ImageClassifier: the task of naming the class of an image."""
 
-import logging
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -20,12 +19,12 @@ from imgcls.tasks.losses import build_loss
 from imgcls.tasks.measures import Evaluation
 from imgcls.tasks.metrics import Answers, Measures
 from imgcls.tasks.network import data_of
+from imgcls.tasks.scoring import Scoring
 from imgcls.tasks.task import Outputs, Stage, Task
 
 if TYPE_CHECKING:
     from imgcls.report.classification import ClassificationReport
 
-log = logging.getLogger(__name__)
 Weights = Literal["balanced"] | list[Annotated[float, Field(ge=0)]] | None
 
 
@@ -43,25 +42,18 @@ class ImageClassifier(Task):
 
     takes_views = False
     keep_probabilities = False  # whether a test keeps all probabilities, to find label errors with
-    any_label = False  # whether a test has targets (N, K), of which any is right (as `ImageDataModule` says)
-    others: Tensor | None  # (K,) bool: classes whose logits a test leaves out
+    scored = Scoring()  # outputs of evaluation, as the test set's publication has them
 
     def __init__(
         self, *args: Any, class_weights: Weights = None, temperature: bool = False, **common: Any
     ) -> None:
         super().__init__(*args, **common)
         self.fits_on_validation = temperature
-        self.register_buffer("others", None, persistent=False)
 
     def compute(self, batch: Batch, stage: Stage) -> Outputs:
         """Returns cross-entropy and logits; in training the loss of the config, on augmented images."""
         if stage != "train":
-            logits, targets = self(batch.images), batch.targets
-            if self.others is not None:
-                logits = logits.masked_fill(self.others, -torch.inf)
-            if self.any_label:  # the likeliest of them: it is among the k likeliest classes if any is
-                targets = logits.masked_fill(targets == 0, -torch.inf).argmax(1)
-            return Outputs(F.cross_entropy(logits, targets), logits, targets)
+            return self.scored(self(batch.images), batch.targets)
         images, targets = self.augmented(batch.images, batch.targets)
         outputs = self.run(images)
         loss = self.training_loss(outputs, targets)
@@ -69,17 +61,15 @@ class ImageClassifier(Task):
         return Outputs(loss, outputs[0], classes, images)
 
     def check_targets(self, targets: Tensor) -> None:
-        if (targets.ndim != 1 and not self.any_label) or targets.is_floating_point():
+        if (targets.ndim != 1 and not self.scored.any_label) or targets.is_floating_point():
             given = "measures" if targets.is_floating_point() else "several labels for an image"
             raise UserError(
-                f"the data has {given}; expected one class (task=multilabel takes several labels)"
+                f"the data has {given}; expected one class, or task=multilabel for several labels"
             )
 
     def build_loss(self, loss: dict[str, Any]) -> nn.Module:
-        weights, counts = self.hparams["class_weights"], self.hparams["class_counts"]
-        if weights == "balanced":
-            weights = [sum(counts) / (len(counts) * count) for count in counts]
-        return build_loss(loss, weights, self.spec.num_classes, counts)
+        weights = self.hparams["class_weights"]
+        return build_loss(loss, weights, self.spec.num_classes, self.hparams["class_counts"])
 
     # What is measured
 
@@ -111,7 +101,7 @@ class ImageClassifier(Task):
     def on_test_start(self) -> None:
         images = len(data_of(self.trainer).sets["test"])
         against = reason_against(images, self.spec.num_classes)
-        self.keep_probabilities = not (against or self.any_label or self.keep_logits)
+        self.keep_probabilities = not (against or self.scored.any_label or self.keep_logits)
 
     def summary(self, tested: dict[str, Tensor]) -> dict[str, Tensor]:
         if self.temperature == 1 or self.tta is not None:
@@ -137,11 +127,10 @@ class ImageClassifier(Task):
         batch = self.normalise(images.to(self.device))
         return grad_cam(self.network, batch, classes.to(self.device)).cpu()
 
-    def averaged(self, views: Sequence[Outputs]) -> Outputs:
+    def averaged(self, views: Sequence[Outputs], targets: Tensor) -> Outputs:
         """Returns the logs of the mean probabilities as logits."""
-        logs, targets = [outputs.logits.log_softmax(1) for outputs in views], views[0].targets
-        logits = torch.stack(logs).logsumexp(0) - math.log(len(views))
-        return Outputs(F.cross_entropy(logits, targets), logits, targets)
+        logs = torch.stack([outputs.logits.log_softmax(1) for outputs in views])
+        return self.scored(logs.logsumexp(0) - math.log(len(views)), targets)
 
     def answers(self, images: Tensor, top_k: int | None = None) -> Answers:
         probabilities = torch.stack([self(view).softmax(1) for view in self.views_of(images)]).mean(0)
@@ -156,12 +145,6 @@ class ImageClassifier(Task):
 
     def fitted(self, tested: dict[str, Tensor]) -> dict[str, Any]:
         self.temperature = fit_temperature(tested["logits"], tested["targets"])
-        if self.trainer.is_global_zero and self.temperature == 1:
-            reason = "validation has no mistakes to fit it on, or numbers that are not finite"
-            log.warning("temperature: left at 1, as %s", reason)
-        elif self.trainer.is_global_zero:
-            count = len(tested["targets"])
-            log.info("temperature: %g, fitted on %d validation images", self.temperature, count)
         return {"temperature": self.temperature}
 
     def on_fit_start(self) -> None:

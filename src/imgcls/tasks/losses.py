@@ -19,16 +19,21 @@ PosWeight = Literal["balanced"] | list[Annotated[float, Field(gt=0)]] | None
 
 def build_loss(
     config: Mapping[str, Any],
-    weights: Sequence[float] | None,
+    weights: Literal["balanced"] | Sequence[float] | None,
     num_classes: int,
     class_counts: Sequence[int] | None = None,
 ) -> nn.Module:
     """Builds the training loss of conf/loss; one with a parameter `class_counts` gets the number of training
-    images of each class. Raises UserError: weights are not one for each class."""
+    images of each class. "balanced" weights are from these, as scikit-learn's. Raises UserError: weights are
+    not one for each class."""
     named, _ = configs.hints_of(configs.locate(config.get("_target_"), "loss._target_"))
     given: dict[str, Any] = {"class_counts": class_counts} if "class_counts" in named and class_counts else {}
     if weights is None:
         return build(config, "loss", nn.Module, **given)
+    if weights == "balanced":
+        counts = class_counts or []
+        weights = [sum(counts) / (len(counts) * count) for count in counts]
+    assert not isinstance(weights, str)
     if len(weights) != num_classes or min(weights) < 0 or not any(weights):
         expected = f"expected {num_classes} numbers of 0 or more, not all 0"
         raise UserError(f"task.class_weights={weights}: {expected}")

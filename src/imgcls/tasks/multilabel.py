@@ -95,9 +95,9 @@ class MultiLabelClassifier(Task):
 
         return MultiLabelReport.of(metrics, self.tested, images, self.spec, self.thresholds.tolist())
 
-    def averaged(self, views: Sequence[Outputs]) -> Outputs:
+    def averaged(self, views: Sequence[Outputs], targets: Tensor) -> Outputs:
         """Returns the logits of the mean probabilities."""
-        logits, targets = torch.stack([outputs.logits for outputs in views]), views[0].targets
+        logits = torch.stack([outputs.logits for outputs in views])
         logits = F.logsigmoid(logits).logsumexp(0) - F.logsigmoid(-logits).logsumexp(0)
         return Outputs(F.binary_cross_entropy_with_logits(logits, targets.float()), logits, targets)
 

@@ -153,8 +153,8 @@ class Task(NetworkModule):
 
         return Report(metrics, table_of(self.tested, images))
 
-    def averaged(self, views: Sequence[Outputs]) -> Outputs:
-        """Returns the outputs of images whose views, with test-time augmentation, have these."""
+    def averaged(self, views: Sequence[Outputs], targets: Tensor) -> Outputs:
+        """Returns the outputs of images with these targets whose views, by `tta`, have these outputs."""
         raise UserError(f"tta={self.tta}: {type(self).__name__} does not say how views are averaged")
 
     def answers(self, images: Tensor, top_k: int | None = None) -> Answers:
@@ -191,7 +191,7 @@ class Task(NetworkModule):
         empty = not whole and not batch.valid.any()
         kept = batch if whole or empty else Batch(*(part[batch.valid] for part in batch))
         views = [self.compute(kept._replace(images=view), stage) for view in self.views_of(kept.images)]
-        outputs = views[0] if len(views) == 1 else self.averaged(views)
+        outputs = views[0] if len(views) == 1 else self.averaged(views, kept.targets)
         return outputs.of_no_sample() if empty else outputs
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
