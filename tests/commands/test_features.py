@@ -66,13 +66,13 @@ def test_a_report_of_neighbours_and_a_file_of_features(checkpoint: str, here: Ca
     head, near = (json.loads(Path(run, "metrics.json").read_text()) for run in ("head", "near"))
     assert near.keys() == head.keys() | {"test/mcc"} and head["test/top1"] < 0.3
     top1 = scikit_learns(found, 5).score(found["test_features"], found["test_targets"])
-    assert near["test/top1"] == pytest.approx(top1, abs=0.003) and top1 > 0.8
+    assert near["test/top1"] == pytest.approx(top1, abs=0.003) and top1 > 0.6
     assert {"index.html", "confusion_matrix.csv", "mistakes.png"} <= {p.name for p in Path("near").iterdir()}
     snippets = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "fine_tuning.md").read_text(), re.DOTALL)
     (probe,) = (text for text in snippets if "LogisticRegression" in text)
     names: dict[str, Arrays] = {}
-    exec(probe.replace("max_iter=1000", "max_iter=30"), names)
-    assert names["best"].score(names["test"], found["test_targets"]) > 0.85  # type: ignore[attr-defined]
+    exec(probe.replace("logspace(-6, 2, 20)", "logspace(-4, 0, 3)"), names)
+    assert names["best"].score(names["test"], found["test_targets"]) > 0.5  # type: ignore[attr-defined]
 
 
 def test_a_task_without_classes_of_its_own() -> None:

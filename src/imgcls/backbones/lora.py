@@ -19,32 +19,41 @@ MARK = "lora_"  # in the names of adapters within a network
 
 
 def add_adapters(network: nn.Module, lora: LoRA, shape: tuple[int, int, int]) -> None:
-    """Adds adapters, which change nothing at first, to the layers of a network for images of a shape (C, H,
-    W). By default these are all linear layers, or all convolutions where it has more of them, but no head.
-    Raises UserError: `target_modules` fits no layer, or one that can't have an adapter."""
-    able = layers_for_adapters(network, shape)
-    if lora.target_modules is None:
-        kind = Counter(name in LINEAR for name in able.values()).most_common(1)
-        chosen = [name for name, made in able.items() if (made in LINEAR) == kind[0][0]] if kind else []
-    else:
-        chosen = [name for target in lora.target_modules for name in matching(network, target, able)]
-    if not chosen:
-        why = "the network has no plain Linear or Conv2d below its head"
-        raise UserError(f"finetune=lora: {why}; choose another finetune=…")
+    """Adds adapters, which change nothing at first, to layers of a network for images of a shape (C, H, W).
+    Raises UserError: as `chosen_layers`."""
+    chosen = chosen_layers(network, lora, layers_for_adapters(network, shape))
     from peft import LoraConfig, inject_adapter_in_model  # takes seconds
 
     options = lora.model_dump(exclude={"target_modules"})
-    pattern = "|".join(re.escape(name) for name in dict.fromkeys(chosen))  # of which peft takes whole names
+    pattern = "|".join(map(re.escape, chosen))  # of which peft takes whole names
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of language models, which this is not
         inject_adapter_in_model(LoraConfig(target_modules=pattern, **options), network)
     network.requires_grad_()  # what learns, the Finetune callback says
     if rank() == 0:
         size = sum(p.numel() for name, p in network.named_parameters() if MARK in name)
-        first, last, count = chosen[0], chosen[-1], len(set(chosen))
-        log.info("lora: %s parameters in %d layers, %s to %s", f"{size:,}", count, first, last)
-        if any(isinstance(module, nn.MultiheadAttention) for module in network.modules()):
-            log.warning("lora: torch's own attention gets no adapters, the layers around it do; timm's would")
+        log.info(f"lora: {size:,} parameters in {len(chosen)} layers, {chosen[0]} to {chosen[-1]}")
+
+
+def chosen_layers(network: nn.Module, lora: LoRA, able: dict[str, str]) -> list[str]:
+    """Returns the layers that get adapters: those of `target_modules`, else all linear layers, or all
+    convolutions where there are more of them; a line says which linear layers can have none. Raises
+    UserError: there is no such layer, or one can't have an adapter."""
+    if lora.target_modules is not None:
+        return list(
+            dict.fromkeys(n for target in lora.target_modules for n in matching(network, target, able))
+        )
+    if not able:
+        why = "the network has no plain Linear or Conv2d below its head"
+        raise UserError(f"finetune=lora: {why}; choose another finetune=…")
+    linear = {name for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+    left = sorted(name for name in linear - able.keys() if not within(name, head_names(network)))
+    if left and rank() == 0:
+        advice = "attention of timm's networks would get them"
+        text = "lora: no adapters beside %d linear layers, whose weights the network reads itself: %s, …; %s"
+        log.warning(text, len(left), left[0], advice)
+    by_kind = Counter(kind in LINEAR for kind in able.values())
+    return [name for name, kind in able.items() if (kind in LINEAR) == (2 * by_kind[True] >= len(able))]
 
 
 def layers_for_adapters(network: nn.Module, shape: tuple[int, int, int]) -> dict[str, str]:
