@@ -263,7 +263,7 @@ def test_explain(override: str, message: str) -> None:
         ("logger.mlflow.run_name=x", "logger.mlflow: it is not chosen; write logger=[csv,wandb,mlflow]"),
         (
             "callbacks.finetune.body_lr=1",
-            "callbacks.finetune: it is not chosen; write finetune=…; choose one of: gradual, layer_decay",
+            "callbacks.finetune: it is not chosen; write finetune=…; choose one of: bitfit, gradual",
         ),
         (
             "callbacks.mine._target_=x.Y",
