@@ -91,6 +91,9 @@ def test_a_task_without_classes_of_its_own() -> None:
     images = data.sets["test"].__getitems__(range(20))
     with torch.inference_mode():
         assert torch.equal(found(images.images).argmax(1), images.targets)  # each is its own neighbour
+    data.sets["test"].targets = torch.zeros(143)
+    with pytest.raises(imgcls.UserError, match="knn=1: neighbours vote for one class, the data has measures"):
+        neighbours(task, data, trainer, 1)
 
 
 def test_published_weights_of_other_classes(here: Callable[..., None], folder: Path) -> None:

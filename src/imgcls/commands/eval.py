@@ -77,10 +77,10 @@ def main(config: EvalConfig, run_dir: Path) -> float:
         return 0.0
     data = of_split(config.split)
     if config.knn:
+        name = f"{name}, {config.knn} neighbours"
         task = neighbours(task, of_split("train"), trainer, config.knn)
         score_as(task, data)
         task.check_targets(data.sets["test"].targets)
-        name = f"{name}, {config.knn} neighbours"
     set_tta(task, config.tta, data)
     more = task.measures(task.spec).of_split(config.metrics)
     task.test_metrics.added.update(dict(more.added.items()))

@@ -1,5 +1,6 @@
 """Features: what goes into a network's head, for nearest neighbours and for probes."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,11 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imgcls.commands.outputs import appearing
+from imgcls.config.paths import shown
 from imgcls.data.module import ImageDataModule
+from imgcls.errors import UserError
 from imgcls.tasks.classification import ImageClassifier
 from imgcls.tasks.network import Features
 from imgcls.tasks.task import Task
 
+log = logging.getLogger(__name__)
 Found = tuple[Tensor, Tensor, list[str]]  # features (N, D) float32, targets, names of the images
 TEMPERATURE = 0.07  # of the votes, as Caron et al. have it
 CHUNK = 65536  # images of the memory that a batch is compared with at a time
@@ -84,7 +88,12 @@ class NearestNeighbours(nn.Module):
 
 
 def neighbours(task: Task, data: ImageDataModule, trainer: Trainer, k: int) -> ImageClassifier:
-    """Returns the classifier by nearest neighbours among the images of a test split."""
+    """Returns the classifier by nearest neighbours among the images of a test split. Raises UserError: they
+    have no classes."""
+    targets = data.sets["test"].targets
+    if targets.ndim != 1 or targets.is_floating_point():
+        what = "several labels for an image" if targets.ndim == 2 else "measures"
+        raise UserError(f"knn={k}: neighbours vote for one class, the data has {what}")
     features, classes, _ = features_of(task, data, trainer)
     given = (task.network, task.head_name, k, features, classes, task.spec.num_classes)
     facts = {"channels_last": task.hparams["channels_last"]}
@@ -102,3 +111,5 @@ def write_features(path: Path, found: dict[str, Found], class_names: Sequence[st
         arrays[f"{split}_names"] = np.array(names)
     with appearing(path) as folder:
         np.savez(folder / path.name, **arrays)
+    count = sum(len(targets) for _, targets, _ in found.values())
+    log.info("features: %d images, %d numbers each, in %s", count, features.shape[1], shown(path))
