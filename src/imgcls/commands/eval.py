@@ -59,6 +59,7 @@ def main(config: EvalConfig, run_dir: Path) -> float:
     """Tests a checkpoint and writes a report; returns the first of its metrics. Or writes its features."""
     check_request(config)
     task, trained, name = load_chosen(config, head=not (config.knn or config.features))
+    more = (ImageClassifier if config.knn else task).measures(task.spec).of_split(config.metrics)
     prepare(trained["seed"])
     overrides = HydraConfig.get().overrides.task
     node = data_config(trained, config.data or {}, task.spec, config.trust, overrides)
@@ -82,7 +83,6 @@ def main(config: EvalConfig, run_dir: Path) -> float:
         score_as(task, data)
         task.check_targets(data.sets["test"].targets)
     set_tta(task, config.tta, data)
-    more = task.measures(task.spec).of_split(config.metrics)
     task.test_metrics.added.update(dict(more.added.items()))
     how: dict[str, Any] = {"tta": config.tta} if config.tta else {}
     how |= {"image_size": task.spec.image_size} if asked("data.image_size") else {}
