@@ -21,7 +21,7 @@ METHODS = {
     "probe": "finetune=linear_probe augment=none trainer.max_epochs=30",
     "lora": "finetune=lora trainer.max_epochs=5",
     "staged": "finetune=staged trainer.max_epochs=5",
-    "scratch": "trainer.max_epochs=10",  # without the weights
+    "scratch": "trainer.max_epochs=5",  # without the weights
 }
 PLACE = re.compile(r"(?<=<!-- fine_tuning_table -->\n).*?(?=\n<!-- end -->)", re.DOTALL)
 
