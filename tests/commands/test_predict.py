@@ -335,7 +335,7 @@ def test_nothing_is_left_of_an_interrupted_run(
 def test_configs_compose() -> None:
     for root, kind in (("predict", predict.PredictConfig), ("export", export.ExportConfig)):
         config = composed("checkpoint=x", "out=x", *(["source=x"] if root == "predict" else []), root=root)
-        assert {field.name for field in fields(kind)} - {"data"} == set(config)  # of a backbone alone
+        assert {field.name for field in fields(kind)} == set(config)
         configs.typed(config, kind, "")
 
 
