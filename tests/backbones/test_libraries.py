@@ -47,8 +47,22 @@ def check(network: nn.Module, channels: int, size: int) -> None:
     assert [out.shape for out in outputs] == [(2, 7)] * len(outputs)
 
 
+def smallest_first() -> list[Any]:
+    """Torchvision's networks; all but the smallest of a family, which are made alike, are slow tests."""
+
+    def size(name: str) -> int:
+        return int(models.get_model_weights(name).DEFAULT.meta["num_params"])  # type: ignore[attr-defined]
+
+    found, families = list[Any](), set[str]()
+    for name in sorted(models.list_models(module=models), key=size):
+        family = models.get_model_builder(name).__module__
+        found.append(pytest.param(name, marks=pytest.mark.slow) if family in families else name)
+        families.add(family)
+    return found
+
+
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("name", models.list_models(module=models))
+@pytest.mark.parametrize("name", smallest_first())
 def test_torchvision(name: str, channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     size = 299 if name == "inception_v3" else 224
     if name.startswith("regnet"):  # reads values when it is made; the memory that nothing fills stays unused
@@ -61,7 +75,7 @@ def test_torchvision(name: str, channels: int, monkeypatch: pytest.MonkeyPatch) 
     check(network, channels, size)
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, pytest.param(3, marks=pytest.mark.slow)])  # timm adapts them
 @pytest.mark.parametrize("name", FAMILIES)
 def test_timm(name: str, channels: int) -> None:
     known = timm.get_pretrained_cfg(name)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn, strided
 
 from imgcls.backbones.layers import head_names
@@ -217,6 +216,8 @@ def positioned(network: Any, state: dict[str, Tensor], image_size: object) -> di
     if old == tuple(grid) or math.prod(old) != given.shape[1] - others:
         return state
     log.info("weights: positions of %d×%d patches interpolated to %d×%d", *old, *grid)
+    from timm.layers import resample_abs_pos_embed  # timm takes a second to import
+
     resampled = resample_abs_pos_embed(given, list(grid), list(old), num_prefix_tokens=others)
     return {**state, "pos_embed": resampled}
 
