@@ -25,7 +25,8 @@ DELETED = (
     "src/imgcls/backbones/wide_resnet.py", "conf/backbone/wide_resnet28_10.yaml",
     "src/imgcls/backbones/resnet.py", "conf/backbone/resnet18.yaml", "conf/backbone/resnet34.yaml",
     "conf/backbone/resnet50.yaml",
-    "tests/data/test_imagenet.py", "tests/data/test_imagenet_layouts.py", "tests/data/test_imagenet_variants.py",
+    "tests/data/test_imagenet.py", "tests/data/test_imagenet_layouts.py",
+    "tests/data/test_imagenet_variants.py",
     "tests/data/test_streaming.py", "tests/engine/test_resume_stream.py", "tests/tools/test_refused.py",
     # A pack is what the tests of packed sets read.
     "tests/tools/test_pack.py", "tests/support/packs.py", "tests/data/test_packed.py",

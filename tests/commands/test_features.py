@@ -87,6 +87,8 @@ def test_a_task_without_classes_of_its_own() -> None:
     data.setup_test("val")
     task = Projection(asdict(data.spec), CNN).eval()
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(imgcls.UserError, match="knn=144: train has 143 images; expected at most"):
+        neighbours(task, data, trainer, 144)
     found = neighbours(task, data, trainer, 1)
     images = data.sets["test"].__getitems__(range(20))
     with torch.inference_mode():

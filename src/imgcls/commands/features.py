@@ -89,11 +89,13 @@ class NearestNeighbours(nn.Module):
 
 def neighbours(task: Task, data: ImageDataModule, trainer: Trainer, k: int) -> ImageClassifier:
     """Returns the classifier by nearest neighbours among the images of a test split. Raises UserError: they
-    have no classes."""
+    have no classes, or are fewer than `k`."""
     targets = data.sets["test"].targets
     if targets.ndim != 1 or targets.is_floating_point():
         what = "several labels for an image" if targets.ndim == 2 else "measures"
         raise UserError(f"knn={k}: neighbours vote for one class, the data has {what}")
+    if k > len(targets):
+        raise UserError(f"knn={k}: train has {len(targets):,} images; expected at most so many neighbours")
     features, classes, _ = features_of(task, data, trainer)
     given = (task.network, task.head_name, k, features, classes, task.spec.num_classes)
     facts = {"channels_last": task.hparams["channels_last"]}

@@ -24,7 +24,7 @@ from imgcls.augment.image import ImageTransform, worker_transform
 from imgcls.augment.settings import Augment
 from imgcls.data.batch import Batch, EpochSampler, ImageDataset, keep_batch
 from imgcls.data.loading.cuts import fold_of, share_of
-from imgcls.data.loading.sampling import Sampling, ShareSampler
+from imgcls.data.loading.sampling import Sampling, ShareSampler, check_sampling
 from imgcls.data.loading.splits import SPLITS, Cut, check_targets, class_counts, name_absent
 from imgcls.errors import UserError
 from imgcls.spec import DataSpec, ImageSize, Part
@@ -116,9 +116,9 @@ class ImageDataModule(LightningDataModule):
         mirror: bool | None = None,
     ) -> None:
         super().__init__()
-        facts: dict[str, Any] = {"image_size": image_size, "channels": channels, "mean": mean, "std": std}
-        facts |= {"crop_ratio": crop_ratio, "interpolation": interpolation, "fit": fit, "mirror": mirror}
-        facts |= {"train_size": train_size}
+        facts: dict[str, Any] = {"image_size": image_size, "train_size": train_size, "channels": channels}
+        facts |= {"mean": mean, "std": std, "crop_ratio": crop_ratio, "interpolation": interpolation}
+        facts |= {"fit": fit, "mirror": mirror}
         self.facts = {name: fact for name, fact in facts.items() if fact is not None}
         if (folds, fold) != (None, None) and (folds is None or fold is None or fold >= folds):
             expected = "expected 2 folds or more, and a fold from 0 to folds - 1"
@@ -127,9 +127,8 @@ class ImageDataModule(LightningDataModule):
             raise UserError(f"data.sampling={sampling} data.repeats={repeats}: expected one of them")
         self.batch_size, self.num_workers = batch_size, num_workers
         self.fraction, self.val_fraction, self.test_fraction = fraction, val_fraction, test_fraction
-        self.folds, self.fold = folds, fold
-        self.shuffle, self.repeats, self.seed, self.augment = shuffle, repeats, seed, augment or Augment()
-        self.sampling = sampling
+        self.folds, self.fold, self.seed, self.augment = folds, fold, seed, augment or Augment()
+        self.shuffle, self.repeats, self.sampling = shuffle, repeats, sampling
         self.sets: dict[str, ImageDataset] = {}
 
     @abstractmethod
@@ -168,9 +167,7 @@ class ImageDataModule(LightningDataModule):
             check_targets(sets[split].targets, self.spec.class_names, split)
             name_absent(sets[split].targets, self.spec.class_names, split)
             sets[split].seed = self.seed
-        if self.sampling != "uniform" and (train.targets.ndim > 1 or train.targets.is_floating_point()):
-            given = "measures" if train.targets.is_floating_point() else "several labels for an image"
-            raise UserError(f"data.sampling={self.sampling}: the data has {given}; expected one class")
+        check_sampling(self.sampling, train.targets)
         self.sets = sets
 
     def setup_test(self, split: str) -> None:
@@ -198,8 +195,7 @@ class ImageDataModule(LightningDataModule):
 
     def class_counts(self) -> list[int]:
         """Returns how many training images each class or label has; none where targets are measures."""
-        counts: list[int] = class_counts(self.sets["train"].targets, self.spec.num_classes).tolist()
-        return counts
+        return [int(count) for count in class_counts(self.sets["train"].targets, self.spec.num_classes)]
 
     def fingerprint(self) -> dict[str, Any]:
         """Returns a hash of each split: of its targets and images; of files the names, some sizes."""
@@ -221,10 +217,10 @@ class ImageDataModule(LightningDataModule):
 
     def train_sampler(self) -> EpochSampler:
         """Returns the order of the training samples."""
-        targets = self.sets["train"].targets
+        train = self.sets["train"]
         if self.sampling != "uniform":
-            return ShareSampler(targets, self.seed, self.shuffle, self.sampling)
-        return EpochSampler(len(targets), self.seed, self.shuffle, training=True, repeats=self.repeats)
+            return ShareSampler(train.targets, self.seed, self.shuffle, self.sampling)
+        return EpochSampler(len(train), self.seed, self.shuffle, training=True, repeats=self.repeats)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self.evaluation_loader("val")

@@ -9,11 +9,19 @@ from torch import Tensor
 
 from imgcls.data.batch import EpochSampler
 from imgcls.data.loading.splits import class_counts
+from imgcls.errors import UserError
 from imgcls.seeding import key_seed
 
 Sampling = Literal["uniform", "balanced", "sqrt"]
 POWERS = {"uniform": 1.0, "balanced": 0.0, "sqrt": 0.5}
 SHOWN = 10  # classes in the log
+
+
+def check_sampling(sampling: Sampling, targets: Tensor) -> None:
+    """Raises UserError where images have no classes, or several, of which a share could be chosen."""
+    if sampling != "uniform" and (targets.ndim > 1 or targets.is_floating_point()):
+        given = "measures" if targets.is_floating_point() else "several labels for an image"
+        raise UserError(f"data.sampling={sampling}: the data has {given}; expected one class")
 
 
 def shares(counts: Tensor, sampling: Sampling) -> Tensor:
