@@ -1,6 +1,7 @@
 """Sizes: squares and rectangles, from configs, checkpoints and manifests."""
 
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -65,3 +66,11 @@ def test_wrong_sizes_on_the_command_line(said: Callable[..., str], key: str) -> 
     assert said("train", f"data.{key}=[8]").endswith(
         f"data.{key}=[8]: expected 1 pixel or more, or [height,width]"
     )
+
+
+def test_many_classes_take_no_time() -> None:
+    """A checkpoint may name as many as it likes; ImageNet-21k has 21,841."""
+    start = time.perf_counter()
+    with pytest.raises(UserError, match="two classes called '7'"):
+        DataSpec(**FACTS | {"class_names": [*map(str, range(20_000)), "7"]}, image_size=8)
+    assert time.perf_counter() - start < 0.5

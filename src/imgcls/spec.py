@@ -1,6 +1,7 @@
 """DataSpec: the facts of a data set that the rest of the template depends on."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Self
@@ -59,7 +60,9 @@ class DataSpec:
     crop_ratio: float = 1.0
     fit: Literal["crop", "squash", "pad"] = "crop"
     mirror: bool = True  # a mirrored picture is still of its class
-    bits: int | None = None  # of files of more than 8 bits, those that are used (see `decode`)
+    bits: Annotated[int, Field(ge=1, le=32)] | None = (
+        None  # of files of more than 8 bits, those that are used (see `decode`)
+    )
     # In training, where it is another (FixRes, Touvron et al. 2019, arXiv:1906.06423).
     train_size: ImageSize | None = None
 
@@ -73,7 +76,7 @@ class DataSpec:
         object.__setattr__(self, "train_size", None if train_size == size else train_size)
         if len(self.class_names) == 1:
             raise UserError("the data has 1 class; expected two or more, or none where targets are measures")
-        if repeated := [name for name in self.class_names if self.class_names.count(name) > 1]:
+        if repeated := [name for name, count in Counter(self.class_names).items() if count > 1]:
             raise UserError(f"the data has two classes called {repeated[0]!r}; expected different names")
         largest = max(*sides(size), *sides(train_size))
         if not 0 < self.crop_ratio <= 1 or largest / self.crop_ratio >= LARGEST + 1 or min(self.std) <= 0:

@@ -13,6 +13,7 @@ from support.pictures import write_picture
 from torch import Tensor
 
 import imgcls
+from imgcls.commands.evaluated import set_tta
 from imgcls.runs.checkpoints import load_content
 from imgcls.spec import DataSpec
 from imgcls.tasks.classification import ImageClassifier
@@ -263,6 +264,12 @@ def test_views_that_make_no_sense(
     write_checkpoint(Path("net.ckpt"), spec, *data)
     assert expected in said("eval", "checkpoint=net.ckpt", f"tta={tta}")
     assert expected in said("predict", "checkpoint=net.ckpt", f"source={pictures}", f"tta={tta}")
+
+
+def test_crops_that_may_be_the_same_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    task = small(None)  # its crop_ratio is 1
+    set_tta(task, "five")
+    assert "tta=five: with data.crop_ratio=1 all crops of a square image are the same" in caplog.text
 
 
 def test_a_set_in_memory_has_no_corners(said: Callable[..., str]) -> None:

@@ -342,6 +342,8 @@ def test_a_config_that_is_none(config: dict[str, Any], expected: str, said: Said
         ({"image_size": 10**7}, "expected"),
         ({"crop_ratio": 1e-7}, "expected"),
         ({"channels": 0}, "spec.channels=0"),
+        ({"bits": 10**9}, "spec.bits=1000000000"),
+        ({"bits": 0}, "spec.bits=0"),
         ({"std": [float("nan")]}, "spec.std=nan"),
         ({"mean": [float("inf")]}, "spec.mean=inf"),
     ],

@@ -187,3 +187,11 @@ def test_inspect_of_images_in_one_folder(sets: Path, here: Callable[..., None]) 
     found = json.loads(Path("seen/inspect.json").read_text())
     assert found["splits"] == {"train": 60, "test": 30} and found["training_refuses"] is None
     assert found["classes"][WNIDS[0]] == {"train": 2, "test": 1}
+
+
+def test_labels_as_a_spreadsheet_writes_them(tmp_path: Path) -> None:
+    """With a mark at the start, quotes, and carriage returns."""
+    rows = ['"ImageId","PredictionString"', *(f'"{Path(n).stem}","{w} 1 2 3 4"' for n, w in IMAGES.items())]
+    (tmp_path / "labels.csv").write_bytes(("\ufeff" + "\r\n".join(rows)).encode())
+    found = labels.labels_of(list(IMAGES), tmp_path / "labels.csv")
+    assert found == list(IMAGES.values())

@@ -1,6 +1,7 @@
 """ImageNet's variants, each by a made set of pictures: the layouts, and how they are scored."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -14,10 +15,12 @@ from support.checkpoints import write_checkpoint
 from support.pictures import write_picture
 from torch.nn import functional as F
 
+from imgcls.commands.eval import data_config
 from imgcls.data import imagenet_labels as labels
 from imgcls.data.batch import Batch
 from imgcls.data.loading.decode import decode
 from imgcls.data.loading.preparation import evaluation_transform
+from imgcls.errors import UserError
 from imgcls.report.classification import ClassificationReport
 from imgcls.spec import DataSpec
 from imgcls.tasks.classification import ImageClassifier
@@ -110,7 +113,11 @@ def test_a_and_r_are_scored_among_their_own_classes(
     wanted = expected(own, [CHOSEN.index(k) for k in classes])
     assert wanted["test/top1"] == 0.5 and expected(made.logits, classes)["test/top1"] < 0.2  # it matters
     check(found, wanted)
-    assert f"has 30 of the 200 classes of data.variant={variant}" in "".join(capsys.readouterr())
+    said = "".join(capsys.readouterr())
+    assert f"has 30 of the 200 classes of data.variant={variant}" in said
+    scores = pd.read_csv("tested/per_class.csv").set_index("class")
+    weakest = re.search(r"weakest classes\W+(.*?) \(f1", said)
+    assert weakest and scores["support"][weakest[1]] > 0  # none that the set lacks
     confidences = pd.read_csv("tested/predictions.csv").sort_values("name")["confidence"]
     order = np.argsort([f"root/{IDS[classes[i]]}/{i}.JPEG" for i in range(PICTURES)])
     assert np.allclose(confidences, own[order].softmax(1).amax(1), atol=1e-4)
@@ -155,6 +162,21 @@ def test_real_takes_any_label(flat: bool, made: Made, evaluate: Eval) -> None:
     found = evaluate("data.variant=real", "data.root=root")
     assert found["test/top1"] == pytest.approx(12 / 24) and found["test/top5"] == pytest.approx(18 / 24)
     assert len(pd.read_csv("tested/predictions.csv")) == 24
+
+
+def test_labels_of_the_training_are_not_those_of_a_variant(made: Made) -> None:
+    """A file of labels that the training had is no real.json, and its list of exclusions is of train."""
+    trained = {"cwd": "/", "data": {"_target_": "imgcls.data.imagenet.ImageNet", "root": "r"}}
+    trained["data"] |= {"labels": "val.txt", "exclude": "bad.txt"}  # type: ignore[operator]
+    found = data_config(trained, {"variant": "real"}, made.task.spec)
+    assert not {"labels", "exclude"} & found.keys() and found["root"] == "/r"
+    assert data_config(trained, {}, made.task.spec)["labels"] == "/val.txt"
+
+
+def test_a_file_nested_too_deep_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "real.json").write_text("[" * 200_000)
+    with pytest.raises(UserError, match=r"expected real\.json of ReaL"):
+        labels.real_labels_of(["a"], tmp_path / "real.json")
 
 
 def test_the_real_labels_that_ship() -> None:

@@ -11,10 +11,12 @@ import pytest
 import torch
 from support.pages import elements
 
+from imgcls.data.memory import MemoryImages
 from imgcls.data.module import ImageDataModule
 from imgcls.report import classification as reports
 from imgcls.report import label_errors
 from imgcls.report.label_errors import INSTALL, MOST, find_label_errors, reason_against
+from imgcls.spec import DataSpec
 from imgcls.tasks import classification as tasks
 
 needs_cleanlab = pytest.mark.skipif(
@@ -96,3 +98,19 @@ def test_when_they_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(label_errors.importlib.util, "find_spec", lambda name: object())
     assert reason_against(MOST // 1000, 1000) == ""
     assert reason_against(MOST // 1000 + 1, 1000).startswith("not looked for: 100,001 × 1,000 probabilities")
+
+
+def test_a_search_that_fails_is_said_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test had kept what the search needs: cleanlab takes no set of one class, for example."""
+
+    def failing(*_: object) -> None:
+        raise ValueError("Labels must contain at least 2 classes")
+
+    monkeypatch.setattr(reports, "find_label_errors", failing)
+    kept = {"indices": [0], "targets": [1], "predictions": [0], "confidences": [0.7]}
+    tested = {name: torch.tensor(value) for name, value in kept.items()}
+    tested["probabilities"] = torch.tensor([[0.7, 0.3]])
+    images = MemoryImages(torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.tensor([1]))
+    spec = DataSpec(("a", "b"), 1, 8, [0.5], [0.5])
+    report = reports.ClassificationReport.of({}, tested, images, spec, lambda *_: torch.empty(0))
+    assert report.label_errors.note == "not found: the log says why"

@@ -136,8 +136,8 @@ def data_config(
         unused = ("cache", "storage_options")  # they would write files or use the network
         config = {key: value for key, value in trained["data"].items() if key not in unused}
         config |= ({"download": False} if "download" in inspect.signature(kind).parameters else {}) | own
-    for key in {"exclude", "labels"} - own.keys() if {"root", "file"} & own.keys() else ():
-        config.pop(key, None)  # of files of the root that the network was trained on
+    for key in {"exclude", "labels"} - own.keys() if {"root", "file", "variant"} & own.keys() else ():
+        config.pop(key, None)  # of files of the set that the network was trained on
     local = "name" in config and (Path(trained["cwd"]) / Path(str(config["name"])).expanduser()).exists()
     # Relative to where the training was started
     for key in ("root", "file", "exclude", "labels", *(["name"] if local else [])):
@@ -180,10 +180,11 @@ def to_classes_of(task: Task, data: ImageDataModule) -> None:
         raise UserError(f"{what}; set data.channels={channels}")
     if known == found:
         return
-    if unknown := [name for name in found if name not in known]:
+    places = {name: place for place, name in enumerate(known)}
+    if unknown := [name for name in found if name not in places]:
         advice = f"which the checkpoint does not know; {nearest(unknown[0], known)}"
         raise UserError(f"the data has the class {unknown[0]!r}, {advice}")
-    order = torch.tensor([known.index(name) for name in found])
+    order = torch.tensor([places[name] for name in found])
     if isinstance(task, ImageClassifier) and data.own_classes_only:
         others = torch.ones(len(known), dtype=torch.bool).index_fill(0, order, False)
         task.scored = replace(task.scored, others=others)

@@ -1,5 +1,6 @@
 """The task that eval, predict and export work with: of a checkpoint, or a backbone with published weights."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +25,8 @@ from imgcls.spec import ImageSize
 from imgcls.tasks.network import Tta
 from imgcls.tasks.published import learnt, published
 from imgcls.tasks.task import Task, load_checkpoint
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +98,9 @@ def set_tta(task: Task, tta: Tta | None, data: ImageDataModule | None = None) ->
     if images is not None and not isinstance(images, FolderImages):
         reason = "images of this data have nothing around the centre to crop"
         raise UserError(f"tta={tta}: {reason}; expected tta=flip or null")
-    spec = task.spec
+    spec = task.spec if images is None else images.spec  # a set may say that its images are seen whole
+    if spec.fit == "crop" and spec.resize == spec.size:
+        log.warning("tta=%s: with data.crop_ratio=1 all crops of a square image are the same", tta)
     if spec.fit != "crop" and spec.resize == spec.size:
         given = f"data.fit={spec.fit} with data.crop_ratio={spec.crop_ratio:g}"
         raise UserError(f"tta={tta}: {given} leaves nothing around the centre; expected tta=flip or null")

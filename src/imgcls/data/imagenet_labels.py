@@ -81,7 +81,7 @@ def real_labels_of(names: Sequence[str], file: Path | None) -> list[list[int]]:
             labels = numbered(json.loads(file.read_text()))
             if not all(type(c) is int and 0 <= c < 1000 for classes in labels.values() for c in classes):
                 raise ValueError
-        except (OSError, ValueError, TypeError) as error:
+        except (OSError, ValueError, TypeError, RecursionError) as error:
             expected = "expected real.json of ReaL: a list with a list of classes, 0 to 999, for each image"
             raise UserError(f"{file} can't be read; {expected}") from error
     return look_up(names, labels, file)
@@ -100,7 +100,8 @@ def read_labels(file: Path) -> dict[str, str]:
     alone. A class is a WordNet id or its place from 0 to 999 among these, sorted. UserError: it is none.
     """
     try:
-        lines = [line.replace(",", " ").split() for line in file.read_text().splitlines()]
+        read = file.read_text(encoding="utf-8-sig")  # Excel writes a mark at the start
+        lines = [re.sub('[,"]', " ", line).split() for line in read.splitlines()]
     except (OSError, ValueError) as error:
         raise UserError(f"{file} can't be read ({' '.join(str(error).split())})") from error
     rows = [line for line in lines if line and line[0] != "ImageId"]

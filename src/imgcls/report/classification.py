@@ -62,6 +62,7 @@ class ClassificationReport(Report):
         why = reason_against(len(target), classes) or "not looked for: the test kept no probabilities"
         errors = LabelErrors(pd.DataFrame(), why)
         if "probabilities" in tested:
+            errors.note = "not found: the log says why"
             with optional("list of label errors"):
                 errors = find_label_errors(predictions, target, tested["probabilities"].float().numpy())
         return cls(metrics, predictions, per_class, confusion, pairs, unscaled, images, evidence, errors)
@@ -73,6 +74,11 @@ class ClassificationReport(Report):
     def names(self) -> list[str]:
         """Returns the names of the classes."""
         return self.per_class["class"].tolist()
+
+    def weakest(self) -> pd.DataFrame:
+        """Returns the classes that the means count, those that an image has or was taken for, by their F1."""
+        counted = self.confusion.sum(0) + self.confusion.sum(1) > 0
+        return self.per_class[counted].sort_values("f1", kind="stable")
 
     def write(self, folder: Path) -> None:
         """Writes per_class.csv, confusion_matrix.csv, confused_pairs.csv and label_errors.csv, too."""
@@ -87,7 +93,7 @@ class ClassificationReport(Report):
 
     def in_words(self) -> dict[str, str]:
         """Returns the weakest classes, the most confused pairs, and what the temperature changed."""
-        metrics, weakest = self.short_metrics(), self.per_class.sort_values("f1").head(3)
+        metrics, weakest = self.short_metrics(), self.weakest().head(3)
         classes = [f"{row['class']} (f1 {row['f1']:.3f})" for row in weakest.to_dict("records")]
         form = "{true} taken for {predicted} ({count}, {share:.1%})"
         pairs = [form.format_map(pair) for pair in self.pairs.head(3).to_dict("records")]
@@ -163,7 +169,7 @@ class ClassificationReport(Report):
             wrong=int((~self.right()).sum()),
             metrics=table(metrics),
             pairs=table(pairs, words=2),
-            weakest=table(self.per_class.sort_values("f1", kind="stable").head(100)),
+            weakest=table(self.weakest().head(100)),
             pictured_errors=self.pictured_errors(),
             pictures={path.stem: path for path in folder.glob("*.png")},
         )
