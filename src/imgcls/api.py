@@ -186,8 +186,8 @@ class Model:
 
     def data(self) -> ImageDataModule:
         """Returns the data that it was trained on, as evaluation sees it."""
-        node = data_config(self.config, {}, self.spec, self.trust) | {"device": None}
-        keys = {key: value for key, value in node.items() if key != "device" or value}
+        node = data_config(self.config, {}, self.spec, self.trust)
+        keys = {key: value for key, value in node.items() if key not in ("device", "decode")}
         return build_data(keys, None, self.config["seed"])
 
     def test(self, data: ImageDataModule | None = None) -> Report:

@@ -51,8 +51,7 @@ class Entry:
         self.call, self.where = built(node, where), f"{where}: {node['_target_']}"
         self.way: Callable[[Any, Tensor], Any] = with_tensor
         # Others may draw from the generators of Python and numpy, or from one of their own.
-        targets = [str(inner.get("_target_", "")) for _, inner in nodes(node, where)]
-        self.draws_elsewhere = not all(target.startswith(TORCHS) for target in targets if target)
+        self.draws_elsewhere = not of_torchvision(node, where)
 
     def __call__(self, image: Tensor) -> Tensor:
         if image.ndim == 4:
@@ -82,6 +81,12 @@ class Entry:
     def refused(self, found: Tensor, expected: str) -> UserError:
         kind = str(found.dtype).removeprefix("torch.")
         return UserError(f"{self.where} returned {kind} {tuple(found.shape)}; expected {expected}")
+
+
+def of_torchvision(node: Node, where: str) -> bool:
+    """Returns whether all calls of an entry are torchvision's, or ours of the same kind."""
+    targets = [str(inner.get("_target_", "")) for _, inner in nodes(node, where)]
+    return all(target.startswith(TORCHS) for target in targets if target)
 
 
 def as_tensor(found: Any) -> Tensor:

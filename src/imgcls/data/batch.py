@@ -88,7 +88,10 @@ class ImageDataset(Dataset[Batch]):
         """Returns images after `transform`, for each with the draws that its key gives it."""
         out = []
         for key, image in zip(keys.tolist(), images, strict=True):
-            torch.default_generator.manual_seed(self.sample_seed(key))  # torch.manual_seed takes 0.15 ms
+            seed = self.sample_seed(key)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed takes 0.15 ms
+            if image.is_cuda:
+                torch.cuda.default_generators[image.device.index].manual_seed(seed)
             out.append(self.transform(image) if self.transform is not None else image)
         return torch.stack(out)
 

@@ -1,7 +1,7 @@
 """ImageFolder source: image files in one folder for each class, with or without folders for the splits."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from imgcls.augment.image import Transform
 from imgcls.data.batch import Batch, EpochSampler, ImageDataset
 from imgcls.data.loading.decode import EXTENSIONS, MAX_PIXELS, decode
 from imgcls.data.loading.folders import as_names, class_folders, folder_index, name_left_out, split_folders
+from imgcls.data.loading.on_device import DeviceDecoder, EncodedImages, check_device_decoder, training_device
 from imgcls.data.loading.preparation import evaluation_transform
 from imgcls.data.loading.splits import Unreadable, with_stand_ins
 from imgcls.data.module import ImageDataModule, Loader, Place, Positive
@@ -35,6 +36,8 @@ class FolderImages(ImageDataset):
     `(N, W) uint8` relative to `root`, filled with zeros: a tensor, so that workers share it."""
 
     on_error = "raise"
+    max_pixels = MAX_PIXELS
+    decoded: Mapping[int, Tensor] = {}  # images by their indices that the device has decoded already
 
     def __init__(
         self, root: Path, paths: Tensor, targets: Tensor, spec: DataSpec, max_pixels: int = MAX_PIXELS
@@ -55,7 +58,9 @@ class FolderImages(ImageDataset):
         return with_stand_ins(super().__getitems__, keys, len(self), black, self.targets[0])
 
     def images(self, keys: Tensor) -> Tensor:
-        return self.transformed(keys, (self.read(key % len(self)) for key in keys.tolist()))
+        indices = (keys % len(self)).tolist()
+        stored = (self.decoded[i] if i in self.decoded else self.read(i) for i in indices)
+        return self.transformed(keys, stored)
 
     def preparation(self, spec: DataSpec) -> Transform:
         return self.evaluate if spec.size == self.spec.size else evaluation_transform(spec)
@@ -119,18 +124,39 @@ class PictureModule(ImageDataModule):
         on_error: what an image does that can't be read: "raise" ends the run; "skip" lists it in the run's
             unreadable.csv, and in training puts another image of its batch in its place.
         max_errors: the share of a split's images above which the run ends nevertheless.
+        decode: what decodes JPEGs: "cpu", the workers; "cuda", the GPU that trains, which crops them too.
         Other arguments: `ImageDataModule`.
     """
 
     of_weights: tuple[str, ...] = ("mean", "std", "interpolation", "crop_ratio", "fit")
 
-    def __init__(self, *, on_error: OnError = "raise", max_errors: Share = 0.01, **common: Any) -> None:
+    def __init__(
+        self,
+        *,
+        on_error: OnError = "raise",
+        max_errors: Share = 0.01,
+        decode: Literal["cpu", "cuda"] = "cpu",
+        **common: Any,
+    ) -> None:
         super().__init__(**common)
-        self.on_error, self.max_errors = on_error, max_errors
+        self.on_error, self.max_errors, self.decode = on_error, max_errors, decode
+        if decode == "cuda":
+            check_device_decoder(self.augment)
+
+    def read_by_workers(self, split: str) -> Dataset[Any]:
+        images = self.sets[split]
+        if self.decode == "cuda" and isinstance(images, FolderImages):
+            return EncodedImages(images)
+        return images
 
     def _loader(self, split: str, sampler: EpochSampler, drop_last: bool) -> DataLoader[Batch]:
         loader, images = super()._loader(split, sampler, drop_last), self.sets[split]
-        if isinstance(loader, Loader) and isinstance(images, FolderImages) and self.on_error == "skip":
+        if not isinstance(loader, Loader) or not isinstance(images, FolderImages):
+            return loader
+        if self.decode == "cuda":
+            decoder = DeviceDecoder(images, training_device(self.trainer))
+            loader.decoded, loader.pin_memory = decoder.batches, False
+        if self.on_error == "skip":
             images.on_error = "skip"
             folder = Path("." if self.trainer is None else self.trainer.default_root_dir)
             loader.note = Unreadable(split, images, sampler.training, self.max_errors, folder).note

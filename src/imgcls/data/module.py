@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from pydantic import Field, PositiveFloat
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from imgcls.augment.image import ImageTransform, worker_transform
 from imgcls.augment.settings import Augment
@@ -40,12 +40,14 @@ class Loader(DataLoader[Batch]):
     sampler: EpochSampler  # type: ignore[assignment]
     samples = 0  # that this process was given in this epoch
     resumed = False  # whether a run that was stopped gave some of them
+    decoded: Callable[[Iterator[Any]], Iterator[Batch]] | None = None  # makes batches of what workers read
     note: Callable[[Batch], Batch] | None = None  # the host applies it to each batch
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         self.samples = self.samples if self.resumed else 0
         self.resumed, self.sampler.skip = False, self.samples
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        for batch in batches if self.decoded is None else self.decoded(batches):
             self.samples += len(batch.targets)
             yield batch if self.note is None else self.note(batch)
 
@@ -236,10 +238,14 @@ class ImageDataModule(LightningDataModule):
     def default_workers(self) -> int:
         return 0
 
+    def read_by_workers(self, split: str) -> Dataset[Any]:
+        """Returns what gives the workers of a split's loader their batches."""
+        return self.sets[split]
+
     def _loader(self, split: str, sampler: EpochSampler, drop_last: bool) -> DataLoader[Batch]:
         workers = self.default_workers() if self.num_workers is None else self.num_workers
         return Loader(
-            self.sets[split],
+            self.read_by_workers(split),
             batch_size=self.batch_size,
             sampler=sampler,
             drop_last=drop_last,

@@ -67,11 +67,16 @@ class Pack:
         """All images `(N, H, W, C)`, where they are of one size: a batch is one gather."""
         return self.content.view(-1, *self.pixels) if self.pixels and all(self.pixels) else None
 
+    def stored(self, index: int) -> Tensor:
+        """Returns the bytes `(n,) uint8` of an image."""
+        offset, count = self.records[index].tolist()[:2]
+        return self.content[offset : offset + count]
+
     def image(self, index: int, channels: int) -> Tensor:
         """Returns an image `(C, H, W) uint8`; of pixels, a view of the file."""
-        offset, count, height, width = self.records[index].tolist()[:4]
-        content = self.content[offset : offset + count]
+        content = self.stored(index)
         if self.pixels:
+            height, width = self.records[index].tolist()[2:4]
             return content.view(height, width, self.pixels[2]).permute(2, 0, 1)
         return self.decoded(content, index, channels)
 
@@ -109,6 +114,10 @@ class PackedImages(FolderImages):
     def read(self, index: int) -> Tensor:
         channels = self.spec.channels
         return in_channels(self.pack.image(int(self.order[index]), channels), channels)
+
+    def content(self, index: int) -> np.ndarray:
+        """Returns the bytes of an image as it is stored."""
+        return self.pack.stored(int(self.order[index])).numpy()
 
     def name(self, index: int) -> str:
         return os.fsdecode(self.pack.records["name"][int(self.order[index])])
@@ -148,6 +157,9 @@ class PackedData(PictureModule):
         val_fraction = self.manifest.val_fraction if val_fraction is None else val_fraction
         test_fraction = self.manifest.test_fraction if test_fraction is None else test_fraction
         super().__init__(val_fraction=val_fraction, test_fraction=test_fraction, **common)
+        if self.decode == "cuda" and self.manifest.format != "jpeg":
+            given = f"data.decode=cuda: data.root={root} was packed as {self.manifest.format}"
+            raise UserError(f"{given}; expected format=jpeg, or data.decode=cpu")
         self.spec = replace(self.manifest.spec, **self.facts)
         size, wanted = self.manifest.size, self.spec
         if "image_size" not in self.facts and size is not None and size < min(wanted.size):
