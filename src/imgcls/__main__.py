@@ -103,21 +103,23 @@ def run(verb: str, arguments: list[str]) -> list[tuple[Any, Path]]:
     logging.raiseExceptions = False  # a log file on a full disk: what can't do without room says so
     if verb == "train":
         SIGNALS.install(*WARNINGS)  # which would end the process while all is imported
-    from hydra.errors import ConfigCompositionException, OverrideParseException
+    from hydra.errors import ConfigCompositionException, OverrideParseException, SearchPathException
 
     from imgcls.commands.verb import run_verb
     from imgcls.config import paths
     from imgcls.config.command_line import check_groups, explain, hydra_arguments
+    from imgcls.config.words import check_words
 
     try:
+        check_words(verb, arguments)
         sys.argv = [sys.argv[0], *paths.quoted(check_groups(verb, arguments))]
         if verb == "train":
             sys.argv = hydra_arguments(sys.argv)
         return run_verb(verb, VERBS[verb].module)
     except UserError as error:
         sys.exit(f"imgcls {verb}: {one_line(error)}")
-    except (ConfigCompositionException, OverrideParseException) as error:
-        sys.exit(f"imgcls {verb}: {explain(error)}")
+    except (ConfigCompositionException, OverrideParseException, SearchPathException) as error:
+        sys.exit(f"imgcls {verb}: {explain(error, verb, arguments)}")
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise

@@ -16,6 +16,10 @@ class UnreadableImage(UserError):
         return str(self).partition(" can't be read as an image (")[2].removesuffix(")") or str(self)
 
 
+class CodeFailed(UserError):
+    """An exception of code that the config names; its traceback is in run.log."""
+
+
 class InUse(UserError):
     """Another process trains in the run directory."""
 

@@ -23,8 +23,8 @@ MISTAKES = [
     ("train date=cifar10", "date: there is no such key; did you mean 'data'?"),
     ("train data=cifr10", "data=cifr10: there is no such choice; did you mean 'cifar10'?"),
     ("train callbacks=emma", "callbacks=emma: there is no such choice; did you mean 'ema'?"),
-    ("train data.batchsize=3", "data.batchsize: there is no such key; did you mean 'batch_size'?"),
-    ("train +data.batchsize=3", "takes no 'batchsize'; did you mean 'batch_size'?"),
+    ("train data.batchsize=3", "data.batchsize: there is no such key; write data.batch_size=3"),
+    ("train +data.batchsize=3", "takes no 'batchsize'; write data.batch_size=…"),
     ("train callbacks=null", "callbacks=null: null is no choice; write callbacks=[]"),
     ("train logger=null", "logger=null: null is no choice; write logger=[]"),
     ("train -m scheduler=null,cosine", "scheduler=null,cosine: null is no choice; write scheduler=constant"),
@@ -182,19 +182,91 @@ def test_what_is_said(said: Said, given: str, expected: str) -> None:
     assert not list(Path().rglob("*.ckpt"))
 
 
+WORDS_OF_OTHERS = [
+    ("train lr=0.1", "lr: there is no such key; write optimizer.lr=0.1"),
+    ("train batch_size=32", "batch_size: there is no such key; write data.batch_size=32"),
+    ("train epochs=3", "epochs: there is no such key; write trainer.max_epochs=3"),
+    ("train model=resnet18", "model: there is no such key; write backbone=resnet18"),
+    ("train --epochs 3", "--epochs: there is no such option, values are given as key=value; write trainer."),
+    ("train --lr=0.3", "--lr: there is no such option, given as key=value; write optimizer.lr=0.3"),
+    ("train --batch-size 8 data=cifar10", "values are given as key=value; write data.batch_size=8"),
+    ("train -x", "-x: there is no such option"),
+    ("train epochs 3", "epochs: expected key=value; write trainer.max_epochs=3"),
+    ("train optimizer.learning_rate=1", "there is no such key; write optimizer.lr=1"),
+    ("train data.img_size=64", "data.img_size: there is no such key; write data.image_size=64"),
+    ("train +trainer.gpus=2", "lightning.pytorch.Trainer takes no 'gpus'; write trainer.devices=…"),
+    ("train mixup=0.3", "mixup: there is no such key; write augment.mixup.probability=0.3"),
+    ("train num_classes=3", "num_classes: there is no such key; the data has the number of classes"),
+    ("train wandb=true", "wandb: there is no such key; write logger=[csv,wandb]"),
+    ("train -m seed=0..4", "seed=0..4: a range is written seed=range(0,5)"),
+    ("train seed=0..4", "seed=0..4: several values are a sweep; write -m 'seed=range(0,5)'"),
+    ("train backbone=resnet20,resnet32", "write imgcls train -m backbone=resnet20,resnet32"),
+    ("train logger=csv,tensorboard", "several are a list; write logger=[csv,tensorboard]"),
+    ("train resnet20", "resnet20: expected key=value; write backbone=resnet20"),
+    ("train .", ".: expected key=value; write data=imagefolder data.root=."),
+    ("compare runs", "runs: expected key=value; write runs=runs"),
+    ("eval runs/x", "runs/x: expected key=value; write checkpoint=runs/x"),
+    ("predict a.jpg", "a.jpg: expected key=value; write source=a.jpg"),
+    ("reproduce runs/x", "runs/x: expected key=value; write run=runs/x"),
+    ("train train=false", "imgcls train always trains; to test alone write imgcls eval"),
+    ("train ckpt_path=x.ckpt", "ckpt_path: there is no such key; write resume=RUN_DIR to go on with a run"),
+    ("eval ckpt_path=x.ckpt", "ckpt_path: there is no such key; write checkpoint=x.ckpt"),
+    ("train -m hparams_search=mnist_optuna", "hparams_search: there is no such key; write -m sweep=optuna"),
+    ("train model.net.width=3", "model.net.width: there is no such key; write backbone.width=3"),
+    ("train model.optimizer.lr=1", "model.optimizer.lr: there is no such key; write optimizer.lr=1"),
+    ("train model.scheduler.final=0", "there is no such key; write scheduler.final=0"),
+    ("train model.compile=true", "model.compile: there is no such key; write compile=true"),
+    ("train task_name=x", "task_name: there is no such key; write sweep.name=x"),
+    ("train paths.data_dir=x", "paths.data_dir: there is no such key; write data.root=x"),
+    ("train paths.log_dir=x", "paths.log_dir: there is no such key; write hydra.run.dir=x"),
+    ("train extras.print_config=true", "write --cfg job to see the config"),
+    ("train debug=fdr", "debug=fdr: there is no such choice; write debug=fast"),
+    ("train trainer=ddp_sim", "trainer=ddp_sim: there is no such choice; write trainer=ddp_cpu"),
+    ("train callbacks=none", "callbacks=none: there is no such choice; write callbacks=[]"),
+    ("train optimizer=adam", "write optimizer=torch optimizer._target_=torch.optim.Adam"),
+    ("train callbacks.model_checkpoint.monitor=x", "there is no such key; write recovery.monitor=x"),
+    ("train -m hydra/sweeper=optuna", "here it has another name; write -m sweep=optuna"),
+    ("train hydra/launcher=submitit_slurm", "here it has another name; write -m launcher=slurm"),
+    ("train --config-dir=nowhere", "Additional config directory"),
+    ("train --config-name nowhere", "--config-name=nowhere: there is no such choice; choose one of"),
+    pytest.param(
+        "train trainer=gpu",
+        "finds none here; write trainer=cpu, or leave trainer out",
+        marks=pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA"),
+    ),
+]
+
+
 NOTHING_MADE = [
     "debug=true",
     "+callbacks.ema.decay=0.9",
     "callbacks.ema.decay=0.9",
     "+foo=1",
     "-m seed=1 +foo=1",
+    "seed=x",
+    "data=imagefolder data.root=nowhere",
+    "+callbacks.mine._target_=torch.nn.ReLU",
 ]
+
+
+@pytest.mark.parametrize(("given", "expected"), WORDS_OF_OTHERS)
+def test_words_of_others(said: Said, given: str, expected: str) -> None:
+    words = given.replace("'", "").split()
+    assert expected in said(*words)
+    assert not list(Path().rglob("runs*"))
 
 
 @pytest.mark.parametrize("given", NOTHING_MADE)
 def test_a_wrong_name_leaves_no_directory(said: Said, given: str) -> None:
     said("train", *given.split())
     assert not list(Path().rglob("runs*"))
+
+
+def test_a_folder_with_a_run_in_it_stays(said: Said) -> None:
+    Path("mine").mkdir()
+    Path("mine/notes.txt").write_text("kept")
+    said("train", "seed=x", "hydra.run.dir=mine")
+    assert Path("mine/notes.txt").read_text() == "kept"
 
 
 def test_what_fails_in_the_hook_before_a_run(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,9 @@ from pydantic import AfterValidator, BeforeValidator, PositiveFloat
 
 from imgcls.config import check as configs
 from imgcls.config.build import build, recipe
-from imgcls.config.command_line import renamed
 from imgcls.config.training import Node
 from imgcls.config.training import Part as Call
+from imgcls.config.words import renamed
 from imgcls.errors import UserError
 from imgcls.spec import DataSpec, Part, Share
 

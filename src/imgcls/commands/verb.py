@@ -4,10 +4,11 @@ import importlib
 import inspect
 import logging
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -28,10 +29,11 @@ from imgcls.config.command_line import PARTS, check_keys, check_place, take_unch
 from imgcls.config.paths import CONF, expanded
 from imgcls.config.project import own_project
 from imgcls.engine.signals import SIGNALS
-from imgcls.errors import UserError, one_line
+from imgcls.errors import CodeFailed, UserError, one_line
 from imgcls.processes import rank
 
 log = logging.getLogger(__name__)
+AT_START = {".hydra", "run.log", ".lock"}  # in a run directory before anything is done
 
 
 def run_verb(name: str, module: str) -> list[tuple[Any, Path]]:
@@ -62,6 +64,8 @@ def run_verb(name: str, module: str) -> list[tuple[Any, Path]]:
             if hydra_config.mode == RunMode.MULTIRUN:
                 raise  # the sweeper decides what it means; Hydra puts the traceback into run.log
             log.debug("%s", one_line(error), exc_info=True)  # into run.log alone
+            if not isinstance(error, CodeFailed):
+                BeforeRun.take_back(Path(hydra_config.runtime.output_dir))
             sys.exit(f"imgcls {name}: {one_line(error)}")
         finally:
             if name == "train":
@@ -108,6 +112,18 @@ class ProjectConf(SearchPathPlugin):
 class BeforeRun(Callback):
     """Hydra's hook between config and run directory: what is wrong by then leaves no directory."""
 
+    made: Path | None = None  # the run directory, where this process has made it
+
+    @classmethod
+    def take_back(cls, run_dir: Path) -> None:
+        """Removes a run directory that this process has made, and in which nothing was done."""
+        if cls.made != run_dir or rank() or {path.name for path in run_dir.iterdir()} - AT_START:
+            return
+        shutil.rmtree(run_dir, ignore_errors=True)
+        with suppress(OSError):  # runs of others lie beside it
+            run_dir.parent.rmdir()
+            run_dir.parent.parent.rmdir()
+
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         HydraConfig.instance().set_config(config)  # as Hydra does next: the directory is named by it
         self.begin(config, "run")
@@ -147,6 +163,7 @@ class BeforeRun(Callback):
             config.hydra[mode].dir = str(folder)
         try:
             if mode == "run" or given:  # else imgcls.sweeps.sweeper may take another
+                BeforeRun.made = None if folder.exists() else folder.absolute()
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             advice = f"the folder can't be made ({error.strerror}); give another, or make room or allow it"

@@ -9,7 +9,7 @@ from typing import Any
 from hydra.utils import UNSAFE_DISABLE_EXECUTION_CHECKS, instantiate
 
 from imgcls.config.check import Target, arguments, has_nodes, locate, nodes
-from imgcls.errors import UserError
+from imgcls.errors import CodeFailed, UserError
 
 Find = Callable[[str], Target]  # returns what a `_target_` names
 
@@ -142,4 +142,4 @@ def _failure(error: Exception, where: str, node: Mapping[str, Any]) -> UserError
     if isinstance(error, ValueError) or type(error).__module__ != "builtins":  # the target's own words
         return UserError(f"{where}: {said}")
     place = f"{where}._target_={node['_target_']}"  # which may be code that is being written
-    return UserError(f"{place}: {type(error).__name__}: {said}; the traceback is in run.log")
+    return CodeFailed(f"{place}: {type(error).__name__}: {said}; the traceback is in run.log")

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 
 from imgcls.config.paths import expand
+from imgcls.config.words import our_word
 from imgcls.errors import UserError, nearest
 
 Target = Callable[..., Any]  # a class or function that a `_target_` names
@@ -127,7 +128,8 @@ def arguments(node: Mapping[str, Any], where: str, target: Target | None = None)
     given = {key: value for key, value in node.items() if key not in HYDRAS}
     for key in given:
         if key not in named and not open_ended:
-            raise UserError(f"{where}.{key}: {node['_target_']} takes no {key!r}; {nearest(key, named)}")
+            advice = our_word("train", f"{where}.{key}") or nearest(key, named)
+            raise UserError(f"{where}.{key}: {node['_target_']} takes no {key!r}; {advice}")
 
     def fitting(value: Any, name: str | None, place: str) -> Any:
         hint = named.get(name, Any) if isinstance(name, str) else Any

@@ -3,7 +3,7 @@
 import os
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,45 +14,16 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-from imgcls.config.paths import CONF, hydra_quoted
-from imgcls.config.project import own_project
+from imgcls.config.conf_files import choices, conf_folders, files, root_keys
+from imgcls.config.paths import hydra_quoted
+from imgcls.config.words import CHOICES, our_word, renamed
 from imgcls.errors import UserError, nearest
 
 NONE = {"callbacks": "[]", "logger": "[]", "scheduler": "constant", "augment": "none", "finetune": "none"}
 PARTS = ("callbacks", "logger")  # groups of which several files are chosen, each for the parts that it names
 SHOWING = {"-c", "--cfg", "-i", "--info", "-h", "--help", "hydra.mode"}  # with these nothing is trained
-# Where keys were that conf/recovery or augment.image has now; trainer.on_oom is gone
-MOVED = re.compile(
-    r"(callbacks\.(checkpoint|safeguard|progress)|trainer\.on_(nonfinite|oom)|augment\.policy)(?![^.])"
-)
-# Keys of Lightning's Trainer that other parts of the config say.
-ELSEWHERE = {
-    "trainer.callbacks": "write callbacks=…, or +callbacks.NAME._target_=…",
-    "trainer.logger": "write logger=…, or +logger.NAME._target_=…",
-    "trainer.default_root_dir": "write hydra.run.dir=…",
-    "data.streaming": "the library's stream can't be resumed exactly: write imgcls pack data=huggingface "
-    "format=litdata …, and train with data=streaming",
-    "trainer.enable_checkpointing": "checkpoints are always kept, as recovery says",
-}
 # Keys within a group. Hydra may compose another choice than the run's own, and would not know them
 OF_A_CHOICE = re.compile(r"(?!hydra\.)\w+\.[\w.]+=")
-
-
-def conf_folders() -> list[Path]:
-    """Returns the folders of config files, in the order in which Hydra looks in them: a file of the project
-    comes before ours of the same name, because one that is not read would be a riddle."""
-    project = own_project()
-    return [project.conf, CONF] if project and project.conf else [CONF]
-
-
-def files(group: str) -> dict[str, Path]:
-    """Returns the files of a group by choice."""
-    found = (path for folder in reversed(conf_folders()) for path in (folder / group).glob("*.yaml"))
-    return {path.stem: path for path in found}
-
-
-def choices(group: str) -> list[str]:
-    return sorted(files(group))
 
 
 def check_groups(root: str, arguments: list[str]) -> list[str]:
@@ -94,34 +65,17 @@ def check_keys(config: DictConfig) -> None:
     folders = [Path(source.path) for source in hydra.runtime.config_sources if source.schema == "file"]
     known = {"hydra", *(group.partition("/")[0] for group in hydra.runtime.choices)}
     known |= {*root_keys(hydra.job.config_name, folders)}
-    given = [re.split("[.=@/]", override.lstrip("+~"))[0] for override in hydra.overrides.task]
+    named = [re.split("[.=@/]", override.lstrip("+~"))[0] for override in hydra.overrides.task]
     roots = {path.stem for folder in folders for path in folder.glob("*.yaml")}
-    for key in [*given, *map(str, config)]:
-        if key in known or (key not in given and any(key in root_keys(name, folders) for name in roots)):
+    for key in [*named, *map(str, config)]:
+        if key in known or (key not in named and any(key in root_keys(name, folders) for name in roots)):
             continue  # the other roots are read only for a key that this one lacks
         if re.search(rf"\${{[^{{}}]*\b{re.escape(key)}\b", OmegaConf.to_yaml(config)):
             continue
-        place = "" if key in given else " (a file of the config sets it)"
-        raise UserError(f"{key}: there is no such key{place}; {nearest(key, known)}")
-
-
-def root_keys(name: str, folders: list[Path]) -> dict[str, Any]:
-    """Returns the top-level keys of a root config and of those in its defaults, with their values, and the
-    groups with their choices. A file that is no config has none."""
-    path = next((path for folder in folders if (path := folder / f"{name}.yaml").is_file()), None)
-    try:
-        root = yaml.safe_load(path.read_text()) if path else None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):  # type: ignore[attr-defined]
-        root = None
-    keys = {str(key): value for key, value in root.items()} if isinstance(root, dict) else {}
-    entries = keys.pop("defaults", None)
-    for entry in entries if isinstance(entries, list) else ():
-        if isinstance(entry, str) and entry not in ("_self_", name):
-            keys |= root_keys(entry.strip("/"), folders)
-        elif isinstance(entry, dict):  # {"optional local": default}, {"data@validation": digits}
-            groups = {str(group).split()[-1].rpartition("@")[2].lstrip("/"): entry[group] for group in entry}
-            keys |= {re.split("[./]", group)[0]: choice for group, choice in groups.items()}
-    return keys
+        place = "" if key in named else " (a file of the config sets it)"
+        name, value = given(key, hydra.overrides.task)
+        advice = our_word(hydra.job.config_name, name, value) or nearest(key, known)
+        raise UserError(f"{key}: there is no such key{place}; {advice}")
 
 
 def take_unchosen(config: Mapping[str, Any], overrides: Iterable[str]) -> list[str]:
@@ -158,29 +112,22 @@ def choosing(group: str, name: str, present: Iterable[str]) -> str:
     return f"write {group}=[{','.join([*chosen, of_it[0]])}]"
 
 
-def renamed(key: str) -> str:
-    """Returns what to write in place of a key that was moved or has no effect; "" for any other."""
-    if not MOVED.match(key):
-        return ELSEWHERE.get(key, "")
-    name, known = key.rpartition(".")[2], root_keys("recovery/default", conf_folders())
-    if key.startswith("augment."):
-        return f"write {key.replace('.policy', '.image.policy', 1)}=…"
-    if name == "on_oom":
-        return "find a size that fits with tune=batch_size"
-    return f"write recovery.{name}=…" if name in known else f"write recovery.…; {nearest(name, known)}"
-
-
-def explain(error: Exception) -> str:
+def explain(error: Exception, verb: str = "train", arguments: Sequence[str] = ()) -> str:
     """Returns one line for a command line that Hydra can't compose, with the nearest right word."""
     if isinstance(error, OverrideParseException):
         return f"{error.override}: {' '.join(error.message.split())}"
+    if ambiguous := re.match("Ambiguous value for argument '(.+?)'", str(error)):
+        group, _, listed = ambiguous[1].partition("=")
+        if group in (*PARTS, "metrics"):
+            return f"{ambiguous[1]}: several are a list; write {group}=[{listed}]"
+        command = shlex.join(["imgcls", verb, "-m", *arguments])
+        return f"{ambiguous[1]}: several values are a sweep; write {command}"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = error.missing_cfg_file.rpartition("/")
-        if (group, choice) == ("callbacks", "default"):
-            instead = "what it had is always there, with its settings in recovery; leave it out, as in"
-            return f"callbacks=default: {instead} callbacks=ema or callbacks=[ema,early_stopping]"
         options = error.options or choices(group)
-        return f"{group}={choice}: there is no such choice; {nearest(choice, options, most=40)}"
+        advice = CHOICES.get(f"{group}={choice}") or nearest(choice, options, most=40)
+        given_as = f"{group}={choice}" if group else f"--config-name={choice}"
+        return f"{given_as}: there is no such choice; {advice}"
     cause = error.__cause__
     if isinstance(cause, ConfigKeyError | AttributeError) and isinstance(cause, OmegaConfBaseException):
         if (asked := re.search(r"'([\w.]+)'", str(error))) and (advice := renamed(asked[1])):
@@ -190,10 +137,18 @@ def explain(error: Exception) -> str:
         if group in PARTS and (advice := choosing(group, name, known)):
             return f"{cause.full_key}: it is not chosen; {advice}"
         advice = nearest(str(cause.key), known) if known else "a + in front of it adds it"
-        return f"{cause.full_key}: there is no such key; {advice}"
+        key, value = given(str(cause.full_key), arguments)
+        return f"{key}: there is no such key; {our_word(verb, key, value) or advice}"
     if isinstance(cause, OmegaConfBaseException):
         return f"{cause.full_key}: {str(cause).splitlines()[0]}"
     return " ".join(str(error).split())
+
+
+def given(key: str, arguments: Iterable[str]) -> tuple[str, str]:
+    """Returns the argument that sets a key, or one below it, as key and value."""
+    pairs = [argument.lstrip("+").partition("=") for argument in arguments]
+    found = [(name, value) for name, _, value in pairs if name == key or name.startswith(f"{key}.")]
+    return found[0] if found else (key, "…")
 
 
 def hydra_arguments(words: list[str]) -> list[str]:

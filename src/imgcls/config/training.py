@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from imgcls.config import check as configs
-from imgcls.config.command_line import renamed
+from imgcls.config.words import renamed
 from imgcls.errors import UserError
 
 Node = dict[str, Any]  # a call: `_target_` and its keyword arguments

@@ -88,7 +88,13 @@ def build_trainer(
         node["plugins"].append(WholeFiles())
     given: dict[str, Any] = {"default_root_dir": str(run_dir), "use_distributed_sampler": False}
     given |= {"callbacks": callbacks, "logger": loggers or False}
-    trainer: Trainer = build(node, "trainer", Trainer, **given)
+    try:
+        trainer: Trainer = build(node, "trainer", Trainer, **given)
+    except UserError as error:
+        if not re.search("backend found|can not run on your system", str(error)):
+            raise
+        fault = f"trainer.accelerator={node.get('accelerator')}: torch {torch.__version__} finds none here"
+        raise UserError(f"{fault}; write trainer=cpu, or leave trainer out") from error
     if isinstance(trainer.accelerator, CPUAccelerator):
         if trainer.num_devices > max(cores(), 2):  # 2: to try it anywhere
             advice = f"each is a process, and this machine has {cores()} cores"

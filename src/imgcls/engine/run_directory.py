@@ -13,8 +13,8 @@ import yaml
 from filelock import FileLock, Timeout
 
 from imgcls.config.check import locate, nodes
-from imgcls.config.command_line import renamed
 from imgcls.config.paths import shown
+from imgcls.config.words import renamed
 from imgcls.errors import InUse, UserError, nearest
 from imgcls.processes import rank
 from imgcls.runs.record import rerooted, write_text
