@@ -47,7 +47,8 @@ USAGE = f"""imgcls VERB key=value …
   imgcls train                                  the default: a small network on scikit-learn's digits
   imgcls train data=cifar10 backbone=resnet20 optimizer.lr=0.1
   imgcls train -m backbone=resnet20,resnet32    one run for each
-  imgcls VERB --help                            the choices; --cfg job shows the whole config
+  imgcls VERB --help                            its choices and keys
+  imgcls help optimizer.lr                      what a key or a group is, and what it takes
   eval "$(imgcls train -sc install=bash)"       tab completion (also zsh, fish)"""
 
 
@@ -76,16 +77,34 @@ def _main() -> None:
     arguments = sys.argv[1:]
     if arguments[:1] == ["-sc"]:
         return _complete(arguments)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
+    if not arguments or arguments[0] in ("-h", "--help") or arguments == ["help"]:
         return print(USAGE)
     if arguments[0] == "--version":
         return print(importlib.import_module("imgcls").__version__)
     verb, *words = arguments
+    if verb == "help":
+        return _help(words)
     if verb not in VERBS:
         sys.exit(f"imgcls {verb}: there is no such verb; {nearest(verb, VERBS)}")
     if verb == "new":  # a name is all it takes: there is no config
         return _new(words)
     run(verb, words)
+
+
+def _help(words: list[str]) -> None:
+    """Prints what a verb, a group or a key is: one after the other."""
+    for word in words:
+        if word in VERBS:
+            run(word, ["--help"]) if word != "new" else _new(["--help"])
+            continue
+        from imgcls.commands.verb import enter_project
+        from imgcls.config.help import key_help
+
+        try:
+            enter_project()
+            print(key_help(word.partition("=")[0], list(VERBS)))
+        except UserError as error:
+            sys.exit(f"imgcls {one_line(error)}")
 
 
 def _new(words: list[str]) -> None:
@@ -105,7 +124,7 @@ def run(verb: str, arguments: list[str]) -> list[tuple[Any, Path]]:
         SIGNALS.install(*WARNINGS)  # which would end the process while all is imported
     from hydra.errors import ConfigCompositionException, OverrideParseException, SearchPathException
 
-    from imgcls.commands.verb import run_verb
+    from imgcls.commands.verb import run_verb, show_help
     from imgcls.config import paths
     from imgcls.config.command_line import check_groups, explain, hydra_arguments
     from imgcls.config.words import check_words
@@ -113,6 +132,8 @@ def run(verb: str, arguments: list[str]) -> list[tuple[Any, Path]]:
     try:
         check_words(verb, arguments)
         sys.argv = [sys.argv[0], *paths.quoted(check_groups(verb, arguments))]
+        if {"-h", "--help"} & {*arguments}:
+            return show_help(verb, sys.argv[1:])
         if verb == "train":
             sys.argv = hydra_arguments(sys.argv)
         return run_verb(verb, VERBS[verb].module)
@@ -132,6 +153,12 @@ def _complete(arguments: list[str]) -> None:
     program, *words = os.environ.get("COMP_LINE", "imgcls").split(" ")
     if len(words) < 2 or words[0] not in VERBS:
         return print(" ".join(VERBS))
+    key, equals, begun = words[-1].partition("=")
+    if equals and importlib.import_module("imgcls.config.paths").takes_path(key.lstrip("+")):
+        folder, slash, start = begun.rpartition("/")
+        found = sorted(Path(folder + slash or ".").expanduser().glob(f"{start}*"))
+        names = (f"{key}={folder}{slash}{path.name}{'/' if path.is_dir() else ''}" for path in found)
+        return print(*names, sep="\n")
     os.environ["COMP_LINE"] = " ".join([program, *words[1:]])
     run(words[0], arguments)
 

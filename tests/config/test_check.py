@@ -269,7 +269,7 @@ def test_explain(override: str, message: str) -> None:
             "callbacks.mine._target_=x.Y",
             "callbacks.mine: there is no such key; a + in front of it adds it",
         ),
-        ("callbacks=[default,ema]", "callbacks=default: there is no such choice; what it had is always there"),
+        ("callbacks=[default,ema]", "callbacks=default: there is no such choice; what it had is"),
     ],
 )  # fmt: skip
 def test_a_part_that_is_not_chosen(override: str, message: str) -> None:

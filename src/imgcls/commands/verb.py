@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from imgcls.config import check as config
 from imgcls.config.command_line import PARTS, check_keys, check_place, take_unchosen
+from imgcls.config.help import verb_help
 from imgcls.config.paths import CONF, expanded
 from imgcls.config.project import own_project
 from imgcls.engine.signals import SIGNALS
@@ -75,6 +76,13 @@ def run_verb(name: str, module: str) -> list[tuple[Any, Path]]:
     # What Hydra itself builds (launchers, sweepers, hooks) is named by files that the user trusts.
     hydra.main(str(CONF), name, execution_whitelist=UNSAFE_DISABLE_EXECUTION_CHECKS)(task)()
     return outcomes
+
+
+def show_help(name: str, words: list[str]) -> list[tuple[Any, Path]]:
+    """Prints the help of a verb, its keys as these words of a command line compose them; runs nothing."""
+    enter_project()
+    print(verb_help(name, [word for word in words if "=" in word and not word.startswith("-")]))
+    return []
 
 
 def enter_project() -> None:

@@ -1,8 +1,9 @@
 """Files of conf/: the folders that they lie in, the choices of a group, the keys of a verb's root config."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -44,3 +45,57 @@ def root_keys(name: str, folders: list[Path]) -> dict[str, Any]:
             groups = {str(group).split()[-1].rpartition("@")[2].lstrip("/"): entry[group] for group in entry}
             keys |= {re.split("[./]", group)[0]: choice for group, choice in groups.items()}
     return keys
+
+
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is ten times as fast
+
+
+class Place(NamedTuple):
+    """Where a file of conf/ sets a key, and what stands beside it."""
+
+    file: Path
+    line: int
+    value: str
+    comment: str
+
+
+def comments(path: Path) -> Iterator[tuple[str, Place]]:
+    """Yields the keys of a YAML file, dotted, each with its line and the comment behind it."""
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines()
+
+    def walk(node: yaml.Node | None, where: str) -> Iterator[tuple[str, Place]]:
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            name, line = f"{where}.{key.value}".lstrip("."), key.start_mark.line
+            comment = re.search(r"\s# ?(.*)$", lines[line])
+            written = text[value.start_mark.index : value.end_mark.index].strip()
+            yield name, Place(path, line + 1, written, comment[1] if comment else "")
+            yield from walk(value, name)
+
+    yield from walk(yaml.compose(text, Loader=LOADER), "")
+
+
+def header(path: Path) -> str:
+    """Returns the comment at the head of a file of conf/, in one line."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    head = [
+        line[1:].strip() for line in lines[: next((i for i, x in enumerate(lines) if x[:1] != "#"), None)]
+    ]
+    return " ".join(line for line in head if not line.startswith("@package"))
+
+
+def places(group: str, choice: str, package: str | None = None) -> dict[str, Place]:
+    """Returns where the file of a choice, and those that it takes in, set keys of the whole config."""
+    path = files(group).get(choice)
+    if path is None:
+        return {}
+    head = re.search(r"^# @package (\S+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    package = package or (head[1] if head else group)
+    found = dict[str, Place]()
+    for entry in (yaml.load(path.read_text(encoding="utf-8"), LOADER) or {}).get("defaults") or []:
+        if isinstance(entry, str) and entry != "_self_":
+            name = entry.partition("@")[0]
+            folder, _, file = name.rpartition("/")
+            found |= places(folder.lstrip("/") or group, file, package)
+    prefix = "" if package == "_global_" else f"{package}."
+    return found | {prefix + name: place for name, place in comments(path) if not name.startswith("defaults")}
