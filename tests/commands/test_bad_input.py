@@ -37,7 +37,7 @@ MISTAKES = [
     ("train recovery.every_minutes=0", "recovery.every_minutes=0: input should be greater than 0"),
     ("train recovery.save_top_k=-2", "recovery.save_top_k=-2: input should be greater than or equal to -1"),
     ("train +recovery.x=1", "recovery.x=1: extra inputs are not permitted"),
-    ("train debug=true", "debug=true: there is no such choice; choose one of: fast, overfit, profile"),
+    ("train debug=true", "debug=true: there is no such choice; choose one of: fast, limit, overfit, profile"),
     ("train callbacks.ema.decay=0.9", "callbacks.ema: it is not chosen; write callbacks=[ema]"),
     ("train +callbacks.ema.decay=0.9", "callbacks.ema: it is not chosen; write callbacks=[ema]"),
     ("train logger=csv logger.wandb.tags=[a]", "logger.wandb: it is not chosen; write logger=[csv,wandb]"),

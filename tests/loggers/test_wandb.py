@@ -122,7 +122,7 @@ def test_the_agents_search(here: Callable[..., None], monkeypatch: pytest.Monkey
     monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
     assert command[0] == "imgcls"
     here(*command[1:], "debug=fast", "test=false")
-    (made,) = Path("runs").glob("digits-simple_cnn/*/config.yaml")
+    (made,) = Path("runs").glob("debug/*/config.yaml")
     config = yaml.safe_load(made.read_text())
     assert config["optimizer"]["lr"] == 1e-4 and config["data"]["batch_size"] == 32
     assert search["metric"]["name"] in (made.parent / "metrics.csv").read_text()

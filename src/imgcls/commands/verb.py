@@ -14,6 +14,7 @@ from tempfile import NamedTemporaryFile
 from typing import Any
 
 import hydra
+from dotenv import dotenv_values
 from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
@@ -48,6 +49,9 @@ def run_verb(name: str, module: str) -> list[tuple[Any, Path]]:
         hydra_config = HydraConfig.get()
         try:
             plain = config.plain(cfg)
+            if from_file:
+                log.info("environment: .env sets %s", ", ".join(from_file))
+                from_file.clear()  # said once in a sweep
             for line in take_unchosen(plain, hydra_config.overrides.task):
                 log.log(logging.DEBUG if rank() else logging.WARNING, line)
             if name == "train":
@@ -73,6 +77,7 @@ def run_verb(name: str, module: str) -> list[tuple[Any, Path]]:
                 SIGNALS.restore()
 
     enter_project()
+    from_file = read_environment()
     # What Hydra itself builds (launchers, sweepers, hooks) is named by files that the user trusts.
     hydra.main(str(CONF), name, execution_whitelist=UNSAFE_DISABLE_EXECUTION_CHECKS)(task)()
     return outcomes
@@ -91,6 +96,14 @@ def enter_project() -> None:
     if project := own_project():
         project.enter()
     Plugins.instance().register(ProjectConf)
+
+
+def read_environment() -> list[str]:
+    """Sets the variables of the file .env of the working directory that are not set; returns their names."""
+    found = dotenv_values(".env")
+    new = {name: value for name, value in found.items() if value is not None and name not in os.environ}
+    os.environ |= new
+    return sorted(new)
 
 
 @contextmanager

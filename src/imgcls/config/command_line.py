@@ -177,12 +177,27 @@ def hydra_arguments(words: list[str]) -> list[str]:
     if resume not in ("", "null", "auto"):
         if multirun:
             raise UserError(f"resume={resume} goes on with one run; for the runs of a sweep give resume=auto")
-        folder = str(Path(resume).expanduser().absolute())
+        folder = str(run_of(resume).absolute())
+        words = [word for word in words if not word.lstrip("+").startswith("resume=")]
+        words.append(f"resume={hydra_quoted(folder)}")
         words = [f"++{word}" if OF_A_CHOICE.match(word) else word for word in words]
         return [*words, f"hydra.run.dir={hydra_quoted(folder)}", "hydra.output_subdir=null"]
     if multirun and sweep and not any(word.startswith("sweep=") for word in sweep):
         return [*words, "sweep=grid"]
     return words
+
+
+def run_of(resume: str) -> Path:
+    """Returns the run directory that `resume` names, or whose last.ckpt it names. Raises UserError: it is
+    another checkpoint."""
+    path = Path(resume).expanduser()
+    if path.suffix != ".ckpt" or path.is_dir():
+        return path
+    run = path.parent.parent
+    if path.name != "last.ckpt" or not (run / "config.yaml").is_file():
+        weights = f"backbone.weights={path} begins a new run with its weights"
+        raise UserError(f"resume={resume}: a run goes on from its last.ckpt: write resume=RUN_DIR; {weights}")
+    return run
 
 
 def check_place(wanted: str | None, run_dir: Path) -> None:

@@ -16,6 +16,7 @@ Part = Annotated[Node | None, BeforeValidator(lambda node: node or None)]  # nul
 Nodes = Annotated[dict[str, Part], BeforeValidator(lambda nodes: nodes or {})]  # parts by name
 Metrics = Annotated[str | list[str], Field(min_length=1)]  # the first of several says which epoch is best
 Mode = Literal["min", "max"]  # the direction in which a metric is better
+Tag = Annotated[str, BeforeValidator(lambda tag: str(tag) if isinstance(tag, int | float) else tag)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
@@ -158,6 +159,7 @@ class TrainConfig(BaseModel):
     logger: Nodes = Field(default_factory=dict)
     names: dict[str, Any]
     seed: Seed
+    tags: list[Tag] = Field(default_factory=list)
     run_dir: str
     test: bool
     tune: Literal["lr", "batch_size"] | None

@@ -43,6 +43,8 @@ def wandb_logger(
         raise UserError(f"logger.wandb.{min(unknown)}: expected {', '.join(OPTIONS[:-1])} or {OPTIONS[-1]}")
     if options.get("name") is not None:
         options["name"] = str(options["name"])  # names.run=12
+    given = options.get("tags") or []  # some of them a list, that of the run's own tags
+    options["tags"] = [str(one) for tag in given for one in (tag if isinstance(tag, list) else [tag])]
     if getattr(rank_zero_only, "rank", 0) != 0:
         return WandbLogger(save_dir=save_dir)
     import wandb
