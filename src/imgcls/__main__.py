@@ -127,15 +127,17 @@ def run(verb: str, arguments: list[str]) -> list[tuple[Any, Path]]:
     from imgcls.commands.verb import run_verb, show_help
     from imgcls.config import paths
     from imgcls.config.command_line import check_groups, explain, hydra_arguments
+    from imgcls.config.multirun import as_multirun, as_text
     from imgcls.config.words import check_words
 
     try:
         check_words(verb, arguments)
-        sys.argv = [sys.argv[0], *paths.quoted(check_groups(verb, arguments))]
+        words = as_multirun(verb, check_groups(verb, arguments))
+        sys.argv = [sys.argv[0], *paths.quoted(words)]
         if {"-h", "--help"} & {*arguments}:
             return show_help(verb, sys.argv[1:])
         if verb == "train":
-            sys.argv = hydra_arguments(sys.argv)
+            sys.argv = as_text(hydra_arguments(sys.argv))
         return run_verb(verb, VERBS[verb].module)
     except UserError as error:
         sys.exit(f"imgcls {verb}: {one_line(error)}")

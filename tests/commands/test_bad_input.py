@@ -225,7 +225,6 @@ WORDS_OF_OTHERS = [
     ("train callbacks=none", "callbacks=none: there is no such choice; write callbacks=[]"),
     ("train optimizer=adam", "write optimizer=torch optimizer._target_=torch.optim.Adam"),
     ("train callbacks.model_checkpoint.monitor=x", "there is no such key; write recovery.monitor=x"),
-    ("train -m hydra/sweeper=optuna", "here it has another name; write -m sweep=optuna"),
     ("train hydra/launcher=submitit_slurm", "here it has another name; write -m launcher=slurm"),
     ("train --config-dir=nowhere", "Additional config directory"),
     ("train --config-name nowhere", "--config-name=nowhere: there is no such choice; choose one of"),

@@ -79,7 +79,11 @@ def run_verb(name: str, module: str) -> list[tuple[Any, Path]]:
     enter_project()
     from_file = read_environment()
     # What Hydra itself builds (launchers, sweepers, hooks) is named by files that the user trusts.
-    hydra.main(str(CONF), name, execution_whitelist=UNSAFE_DISABLE_EXECUTION_CHECKS)(task)()
+    try:
+        hydra.main(str(CONF), name, execution_whitelist=UNSAFE_DISABLE_EXECUTION_CHECKS)(task)()
+    except UserError:
+        BeforeRun.take_back(BeforeRun.made)
+        raise
     return outcomes
 
 
@@ -136,9 +140,11 @@ class BeforeRun(Callback):
     made: Path | None = None  # the run directory, where this process has made it
 
     @classmethod
-    def take_back(cls, run_dir: Path) -> None:
-        """Removes a run directory that this process has made, and in which nothing was done."""
-        if cls.made != run_dir or rank() or {path.name for path in run_dir.iterdir()} - AT_START:
+    def take_back(cls, run_dir: Path | None) -> None:
+        """Removes a directory of a run or sweep that this process has made, if nothing was done in it."""
+        if run_dir is None or cls.made != run_dir or rank() or not run_dir.is_dir():
+            return
+        if {path.name for path in run_dir.iterdir()} - AT_START:
             return
         shutil.rmtree(run_dir, ignore_errors=True)
         with suppress(OSError):  # runs of others lie beside it
@@ -150,13 +156,16 @@ class BeforeRun(Callback):
         self.begin(config, "run")
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        from imgcls.sweeps.settings import OPTUNAS
         from imgcls.sweeps.sweeper import Sweep  # a sweep alone needs it
 
         Plugins.instance().register(Sweep)  # conf/hydra/sweeper/imgcls.yaml
+        Plugins.instance().class_name_to_class[OPTUNAS] = Sweep  # where a file names it
         self.begin(config, "sweep")
 
     def begin(self, config: DictConfig, mode: str) -> None:
         """Checks the names, and makes the directory. Of what a hook raises, Hydra passes on an exit alone."""
+        BeforeRun.made = None
         name = config.hydra.help.app_name
         try:
             self.check(config, mode)

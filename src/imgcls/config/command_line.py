@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from imgcls.config.conf_files import choices, conf_folders, files, root_keys
+from imgcls.config.multirun import is_multirun
 from imgcls.config.paths import hydra_quoted
 from imgcls.config.words import CHOICES, our_word, renamed
 from imgcls.errors import UserError, nearest
@@ -22,6 +23,7 @@ from imgcls.errors import UserError, nearest
 NONE = {"callbacks": "[]", "logger": "[]", "scheduler": "constant", "augment": "none", "finetune": "none"}
 PARTS = ("callbacks", "logger")  # groups of which several files are chosen, each for the parts that it names
 SHOWING = {"-c", "--cfg", "-i", "--info", "-h", "--help", "hydra.mode"}  # with these nothing is trained
+SWEEPS = ("sweep=", "sweep.", "hydra/sweeper=", "hydra.sweeper.")
 # Keys within a group. Hydra may compose another choice than the run's own, and would not know them
 OF_A_CHOICE = re.compile(r"(?!hydra\.)\w+\.[\w.]+=")
 
@@ -156,8 +158,8 @@ def hydra_arguments(words: list[str]) -> list[str]:
     leaves its record alone, and takes keys of the run's own choices. With `-m` and keys of `sweep` it runs
     `sweep=grid`. Raises UserError: `-m` is wrong or missing; or each rank would make a directory."""
     values = dict(word.lstrip("+").partition("=")[::2] for word in words if "=" in word)
-    multirun = not {"-m", "--multirun"}.isdisjoint(words)
-    sweep = [word for word in words if word.startswith(("sweep=", "sweep."))]
+    multirun = is_multirun(words)
+    sweep = [word for word in words if word.startswith(SWEEPS)]
     resume = values.get("resume", "")
     if resume.startswith(("'", '"')):  # Hydra's quotes
         resume = resume[1:-1].replace("\\'", "'")
@@ -182,7 +184,7 @@ def hydra_arguments(words: list[str]) -> list[str]:
         words.append(f"resume={hydra_quoted(folder)}")
         words = [f"++{word}" if OF_A_CHOICE.match(word) else word for word in words]
         return [*words, f"hydra.run.dir={hydra_quoted(folder)}", "hydra.output_subdir=null"]
-    if multirun and sweep and not any(word.startswith("sweep=") for word in sweep):
+    if multirun and any(word.startswith("sweep.") for word in sweep) and "sweep" not in values:
         return [*words, "sweep=grid"]
     return words
 

@@ -48,7 +48,7 @@ def quoted(arguments: list[str]) -> list[str]:
     """Returns a command line in which each path is in the quotes that Hydra's grammar needs. Values that are
     already in quotes, and null, stay as they are. Under `-m` a comma separates two values. Hydra's own parser
     can't do this: it refuses `~`, an apostrophe and an interpolation within another."""
-    many, words = not {"-m", "--multirun"}.isdisjoint(arguments), []
+    many, words = not {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(arguments), []
     for word in arguments:
         name, _, value = word.partition("=")
         key = name.lstrip("+")

@@ -105,7 +105,6 @@ CHOICES = {
     "logger=many_loggers": "write logger=[csv,wandb,tensorboard,mlflow]",
     "logger=none": "write logger=[]",
     "data=mnist": "write data=fashion_mnist, or data=digits for the smallest",
-    "hydra/sweeper=optuna": "write -m sweep=optuna",
     "hydra/launcher=submitit_slurm": "write -m launcher=slurm",
     "hydra/launcher=submitit_local": "write -m launcher=local",
     "hydra/launcher=joblib": "write -m launcher=joblib",

@@ -21,7 +21,7 @@ from imgcls.config.paths import hydra_quoted
 from imgcls.errors import UserError
 from imgcls.seeding import key_seed
 from imgcls.sweeps.jobs import Job
-from imgcls.sweeps.space import SweepSettings
+from imgcls.sweeps.settings import SweepSettings
 
 FILE = "study.journal"
 MOST_KILLS = 3

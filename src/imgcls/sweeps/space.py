@@ -1,69 +1,45 @@
 """Sweep space: which keys a sweep varies, from its preset and from the command line."""
 
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
-from pydantic import AfterValidator
-from pydantic_core import PydanticCustomError
 
 from imgcls.config import check as configs
 from imgcls.config.build import build
+from imgcls.config.multirun import named
 from imgcls.errors import UserError, nearest
+from imgcls.sweeps.settings import SweepSettings, plain
 from imgcls.tasks.metrics import logs_of
-
-PARAMS = "sweep.params."
-
-
-def folder_name(name: str) -> str:
-    """Checks, for pydantic, that a folder beside the other sweeps can have this name."""
-    if "/" in name or name[:1] in ("", ".") or len(name.encode()) > 200:
-        expected = "expected a folder's name: no / in it, no dot in front, 200 bytes at most"
-        raise PydanticCustomError("name", expected)
-    return name
-
-
-@dataclass(frozen=True)
-class SweepSettings:
-    """The keys of conf/sweep; the defaults are a grid of the lists on the command line."""
-
-    name: Annotated[str, AfterValidator(folder_name)] | None = None
-    params: dict[str, Any] = field(default_factory=dict)
-    n_jobs: int | None = None
-    sampler: dict[str, Any] | None = None
-    pruner: dict[str, Any] | None = None
-    n_trials: int | None = None
 
 
 def read_overrides(
     loader: ConfigLoader, config: DictConfig, settings: SweepSettings
 ) -> tuple[list[str], list[Override]]:
     """Returns the override that says where jobs run, and the overrides of the jobs: the preset's and the
-    command line's, which counts for a key of both. A list or an interval for `sweep.params.KEY` replaces the
-    preset's. A search uses nothing of its preset if the command line names a space, and leaves out keys that
-    the config doesn't have. Raises UserError: several values for another key of the sweep's own."""
+    command line's, which counts for a key of both. A key that is null is left out. A search uses nothing of
+    its preset if the command line names a space, but for `sweep.params.KEY` there, and leaves out keys that
+    the config doesn't have. Raises UserError: several values for a key of the sweep's own."""
     parser = OverridesParser.create(config_loader=loader)
     given = parser.parse_overrides(list(config.hydra.overrides.task))
     own = [o for o in given if o.key_or_group.partition(".")[0] in ("sweep", "launcher")]
     given = [o for o in given if o not in own]
-    params, named = dict(settings.params), {}
     for override in own:
         if override.is_sweep_override():
-            if not override.key_or_group.startswith(PARAMS):
-                raise UserError(f"{override.input_line}: one value holds for the whole sweep; give one")
-            named[override.key_or_group.removeprefix(PARAMS)] = value_text(override)
+            raise UserError(f"{override.input_line}: one value holds for the whole sweep; give one")
+    params = {key: value for key, value in settings.params.items() if value not in (None, "null")}
     if settings.sampler is not None:
+        inherited = params.keys() - set(named(config.hydra.overrides.task))
         if any(o.is_sweep_override() for o in given):
-            params = {}  # its space is for those who name none
+            params = {key: params[key] for key in params if key not in inherited}
         nothing = object()  # a key that is there may be null
         has = {key for key in params if OmegaConf.select(config, key, default=nothing) is not nothing}
-        for key in [key for key in params if key not in named and key not in has]:
+        for key in [key for key in params if key in inherited and key not in has]:
             del params[key]
             print(f"sweep.params.{key} is left out of the search: this config has no such key", flush=True)
-    preset = parser.parse_overrides([f"{key}={value}" for key, value in {**params, **named}.items()])
+    preset = parser.parse_overrides([f"{key}={value}" for key, value in params.items()])
     where = [o.input_line or "" for o in own if o.key_or_group == "launcher"]
     return where, list({o.key_or_group: o for o in [*preset, *given]}.values())
 
@@ -112,18 +88,16 @@ def logged_by(config: DictConfig) -> dict[str, str | None]:
     return found | logs_of(config.get("callbacks") or {})
 
 
-def plain(node: DictConfig | None) -> Any:
-    """Returns a part of a config as plain data."""
-    return {} if node is None else OmegaConf.to_container(node, resolve=True)
-
-
-def directions(config: DictConfig, metrics: list[str], known: dict[str, str | None]) -> list[str]:
-    """Returns for each metric "min" or "max": `optimized_mode`, or what `known` has for it. Raises UserError:
-    no job logs it, or it does not say."""
-    mode: Any = config.get("optimized_mode")
-    given = [mode] * len(metrics) if mode is None or isinstance(mode, str) else list(mode)
+def directions(
+    given: list[str | None], metrics: list[str], known: dict[str, str | None], said: bool
+) -> list[str]:
+    """Returns for each metric "min" or "max": what is given, or what `known` has for it. Raises UserError: no
+    job logs it, it does not say, or `hydra.sweeper.direction` has `said` the other one."""
     found = [mode or known.get(name) for name, mode in zip(metrics, given, strict=True)]
     for name, mode in zip(metrics, found, strict=True):
+        if said and known.get(name) not in (mode, None):
+            better = "it is better where it is " + {"min": "smaller", "max": "larger"}[str(known[name])]
+            raise UserError(f"hydra.sweeper.direction: optimized_metric={name}: {better}; leave it out")
         if mode is None:
             what = (
                 "no such metric is logged" if name not in known else "it does not say which way it is better"

@@ -29,7 +29,8 @@ from imgcls.errors import InUse, UserError, one_line
 from imgcls.runs.record import yaml_text
 from imgcls.runs.run_files import optimised
 from imgcls.sweeps.jobs import LOCAL, Job, Jobs, job_name, outcomes, repeated, short_hash, stoppable
-from imgcls.sweeps.space import SweepSettings, check_space, choices, directions, read_overrides, value_text
+from imgcls.sweeps.settings import SweepSettings
+from imgcls.sweeps.space import check_space, choices, directions, read_overrides, value_text
 
 
 class Sweep(Sweeper):
@@ -39,12 +40,13 @@ class Sweep(Sweeper):
     config: DictConfig
     launcher: Launcher
 
+    def __init__(self, **_: Any) -> None:
+        """Takes the keys of `hydra.sweeper`, which `setup` reads, with those of `sweep`."""
+
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Reads and checks what is swept, and names the directory, before Hydra makes it."""
         self.hydra_context, self.config = hydra_context, config
-        node: Any = OmegaConf.to_container(config.get("sweep") or OmegaConf.create(), resolve=True)
-        own = {key: value for key, value in node.items() if key in SweepSettings.__annotations__}
-        self.settings: SweepSettings = configs.typed(own, SweepSettings, "sweep")
+        self.settings = SweepSettings.read(config)
         self.where, overrides = read_overrides(hydra_context.config_loader, config, self.settings)
         self.fixed = [o.input_line or "" for o in overrides if not o.is_sweep_override()]
         self.swept = [o for o in overrides if o.is_sweep_override()]
@@ -56,7 +58,11 @@ class Sweep(Sweeper):
             advice = "give a space, such as optimizer.lr=interval(0.01,1)"
             raise UserError(f"sweep: there is nothing to search; {advice}")
         known = check_space(hydra_context.config_loader, config, [*self.where, *self.fixed], self.swept)
-        self.directions = directions(config, self.metrics, known)
+        modes, said = self.settings.modes(self.metrics, config.get("optimized_mode")), self.settings.direction
+        self.directions = directions(modes, self.metrics, known, said is not None)
+        if said is not None and config.get("optimized_mode") is None:  # the jobs pick their best epoch by it
+            mode = self.directions[0] if len(self.directions) == 1 else f"[{','.join(self.directions)}]"
+            self.where.append(f"optimized_mode={mode}")
         self.identity = {
             "verb": config.hydra.job.config_name,
             "optimized_metric": self.metrics,
@@ -76,9 +82,13 @@ class Sweep(Sweeper):
         """Names the sweep and its directory: by time, or so that the same command finds a search again."""
         name, hydra = self.settings.name, self.config.hydra
         if name is None and self.settings.sampler is not None:
-            parts = [hydra.runtime.choices[group] for group in ("sweep", "data", "backbone")]
+            preset, data, backbone = (hydra.runtime.choices.get(g) for g in ("sweep", "data", "backbone"))
+            parts = ["optuna" if preset in (None, "grid") else preset, data, backbone]
             name = "-".join([*parts, short_hash(json.dumps(self.identity))])
         given = any(o.startswith("hydra.sweep.dir=") for o in hydra.overrides.hydra)
+        if given and self.settings.name not in (None, Path(hydra.sweep.dir).name):
+            where = f"hydra.sweep.dir={shown(hydra.sweep.dir)}"
+            raise UserError(f"sweep.name={name}: {where} names the sweep, too; give one of the two")
         self.stays = given or name is not None  # the same command finds it again
         if name is not None and not given:
             with read_write(hydra.sweep):
