@@ -200,7 +200,7 @@ def test_two_processes_report_what_one_reports(here: Here) -> None:
 
 def test_multirun_makes_a_run_for_each(here: Here, capsys: pytest.CaptureFixture[str]) -> None:
     """And says how to evaluate it: the folder's name has `=` and `,`, as what it overrides."""
-    here("train", "-m", "backbone=simple_cnn,resnet20", "debug=fast", "seed=1")
+    here("train", "-m", "backbone=simple_cnn,resnet20", "debug=fast", "seed=choice(1)")
     runs = sorted(path.parent.name for path in Path("runs/sweeps").rglob("metrics.csv"))
     assert [name.split("_")[0] for name in runs] == ["0", "1"] and "resnet20" in runs[1] and "," in runs[1]
     command = re.findall("evaluate again: imgcls (.*)", capsys.readouterr().out)[1]

@@ -89,7 +89,7 @@ KEYS = {
         f"=HOME/{ODD}: there is no such file"
     ),
     f"train resume=~/{ODD}": f"resume=~/{ODD}: there is no run in it",
-    "train -m data=imagefolder data.root=~/it's seed=1,2": "data.root=~/it's: there is no such folder",
+    "train -m data=imagefolder data.root=~/it's seed=1,2": "data.root=HOME/it's: there is no such folder",
     f"bench data=imagefolder data.root=~/{ODD}": f"data.root=HOME/{ODD}: there is no such folder",
     f"eval checkpoint=~/{ODD}": f"checkpoint=HOME/{ODD}: there is no such file",
     f"predict checkpoint=x source=~/{ODD}": f"source=HOME/{ODD}: there is no such file",

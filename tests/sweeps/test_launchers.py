@@ -23,7 +23,7 @@ from imgcls.sweeps.jobs import Job
 LEADER = """
 import os, time
 from pathlib import Path
-from imgcls.sweeps.jobs import Follower
+from imgcls.sweeps.launching import Follower
 from imgcls.engine.signals import SIGNALS
 
 def task(config):
@@ -112,14 +112,16 @@ def test_a_stopped_grid_says_how_to_go_on(
     command = ("train", "-m", *TINY, "seed=0,1,2")
     with monkeypatch.context() as patched, pytest.raises(SystemExit) as ended:
         patched.setattr(LossCurve, "on_train_batch_start", stop, raising=False)
+        patched.setattr(sys, "orig_argv", ["python", "-m", "imgcls", *command])
         here(*command)
     assert ended.value.code == STOPPED and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     (folder,) = Path("runs/sweeps").iterdir()
     assert [status(job) for job in jobs(folder)] == ["finished", "stopped"]
     more = f"hydra.sweep.dir={folder}"
-    assert (
-        f"sweep {folder.name}: stopped; go on with the same command and {more}\n" in capsys.readouterr().out
-    )
+    shown = capsys.readouterr().out
+    assert f"sweep {folder.name}: stopped; go on with the same command and {more}\n" in shown
+    alone = f"(this job alone: imgcls train resume={folder}/1_seed=1)"
+    assert f"go on with: imgcls {' '.join(command)} {more} {alone}" in shown
     here(*command, more)
     assert f"sweep {folder.name}: 3 of 3 done; best" in capsys.readouterr().out
 

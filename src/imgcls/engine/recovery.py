@@ -3,7 +3,6 @@
 import errno
 import logging
 import pickle
-import shlex
 import sys
 from collections import deque
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from imgcls.config.paths import shown
 from imgcls.config.training import RecoveryConfig
 from imgcls.data.module import ImageDataModule
 from imgcls.engine.checkpoint import no_room
-from imgcls.engine.run_directory import newest_whole
+from imgcls.engine.run_directory import how_to_go_on, newest_whole
 from imgcls.engine.signals import Stopped
 from imgcls.errors import UserError
 from imgcls.processes import Agreement, gathered
@@ -78,7 +77,7 @@ def fit(
 
 def fit_once(training: Training, run_dir: Path, checkpoint: Path | None) -> None:
     """Trains. One that was stopped from outside ends the process with the status that says so."""
-    path, resume = None if checkpoint is None else str(checkpoint), shlex.quote(f"resume={shown(run_dir)}")
+    path, how = None if checkpoint is None else str(checkpoint), how_to_go_on(run_dir)
     try:
         training.trainer.fit(training.task, datamodule=training.data, ckpt_path=path, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -98,12 +97,12 @@ def fit_once(training: Training, run_dir: Path, checkpoint: Path | None) -> None
         raise UserError(no_room(run_dir / "checkpoints", error)) from error
     except Stopped:
         step = training.trainer.global_step
-        log.warning("stopped after step %d; go on with: imgcls train %s", step, resume)
+        log.warning("stopped after step %d; go on with: %s", step, how)
         raise
     except SystemExit as ended:
         if ended.code == 0:
             raise  # a rank beside the first one, stopped as that was
-        log.error("stopped at once; go on from the last checkpoint with: imgcls train %s", resume)
+        log.error("stopped at once; go on from the last checkpoint with: %s", how)
         sys.exit(130)
 
 

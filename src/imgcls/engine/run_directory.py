@@ -54,6 +54,16 @@ def claim(run_dir: Path, overwrite: bool, resuming: bool) -> FileLock | None:
     return lock
 
 
+def how_to_go_on(run_dir: Path) -> str:
+    """Returns the command with which a stopped run goes on: of a job of a sweep, first the sweep's."""
+    alone, sweep = shlex.join(["imgcls", "train", f"resume={shown(run_dir)}"]), run_dir.parent / "sweep.yaml"
+    try:
+        command = yaml.safe_load(sweep.read_text())["go_on"]
+    except (OSError, KeyError):
+        return alone
+    return f"{command} (this job alone: {alone})"
+
+
 def finished(run_dir: Path, config: dict[str, Any]) -> bool:
     """Returns whether the run came to its end, and `config` asks for no more training than it had."""
     path = run_dir / "status.json"

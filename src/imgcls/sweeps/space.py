@@ -7,12 +7,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
-from imgcls.config import check as configs
-from imgcls.config.build import build
 from imgcls.config.multirun import named
-from imgcls.errors import UserError, nearest
-from imgcls.sweeps.settings import SweepSettings, plain
-from imgcls.tasks.metrics import logs_of
+from imgcls.errors import UserError
+from imgcls.sweeps.settings import SweepSettings
 
 
 def read_overrides(
@@ -57,51 +54,3 @@ def choices(override: Override) -> list[str]:
     if not (values := list(override.sweep_string_iterator())):
         raise UserError(f"{override.input_line}: there is no value in it; expected one or more")
     return values
-
-
-def check_space(
-    loader: ConfigLoader, config: DictConfig, shared: list[str], swept: list[Override]
-) -> dict[str, str | None]:
-    """Composes jobs, with the overrides that all have, until each value of each list was in one. Returns what
-    the first that has its data logs: names, and the direction in which each is better. Raises UserError where
-    Hydra can't compose a job, or the data of all jobs are wrong."""
-    values = {o.get_key_element(): choices(o) for o in swept}
-    known, mistake = dict[str, str | None](), UserError()
-    for i in range(max(map(len, values.values()), default=1)):
-        own = [f"{key}={some[i % len(some)]}" for key, some in values.items()]
-        job = loader.load_sweep_config(config, [*shared, *own])
-        try:
-            known = known or logged_by(job)
-        except UserError as error:  # other jobs may be right
-            mistake = error
-    if not known:
-        raise mistake
-    return known
-
-
-def logged_by(config: DictConfig) -> dict[str, str | None]:
-    """Returns what a training with this config logs: names, and the direction in which each is better."""
-    task, metrics, data = (plain(config.get(key)) for key in ("task", "metrics", "data"))
-    kind: Any = configs.locate(task["_target_"], "task._target_")
-    found: dict[str, str | None] = {}
-    found |= kind.measures(build(data, "data").spec).logged(metrics)
-    return found | logs_of(config.get("callbacks") or {})
-
-
-def directions(
-    given: list[str | None], metrics: list[str], known: dict[str, str | None], said: bool
-) -> list[str]:
-    """Returns for each metric "min" or "max": what is given, or what `known` has for it. Raises UserError: no
-    job logs it, it does not say, or `hydra.sweeper.direction` has `said` the other one."""
-    found = [mode or known.get(name) for name, mode in zip(metrics, given, strict=True)]
-    for name, mode in zip(metrics, found, strict=True):
-        if said and known.get(name) not in (mode, None):
-            better = "it is better where it is " + {"min": "smaller", "max": "larger"}[str(known[name])]
-            raise UserError(f"hydra.sweeper.direction: optimized_metric={name}: {better}; leave it out")
-        if mode is None:
-            what = (
-                "no such metric is logged" if name not in known else "it does not say which way it is better"
-            )
-            own = "a metric of your own code needs optimized_mode=min or optimized_mode=max"
-            raise UserError(f"optimized_metric={name}: {what}; {nearest(name, known)}; {own}")
-    return [str(mode) for mode in found]

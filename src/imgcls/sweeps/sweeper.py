@@ -1,20 +1,17 @@
 """Sweep, Hydra's sweeper for `imgcls train -m`: decides which jobs there are, runs them, reports their
-results. A grid knows its jobs from the start; a search asks Optuna for one batch after the other. Hydra's
+results. A grid knows its jobs from the start; a search asks Optuna for the next when one has ended. Hydra's
 launcher decides where jobs run."""
 
 import gc
-import itertools
 import json
-import os
 import shlex
+import shutil
 import sys
-import time
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
@@ -24,13 +21,14 @@ from omegaconf import DictConfig, OmegaConf, read_write
 from imgcls.config import check as configs
 from imgcls.config.paths import hydra_quoted, shown
 from imgcls.config.training import Metrics
-from imgcls.engine.signals import SIGNALS
-from imgcls.errors import InUse, UserError, one_line
-from imgcls.runs.record import yaml_text
-from imgcls.runs.run_files import optimised
-from imgcls.sweeps.jobs import LOCAL, Job, Jobs, job_name, outcomes, repeated, short_hash, stoppable
+from imgcls.errors import UserError
+from imgcls.sweeps.check_jobs import check_jobs, directions
+from imgcls.sweeps.jobs import Job, Jobs, job_name, short_hash
+from imgcls.sweeps.launching import stoppable
+from imgcls.sweeps.record import numbers, record, values_of
+from imgcls.sweeps.runner import Runner
 from imgcls.sweeps.settings import SweepSettings
-from imgcls.sweeps.space import check_space, choices, directions, read_overrides, value_text
+from imgcls.sweeps.space import read_overrides, value_text
 
 
 class Sweep(Sweeper):
@@ -57,7 +55,7 @@ class Sweep(Sweeper):
         if self.settings.sampler is not None and not self.swept:
             advice = "give a space, such as optimizer.lr=interval(0.01,1)"
             raise UserError(f"sweep: there is nothing to search; {advice}")
-        known = check_space(hydra_context.config_loader, config, [*self.where, *self.fixed], self.swept)
+        known = check_jobs(hydra_context.config_loader, config, [*self.where, *self.fixed], self.swept)
         modes, said = self.settings.modes(self.metrics, config.get("optimized_mode")), self.settings.direction
         self.directions = directions(modes, self.metrics, known, said is not None)
         if said is not None and config.get("optimized_mode") is None:  # the jobs pick their best epoch by it
@@ -75,8 +73,9 @@ class Sweep(Sweeper):
         self.name_folder()
         self.launcher = Plugins.instance().instantiate_launcher(hydra_context, task_function, config)
         self.kind = config.hydra.launcher._target_.rpartition(".")[2]
-        self.local = self.kind == LOCAL
         self.jobs = Jobs(self.folder.name, self.metrics[0], self.directions[0])
+        at_once = self.settings.n_jobs if (self.settings.n_jobs or 0) > 0 else None
+        self.runner = Runner(self.launcher, self.kind, self.jobs, self.metrics, at_once)
 
     def name_folder(self) -> None:
         """Names the sweep and its directory: by time, or so that the same command finds a search again."""
@@ -96,10 +95,15 @@ class Sweep(Sweeper):
         self.folder = Path(hydra.sweep.dir)
 
     def sweep(self, arguments: list[str]) -> None:
-        self.record()
+        new = not self.folder.is_dir() or not any(self.folder.iterdir())
         try:
+            self.record()
             with stoppable(self.launcher, self.kind, self.folder):
                 self.grid() if self.settings.sampler is None else self.search()
+        except UserError:
+            if new and not self.runner.trained:
+                self.take_back()
+            raise
         except (SystemExit, KeyboardInterrupt) as ended:
             for job in self.jobs.begun:
                 job.mark_stopped()
@@ -110,18 +114,21 @@ class Sweep(Sweeper):
             gc.unfreeze()  # or extension modules complain at the end that they leak
         self.report()
 
+    def take_back(self) -> None:
+        """Removes the directory of a sweep that has trained nothing, and those above it if they are empty."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):  # other sweeps lie beside it
+            self.folder.parent.rmdir()
+            self.folder.parent.parent.rmdir()
+
     def record(self) -> None:
         """Writes sweep.yaml, which says what is run. Refuses a folder of another sweep."""
-        path = self.folder / "sweep.yaml"
-        found = yaml.safe_load(path.read_text()) if path.is_file() else self.identity
-        for key, value in self.identity.items():
-            if found.get(key) != value:
-                what = f"its {key} is {found.get(key)}, not {value}; give another sweep.name"
-                raise UserError(f"{shown(self.folder)} holds another sweep: {what}")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        words = {"name": self.folder.name, "command": shlex.join(sys.orig_argv), **self.identity}
-        limit = {"n_trials": self.settings.n_trials} if self.settings.sampler else {}
-        path.write_text(yaml_text(words | limit))
+        search = self.settings.sampler is not None
+        limit = {"n_trials": self.settings.n_trials} if search else {}
+        words = sys.orig_argv[sys.orig_argv.index("train") :] if "train" in sys.orig_argv else sys.argv
+        more = [] if self.stays else [f"hydra.sweep.dir={hydra_quoted(shown(self.folder))}"]
+        go_on = {"go_on": shlex.join(["imgcls", *words, *more])}
+        self.spaces = record(self.folder, self.identity, go_on | limit, grows=not search)
 
     def grid(self) -> None:
         """Runs a job for each combination, but those that an earlier start of this sweep has finished."""
@@ -129,13 +136,16 @@ class Sweep(Sweeper):
             if not override.is_discrete_sweep():
                 advice = "a grid takes lists; an interval is searched, by sweep=optuna"
                 raise UserError(f"{override.input_line}: {advice}")
-        lists = [[f"{o.get_key_element()}={value}" for value in choices(o)] for o in self.swept]
-        jobs = [self.job(number, [*own]) for number, own in enumerate(itertools.product(*lists))]
+        keys, number_of = list(self.spaces[0]), numbers(self.spaces)
+        jobs = [
+            self.job(number_of[values], [f"{key}={value}" for key, value in zip(keys, values, strict=True)])
+            for values in values_of(self.identity["space"], keys)
+        ]
         self.jobs.total, self.jobs.begun = len(jobs), [job for job in jobs if job.done()]
         for job in self.jobs.begun:
-            self.settle(job)
+            self.runner.settle(job)
         self.jobs.line()
-        self.run([job for job in jobs if job.state == "running"])
+        self.runner.run([job for job in jobs if job.state == "running"])
         print(self.jobs.line(), flush=True)
 
     def search(self) -> None:
@@ -145,86 +155,34 @@ class Sweep(Sweeper):
         search = Search(self.settings, self.folder, self.metrics, self.directions, self.swept)
         self.jobs.total, self.jobs.begun = search.total, search.jobs()
         self.jobs.line()
+
+        def begin() -> Job | None:
+            for trial in search.ask(1):
+                values = [f"{key}={value}" for key, value in trial.params.items()]
+                job = self.job(trial.number, values, search.pruning(trial))
+                search.note(trial.number, folder=job.folder.name)
+                return job
+            return None
+
+        def end(job: Job) -> None:
+            search.tell(job)
+            self.jobs.total, self.jobs.begun = search.total, search.jobs()
+            print(self.jobs.line(), flush=True)
+
         with search.working():
-            while trials := search.ask(self.at_once()):
-                jobs = []
-                for trial in trials:
-                    values = [f"{key}={value}" for key, value in trial.params.items()]
-                    jobs.append(self.job(trial.number, values, search.pruning(trial)))
-                    search.note(trial.number, folder=jobs[-1].folder.name)
-                self.run(jobs)
-                for job in jobs:
-                    search.tell(job)
-                self.jobs.total, self.jobs.begun = search.total, search.jobs()
-                print(self.jobs.line(), flush=True)
+            self.runner.keep_going(begin, end)
 
     def job(self, number: int, values: list[str], more: Sequence[str] = ()) -> Job:
         """Returns a job in a folder named by the swept values that it overrides, but not by `more`."""
         excluded = self.config.hydra.job.config.override_dirname.exclude_keys
-        name = job_name(values + self.fixed, set(excluded))
-        folder = self.folder / f"{number}_{name}"
+        name = job_name(values, set(excluded))
+        folder = self.folder / (f"{number}_{name}" if name else f"{number}")
         own = [
             f"job.sweep={hydra_quoted(self.folder.name)}", f"job.number={number}",
             f"hydra.sweep.dir={hydra_quoted(str(self.folder))}", f"hydra.sweep.subdir='{folder.name}'",
             f"hydra.job.override_dirname='{name}'",
         ]  # fmt: skip
         return Job(number, [*self.where, *self.fixed, *values, *more, *own], folder)
-
-    def at_once(self) -> int:
-        """Returns how many jobs the launcher gets at a time."""
-        number: int = self.settings.n_jobs or OmegaConf.select(self.config, "hydra.launcher.n_jobs") or 1
-        return number if number > 0 else os.cpu_count() or 1
-
-    def run(self, left: list[Job]) -> None:
-        """Runs jobs. A job that another process runs is run here only if that process doesn't finish it."""
-        at_once = self.at_once() if self.local or self.settings.n_jobs else len(left)
-        waits = False
-        while left:
-            SIGNALS.install()  # a job that ran in this process has given them back
-            if SIGNALS.asked is not None:
-                SIGNALS.stop()
-            free = [job for job in left if job.done() or not job.in_use()][:at_once]
-            if free:
-                self.launch(free)
-            elif not waits:
-                waits = True
-                print(f"{self.jobs.line()}; waits for jobs that another process runs", flush=True)
-            left = [job for job in left if job.state == "running"]
-            if free and left:
-                print(self.jobs.line(), flush=True)
-            time.sleep(0 if free else 2)
-
-    def launch(self, jobs: list[Job]) -> None:
-        """Runs those of the jobs that are not done, and settles all of them."""
-        self.jobs.begun += [job for job in jobs if job not in self.jobs.begun]
-        left = [job for job in jobs if not job.done()]
-        if left and self.local:
-            print(f"\njob {left[0].folder.name}", flush=True)
-        with nullcontext() if self.local else repeated(self.jobs.watch, 2.0):
-            results = outcomes(self.launcher, self.kind, left)
-        if SIGNALS.asked is not None:
-            SIGNALS.stop()
-        if self.local and not gc.get_freeze_count():
-            gc.freeze()  # what the first job imported stays: looking through it takes 0.15 s a job
-        found = {job.number: result for job, result in zip(left, results, strict=True)}
-        for job in jobs:
-            result = found.get(job.number)
-            if isinstance(result, InUse):
-                job.state = "running"  # in another process
-                continue
-            self.settle(job, result)
-            if job.state == "failed":
-                log_file = shown(job.folder / "run.log")
-                print(f"job {job.number} failed: {job.error}; see {log_file}", flush=True)
-
-    def settle(self, job: Job, result: Any = None) -> None:
-        """Sets the state and the values of a job, from its result or from its folder."""
-        job.state = "pruned" if job.status() == "pruned" else "finished"
-        if isinstance(result, Exception) and not job.done():
-            job.state, job.error = "failed", one_line(UserError(result)) or type(result).__name__
-        elif job.state == "finished":
-            values = result if isinstance(result, list | float) else optimised(job.folder, self.metrics)
-            job.values = [values] if isinstance(values, float) else values
 
     def report(self) -> None:
         """Prints where the results are. Raises UserError: a job of a grid failed, or all jobs of a search."""
