@@ -212,3 +212,17 @@ def test_ray_cluster_that_loses_a_node(local: Path) -> None:
         pytest.skip(str(reason))
     assert sorted(resumed(folder) for folder in jobs(Path("sweep"))) == [0, 0, 0, 1]
     assert_same_sweep(local, Path("sweep"))
+
+
+def test_slurm_search_killed_and_finished(slurm: Slurm) -> None:
+    """Two trials at a time, each a job of its own; they run on without the command, which then waits."""
+    search = (*SWEEP[:-2], "sweep=random", "sweep.n_trials=5", "sweep.n_jobs=2", "sweep.name=search")
+    command = (*search, "optimizer.lr=0.001,0.01", "launcher=slurm", "hydra.launcher.partition=low")
+    folder = Path("runs/sweeps/search")
+    with begun(*command, **slurm.environment) as process:
+        wait_for(lambda: epochs("runs/sweeps/search/1_*") > 2, process)
+    done = imgcls(*command, timeout=500, **slurm.environment)
+    assert done.returncode == 0 and "5 of 5 done" in done.stdout, done.stdout + done.stderr
+    assert "failed" not in done.stdout
+    for path in jobs(folder):
+        assert len((path / "metrics.csv").read_text().splitlines()) == 21 and not resumed(path)
