@@ -1,6 +1,7 @@
 """imgcls train -m: grids and searches, as users run them."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -267,6 +268,48 @@ def test_a_space_is_changed_by_its_keys(
     assert states(Path("runs/sweeps/binary")) == ["COMPLETE"]
 
 
+def test_conditions(here: Callable[..., None], said: Callable[..., str]) -> None:
+    """Each optimizer has ranges of its own; a worker that was killed while it drew is taken over."""
+    command = ("train", "-m", *TINY[:2], "trainer.max_epochs=1", "logger=csv", "test=false")
+    more = ("sweep=optuna_optimizers", "sweep.n_trials=6", "sweep.name=which", "sweep.sampler.seed=1")
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    folder = Path("runs/sweeps/which")
+    folder.mkdir(parents=True)
+    storage = JournalStorage(JournalFileBackend(str(folder / "study.journal")))
+    optuna.create_study(storage=storage, study_name="which", direction="maximize").ask()
+    here(*command, *more)
+    found = set()
+    for trial, path in zip(study(folder).trials, jobs(folder), strict=True):
+        config = yaml.safe_load((path / "config.yaml").read_text())["optimizer"]
+        name = trial.params["optimizer"]
+        own = {f"optimizer.lr [optimizer={name}]"} | (
+            {"optimizer.momentum [optimizer=sgd]"} if name == "sgd" else set()
+        )
+        assert own <= trial.params.keys() and "optimizer.lr" not in trial.params
+        assert config["lr"] == trial.params[f"optimizer.lr [optimizer={name}]"]
+        assert config.get("momentum") == trial.params.get("optimizer.momentum [optimizer=sgd]")
+        found.add(name)
+    assert found == {"sgd", "adamw"} and states(folder) == ["COMPLETE"] * 6
+    for text, words in (
+        ("{optimizer=lion: {optimizer.lr: 0.1}}", "sweep.when: optimizer=lion: choose one of: adamw, sgd"),
+        ("{loss=focal: {loss.gamma: 1}}", "sweep.when: loss=focal: loss is not varied; "),
+        ("{optimizer=sgd: {optimizer.beta: 1}}", "optimizer.beta: "),
+        ("{optimizer=sgd: {optimizer.lr: 'interval(0.1,x)'}}", "optimizer.lr=interval(0.1,x): "),
+    ):
+        Path("conf/sweep").mkdir(parents=True, exist_ok=True)
+        text = f"defaults: [optuna]\nparams: {{optimizer: 'sgd,adamw'}}\nwhen: {text}\n"
+        Path("conf/sweep/mine.yaml").write_text(text)
+        assert said(*command, "--config-dir=conf", "sweep=mine").startswith(f"imgcls train: {words}")
+    grid = "defaults: [grid]\nwhen: {seed=0: {optimizer.lr: 1}}\n"
+    Path("conf/sweep/mine.yaml").write_text(grid)
+    assert "sweep.when: a grid has no conditions" in said(
+        *command, "--config-dir=conf", "sweep=mine", "seed=0,1"
+    )
+
+
 def test_presets(here: Callable[..., None]) -> None:
     """The folds share nothing and are all of train; the test split is that of every other run."""
     here("train", "-m", *TINY, "sweep=kfold", "sweep.folds=2", "sweep.name=folds", "trainer.max_epochs=1")
@@ -475,18 +518,14 @@ def test_two_workers_share_a_search() -> None:
     assert len({trial.user_attrs["worker"] for trial in study(folder).trials}) == 2
 
 
-@pytest.mark.slow
-def test_several_objectives(here: Callable[..., None]) -> None:
-    here(
-        "train",
-        "-m",
-        *TINY,
-        "sweep=optuna",
-        "sweep.n_trials=3",
-        "optimized_metric=[val/top1,val/loss]",
-        SPACE,
-    )
+def test_several_objectives(here: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    two = ("sweep.n_trials=3", "optimized_metric=[val/top1,val/loss]")
+    here("train", "-m", *TINY, "sweep=optuna", *two, SPACE)
     (folder,) = sweeps()
+    front = {trial.number for trial in study(folder).best_trials}
+    lines = re.findall(r"no job is better in all \(Pareto front\): (.*): (.*)", capsys.readouterr().out)
+    assert [Path(path) for _, path in lines] == [job for i, job in enumerate(jobs(folder)) if i in front]
+    assert all(values.startswith("val/top1 0.") and ", val/loss " in values for values, _ in lines)
     values = [trial.values for trial in study(folder).trials]
     assert [direction.name for direction in study(folder).directions] == ["MAXIMIZE", "MINIMIZE"]
     for job, (top1, loss) in zip(jobs(folder), values, strict=True):

@@ -4,6 +4,7 @@ other value is put into such a config and checked there."""
 
 import copy
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from imgcls.config.build import build
 from imgcls.config.command_line import take_unchosen
 from imgcls.config.training import TrainConfig
 from imgcls.errors import UserError, nearest
+from imgcls.sweeps.conditions import Branch, Space
 from imgcls.sweeps.space import choices
 from imgcls.tasks.metrics import logs_of
 
@@ -26,13 +28,13 @@ Config = dict[str, Any]  # plain
 
 
 def check_jobs(
-    loader: ConfigLoader, config: DictConfig, shared: list[str], swept: list[Override]
+    loader: ConfigLoader, config: DictConfig, shared: list[str], space: Space, branches: list[Branch]
 ) -> dict[str, str | None]:
-    """Checks the config of each job, which has the overrides `shared` and a value for each that is `swept`.
+    """Checks the config of each job, which has the overrides `shared` and a value for each key of the space.
     Returns what the first that has its data logs: names, and the direction in which each is better. Raises
     UserError: a key, a type or a bound is wrong in a job, or the data of all jobs are."""
     known, mistake = dict[str, str | None](), UserError()
-    for job in job_configs(loader, config, shared, swept):
+    for job in job_configs(loader, config, shared, space, branches):
         TrainConfig.read(job)
         try:
             known = known or logged_by(job)
@@ -44,40 +46,45 @@ def check_jobs(
 
 
 def job_configs(
-    loader: ConfigLoader, config: DictConfig, shared: list[str], swept: list[Override]
+    loader: ConfigLoader, config: DictConfig, shared: list[str], space: Space, branches: list[Branch]
 ) -> Iterator[Config]:
-    """Yields plain configs of jobs in which each value is once, beside each combination of files."""
-    values = {override.get_key_element(): choices(override) for override in swept}
-    files = [key for key in values if "@" in key or loader.get_group_options(key.lstrip("+"))]
+    """Yields plain configs of jobs in which each value is once, beside each combination of files, and of
+    values that are conditions of a branch."""
+    values = {key: choices(override) for key, override in space.items()}
+    conditions = {branch.key for branch in branches}
+    split = [key for key in values if key in conditions or is_file(loader, key)]
     parser = OverridesParser.create()
-    others = {key: values[key] for key in values if key not in files}
-    firsts = [f"{key}={found[0]}" for key, found in others.items()]
-    more = [(f"{key}={value}") for key, found in others.items() for value in found[1:]]
-    for chosen in combinations({key: values[key] for key in files}):
-        first = composed(loader, config, [*shared, *chosen, *firsts])
+    for chosen in combinations({key: values[key] for key in split}):
+        found = {key: [value] for key, value in chosen.items()} | {
+            key: some for key, some in values.items() if key not in split
+        }
+        for branch in branches:
+            if branch.holds({key: some[0] for key, some in found.items()}):
+                found |= {key: choices(override) for key, override in branch.space.items()}
+        firsts = {key: some[0] for key, some in found.items()}
+        first = composed(loader, config, [*shared, *assigned(firsts)])
         yield first
-        for text in more:
-            override = parser.parse_override(text)
-            job = None if "${" in text else with_value(first, override)
-            yield job or composed(loader, config, [*shared, *chosen, *replaced(firsts, text)])
+        for key, value in [(key, value) for key, some in found.items() for value in some[1:]]:
+            job = None if "${" in value else with_value(first, parser.parse_override(f"{key}={value}"))
+            yield job or composed(loader, config, [*shared, *assigned(firsts | {key: value})])
 
 
-def combinations(values: dict[str, list[str]]) -> Iterator[list[str]]:
-    """Yields overrides with all combinations of values, or, of many, with each value once."""
-    lists = [[f"{key}={value}" for value in found] for key, found in values.items()]
-    count, longest = 1, max(map(len, lists), default=1)
-    for found in lists:
-        count *= len(found)
-    if count <= MOST:
-        yield from map(list, itertools.product(*lists))
+def is_file(loader: ConfigLoader, key: str) -> bool:
+    """Tells whether a key chooses a file of conf/."""
+    return "@" in key or bool(loader.get_group_options(key.lstrip("+")))
+
+
+def assigned(values: dict[str, str]) -> list[str]:
+    return [f"{key}={value}" for key, value in values.items()]
+
+
+def combinations(values: dict[str, list[str]]) -> Iterator[dict[str, str]]:
+    """Yields all combinations of values, or, where these are many, some that have each value once."""
+    if math.prod(map(len, values.values())) <= MOST:
+        yield from (dict(zip(values, some, strict=True)) for some in itertools.product(*values.values()))
         return
-    for i in range(longest):
-        yield [found[i % len(found)] for found in lists]
-
-
-def replaced(overrides: list[str], text: str) -> list[str]:
-    key = text.partition("=")[0]
-    return [text if override.partition("=")[0] == key else override for override in overrides]
+    for i in range(max(map(len, values.values()))):
+        yield {key: some[i % len(some)] for key, some in values.items()}
 
 
 def composed(loader: ConfigLoader, config: DictConfig, overrides: list[str]) -> Config:

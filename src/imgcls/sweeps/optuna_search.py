@@ -10,8 +10,7 @@ from typing import Any
 import optuna
 from filelock import FileLock, Timeout
 from hydra.core.override_parser.types import IntervalSweep, Override
-from lightning.pytorch import Callback, LightningModule, Trainer
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -20,8 +19,11 @@ from imgcls.config.build import build
 from imgcls.config.paths import hydra_quoted
 from imgcls.errors import UserError
 from imgcls.seeding import key_seed
+from imgcls.sweeps.conditions import Branch, Space, valued
 from imgcls.sweeps.jobs import Job
+from imgcls.sweeps.pruning import Pruning, trial_id
 from imgcls.sweeps.settings import SweepSettings
+from imgcls.sweeps.space import choices
 
 FILE = "study.journal"
 MOST_KILLS = 3
@@ -35,12 +37,12 @@ WORDS = {state: word for word, state in STATES.items()}
 
 class Search:
     """A study in the sweep's folder: several processes that run the same sweep share it. It searches the
-    space of the overrides `swept` for the best `metrics`, each with a direction, "min" or "max". Raises
+    space, with its branches, for the best `metrics`, each with a direction, "min" or "max". Raises
     UserError where the number of trials, the pruner or the space is wrong."""
 
     def __init__(
         self, settings: SweepSettings, folder: Path, metrics: list[str], directions: list[str],
-        swept: list[Override],
+        space: Space, branches: list[Branch],
     ) -> None:  # fmt: skip
         if settings.n_trials is None or settings.n_trials < 1:
             expected = "expected the number of trials in all, 1 or more"
@@ -52,7 +54,9 @@ class Search:
         # Who chose an experimental sampler knows it.
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         self.settings, self.folder, self.metric, self.total = settings, folder, metrics[0], settings.n_trials
-        self.space = {override.get_key_element(): distribution(override) for override in swept}
+        self.space, self.branches = space, branches
+        for override in [*space.values(), *(one for branch in branches for one in branch.space.values())]:
+            distribution(override)  # before the first trial
         pruner = build(settings.pruner, "sweep.pruner") if settings.pruner else None
         self.storage = JournalStorage(JournalFileBackend(str(folder / FILE)))
         self.study = optuna.create_study(
@@ -76,14 +80,45 @@ class Search:
             running = self.study.get_trials(states=RUNNING)
             numbers = [t.number for t in running if t.user_attrs.get("worker") is None][:count]
             while len(numbers) < count and (begun := len(self.study.get_trials(deepcopy=False))) < self.total:
-                node = dict(self.settings.sampler or {})
-                if node.get("seed") is not None:
-                    node["seed"] = key_seed(node["seed"], begun) % 2**32
-                self.study.sampler = build(node, "sweep.sampler")
-                numbers.append(self.study.ask(self.space).number)
+                self.seed(begun)
+                numbers.append(self.draw(self.study.ask()))
             for number in numbers:
+                try:
+                    self.values(self.study.trials[number])
+                except KeyError:  # its worker was killed before it had drawn all
+                    self.seed(number)
+                    self.draw(optuna.Trial(self.study, trial_id(self.study, self.storage, number)))
                 self.note(number, worker=self.worker)
         return [self.study.trials[number] for number in numbers]
+
+    def seed(self, number: int) -> None:
+        """Gives the study the sampler for a trial."""
+        node = dict(self.settings.sampler or {})
+        if node.get("seed") is not None:
+            node["seed"] = key_seed(node["seed"], number) % 2**32
+        self.study.sampler = build(node, "sweep.sampler")
+
+    def draw(self, trial: optuna.Trial) -> int:
+        """Draws the values of a trial that it does not have yet; returns its number."""
+
+        def value(name: str, override: Override) -> Any:
+            drawn = distribution(override)
+            if isinstance(drawn, CategoricalDistribution):
+                return trial.suggest_categorical(name, drawn.choices)
+            suggest: Any = trial.suggest_int if isinstance(drawn, IntDistribution) else trial.suggest_float
+            return suggest(name, drawn.low, drawn.high, log=drawn.log)
+
+        valued(self.space, self.branches, value)
+        return trial.number
+
+    def values(self, trial: FrozenTrial) -> dict[str, Any]:
+        """Returns the value that a trial has for each key."""
+        return valued(self.space, self.branches, lambda name, _: trial.params[name])
+
+    def front(self) -> list[Job]:
+        """Returns the trials that no other one is better than in all objectives."""
+        best = {trial.number for trial in self.study.best_trials}
+        return [job for job in self.jobs() if job.number in best]
 
     def count_kills(self) -> None:
         """Takes running trials from dead workers; a trial that was killed three times counts as failed."""
@@ -131,50 +166,23 @@ class Search:
         if self.settings.pruner is None:
             return []
         given = {
-            "_target_": f"{__name__}.Pruning", "study": (self.folder / FILE).resolve(),
+            "_target_": f"{Pruning.__module__}.Pruning", "study": (self.folder / FILE).resolve(),
             "number": trial.number, "metric": self.metric,
             **{f"pruner.{key}": value for key, value in self.settings.pruner.items()},
         }  # fmt: skip
         return [f"+callbacks.pruning.{key}={hydra_quoted(str(value))}" for key, value in given.items()]
 
 
-class Pruning(Callback):
-    """Reports the metric to the study, a file, after each validation, and ends a trial, with its number, that
-    falls behind the others by the `pruner`."""
-
-    def __init__(self, study: str, number: int, metric: str, pruner: optuna.pruners.BasePruner) -> None:
-        self.number, self.metric, self.pruned = number, metric, False
-        self.storage = JournalStorage(JournalFileBackend(study))
-        self.pruner = pruner
-        self.study = optuna.load_study(study_name=None, storage=self.storage, pruner=pruner)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking or self.metric not in trainer.callback_metrics:
-            return
-        value, behind = float(trainer.callback_metrics[self.metric]), False
-        if trainer.is_global_zero:
-            trial = trial_id(self.study, self.storage, self.number)
-            self.storage.set_trial_intermediate_value(trial, trainer.current_epoch, value)
-            behind = self.pruner.prune(self.study, self.storage.get_trial(trial))
-        if trainer.strategy.broadcast(behind):  # all ranks stop, or none
-            self.pruned = trainer.should_stop = True
-
-
-def distribution(override: Override) -> BaseDistribution:
+def distribution(override: Override) -> CategoricalDistribution | FloatDistribution | IntDistribution:
     """Returns the distribution of an interval of floats or, as int(interval(a, b)), of integers, each also as
     tag(log, …); or of the values of a list."""
     value: Any = override.value()
     if not isinstance(value, IntervalSweep):
-        return CategoricalDistribution(list(override.sweep_string_iterator()))
+        return CategoricalDistribution(choices(override))
     whole = isinstance(value.start, int) and isinstance(value.end, int)
     kind: Any = IntDistribution if whole else FloatDistribution
     try:
-        return kind(value.start, value.end, log="log" in value.tags)
+        found: FloatDistribution | IntDistribution = kind(value.start, value.end, log="log" in value.tags)
+        return found
     except ValueError as error:
         raise UserError(f"{override.input_line}: {error}") from error
-
-
-def trial_id(study: optuna.Study, storage: JournalStorage, number: int) -> int:
-    """Returns the name that the storage has for a trial, among those of all studies in it."""
-    study_id = storage.get_study_id_from_name(study.study_name)
-    return storage.get_trial_id_from_study_id_trial_number(study_id, number)

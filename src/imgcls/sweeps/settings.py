@@ -45,6 +45,7 @@ class SweepSettings:
 
     name: Annotated[str, AfterValidator(folder_name)] | None = None
     params: dict[str, Any] = field(default_factory=dict)
+    when: dict[str, dict[str, Any]] = field(default_factory=dict)
     n_jobs: Annotated[int, Field(ge=-1)] | None = None
     sampler: dict[str, Any] | None = None
     pruner: dict[str, Any] | None = None

@@ -47,7 +47,10 @@ def value_text(override: Override) -> str:
 
 
 def choices(override: Override) -> list[str]:
-    """Returns the values of a list, or the two ends of an interval. Raises UserError: the list is empty."""
+    """Returns the values of a list, the two ends of an interval, or the one value that was given. Raises
+    UserError: the list is empty."""
+    if not override.is_sweep_override():
+        return [value_text(override)]
     if not override.is_discrete_sweep():
         interval: Any = override.value()
         return [str(interval.start), str(interval.end)]

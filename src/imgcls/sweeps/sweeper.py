@@ -23,6 +23,7 @@ from imgcls.config.paths import hydra_quoted, shown
 from imgcls.config.training import Metrics
 from imgcls.errors import UserError
 from imgcls.sweeps.check_jobs import check_jobs, directions
+from imgcls.sweeps.conditions import read_branches
 from imgcls.sweeps.jobs import Job, Jobs, job_name, short_hash
 from imgcls.sweeps.launching import stoppable
 from imgcls.sweeps.record import numbers, record, values_of
@@ -48,6 +49,10 @@ class Sweep(Sweeper):
         self.where, overrides = read_overrides(hydra_context.config_loader, config, self.settings)
         self.fixed = [o.input_line or "" for o in overrides if not o.is_sweep_override()]
         self.swept = [o for o in overrides if o.is_sweep_override()]
+        self.space = {o.get_key_element(): o for o in self.swept}
+        self.branches = read_branches(hydra_context.config_loader, self.settings.when, self.space)
+        if self.branches and self.settings.sampler is None:
+            raise UserError("sweep.when: a grid has no conditions; a search has, as sweep=optuna")
         metric = config.optimized_metric
         metric = OmegaConf.to_container(metric) if OmegaConf.is_config(metric) else metric
         metric = configs.typed(metric, Metrics, "optimized_metric")
@@ -55,7 +60,8 @@ class Sweep(Sweeper):
         if self.settings.sampler is not None and not self.swept:
             advice = "give a space, such as optimizer.lr=interval(0.01,1)"
             raise UserError(f"sweep: there is nothing to search; {advice}")
-        known = check_jobs(hydra_context.config_loader, config, [*self.where, *self.fixed], self.swept)
+        shared = [*self.where, *self.fixed]
+        known = check_jobs(hydra_context.config_loader, config, shared, self.space, self.branches)
         modes, said = self.settings.modes(self.metrics, config.get("optimized_mode")), self.settings.direction
         self.directions = directions(modes, self.metrics, known, said is not None)
         if said is not None and config.get("optimized_mode") is None:  # the jobs pick their best epoch by it
@@ -68,11 +74,15 @@ class Sweep(Sweeper):
             "sampler": (self.settings.sampler or {}).get("_target_", "none"),
             "pruner": (self.settings.pruner or {}).get("_target_", "none"),
             "fixed": self.fixed,
-            "space": {o.get_key_element(): value_text(o) for o in self.swept},
+            "space": {key: value_text(override) for key, override in self.space.items()},
         }
+        for branch in self.branches:
+            texts = {key: value_text(override) for key, override in branch.space.items()}
+            self.identity.setdefault("when", {})[branch.condition] = texts
         self.name_folder()
         self.launcher = Plugins.instance().instantiate_launcher(hydra_context, task_function, config)
         self.kind = config.hydra.launcher._target_.rpartition(".")[2]
+        self.front = list[Job]()  # the best for several objectives
         self.jobs = Jobs(self.folder.name, self.metrics[0], self.directions[0])
         at_once = self.settings.n_jobs if (self.settings.n_jobs or 0) > 0 else None
         self.runner = Runner(self.launcher, self.kind, self.jobs, self.metrics, at_once)
@@ -152,13 +162,13 @@ class Sweep(Sweeper):
         """Runs trials until there are `sweep.n_trials` in all, with those of other starts and processes."""
         from imgcls.sweeps.optuna_search import Search
 
-        search = Search(self.settings, self.folder, self.metrics, self.directions, self.swept)
+        search = Search(self.settings, self.folder, self.metrics, self.directions, self.space, self.branches)
         self.jobs.total, self.jobs.begun = search.total, search.jobs()
         self.jobs.line()
 
         def begin() -> Job | None:
             for trial in search.ask(1):
-                values = [f"{key}={value}" for key, value in trial.params.items()]
+                values = [f"{key}={value}" for key, value in search.values(trial).items()]
                 job = self.job(trial.number, values, search.pruning(trial))
                 search.note(trial.number, folder=job.folder.name)
                 return job
@@ -171,6 +181,7 @@ class Sweep(Sweeper):
 
         with search.working():
             self.runner.keep_going(begin, end)
+        self.front = search.front() if len(self.metrics) > 1 else []
 
     def job(self, number: int, values: list[str], more: Sequence[str] = ()) -> Job:
         """Returns a job in a folder named by the swept values that it overrides, but not by `more`."""
@@ -186,7 +197,10 @@ class Sweep(Sweeper):
 
     def report(self) -> None:
         """Prints where the results are. Raises UserError: a job of a grid failed, or all jobs of a search."""
-        if (best := self.jobs.best()) is not None:
+        for job in self.front:
+            values = ", ".join(f"{m} {v:.4g}" for m, v in zip(self.metrics, job.values or [], strict=False))
+            print(f"no job is better in all (Pareto front): {values}: {shown(job.folder)}")
+        if (best := self.jobs.best()) is not None and not self.front:
             print(f"best job: {shown(best.folder)}")
         folder = shown(self.folder)
         print(f"sweep directory: {folder}\ncompare: imgcls compare runs={hydra_quoted(folder)}")
