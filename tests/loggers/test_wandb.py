@@ -33,9 +33,7 @@ def test_runs_of_a_search(here: Callable[..., None], monkeypatch: pytest.MonkeyP
         value = name.partition("=")[2].partition(",")[0]
         word, code = ends.pop(value if value != "1e-9" else "1e-09")
         assert (found["summary"]["status"], found["exit"]) == (word, code), name
-        assert (
-            found["run"]["display_name"] == name == f"optimizer.lr={value},trainer=cpu,trainer.max_epochs=2"
-        )
+        assert found["run"]["display_name"] == name == f"optimizer.lr={value}"
         assert (found["run"]["run_group"], found["run"]["job_type"]) == ("mine", "train")
         assert found["run"]["tags"] == ["digits", "simple_cnn", *(["pruned"] if word == "pruned" else [])]
         number = int(folders[name].name.partition("_")[0])
@@ -89,6 +87,8 @@ def test_no_report_without_a_key() -> None:
 def check_finished(found: dict[str, Any]) -> None:
     """The history of all epochs, the best and the last in the summary, the report's media, the checkpoint."""
     tops = [item["val/top1"] for item in found["history"] if "val/top1" in item]
+    best = [item["best/val/top1"] for item in found["history"] if "val/top1" in item]
+    assert best == [max(tops[: i + 1]) for i in range(len(tops))]
     summary = found["summary"]
     assert len(tops) == 2 and summary["best/val/top1"] == max(tops) and summary["val/top1"] == tops[-1]
     names = {
@@ -125,4 +125,5 @@ def test_the_agents_search(here: Callable[..., None], monkeypatch: pytest.Monkey
     (made,) = Path("runs").glob("debug/*/config.yaml")
     config = yaml.safe_load(made.read_text())
     assert config["optimizer"]["lr"] == 1e-4 and config["data"]["batch_size"] == 32
-    assert search["metric"]["name"] in (made.parent / "metrics.csv").read_text()
+    name = search["metric"]["name"].removeprefix("best/")
+    assert config["optimized_metric"] == name in (made.parent / "metrics.csv").read_text()

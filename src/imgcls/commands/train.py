@@ -25,6 +25,7 @@ from imgcls.engine.recovery import Training, fit
 from imgcls.engine.run_directory import check_data, check_progress, claim, finished, newest_whole, resumed
 from imgcls.engine.signals import SIGNALS, Stopped
 from imgcls.errors import TrialPruned
+from imgcls.loggers import wandb
 from imgcls.loggers.unharmed import has_failed, told, unharmed
 from imgcls.loggers.wandb import close_wandb, log_checkpoint
 from imgcls.runs.record import keeping_status, write_record
@@ -83,6 +84,7 @@ def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None) -> Score:
     try:
         with outcome_recorded(run_dir, training, better):
             training.trainer.loggers = told(build_all(config.logger, "logger", Logger), run_dir, record)
+            follow_best(config.first_metric, better, training.trainer, run_dir)
             training = fit(training, rebuild, config.recovery, run_dir, checkpoint)
             summarise(training.trainer, run_dir)
             callbacks: list[Callback] = training.trainer.callbacks  # type: ignore[attr-defined]
@@ -193,6 +195,14 @@ def wandb_loggers(trainer: Trainer) -> list[WandbLogger]:
     """Returns the W&B loggers of the first process that still take what they are told."""
     found = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
     return [logger for logger in found if trainer.is_global_zero and not has_failed(logger)]
+
+
+def follow_best(metric: str, better: dict[str, Better], trainer: Trainer, run_dir: Path) -> None:
+    """Lets W&B have the best value so far of the metric that is optimised."""
+    for logger in wandb_loggers(trainer):
+        if isinstance(logger, wandb.WandbLogger):  # and none of the user's own
+            before = best_epoch(run_dir, metric).get(f"best/{metric}")
+            logger.follow(metric, better.get(metric) or "max", before)
 
 
 def summarise(trainer: Trainer, run_dir: Path) -> None:

@@ -4,13 +4,14 @@ import logging
 import netrc
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch import loggers as lightnings
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from imgcls.errors import UserError
@@ -20,6 +21,26 @@ log = logging.getLogger(__name__)
 UPLOAD = 600.0  # seconds that the upload of a checkpoint may take at the end
 MODES = ("online", "offline", "disabled")
 OPTIONS = ("project", "entity", "group", "name", "tags", "notes", "job_type", "id", "resume")
+
+
+class WandbLogger(lightnings.WandbLogger):
+    """W&B's logger, which adds to each value of the metric that it follows the best one until then, as
+    `best/…`. That is what W&B's own search optimises, and ends trials by."""
+
+    followed = ""
+    mode: Literal["min", "max"] = "max"
+    best: float | None = None
+
+    def follow(self, metric: str, mode: Literal["min", "max"], best: float | None) -> None:
+        """Follows a metric; a run that goes on had a `best` value before."""
+        self.followed, self.mode, self.best = metric, mode, best
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        if self.followed in metrics:
+            values = [float(metrics[self.followed]), *([] if self.best is None else [self.best])]
+            self.best = min(values) if self.mode == "min" else max(values)
+            metrics = {**metrics, f"best/{self.followed}": self.best}
+        super().log_metrics(metrics, step)
 
 
 def wandb_logger(
@@ -90,7 +111,7 @@ def close_wandb(loggers: Iterable[Logger], status: int, word: str, preempted: bo
     run = sys.modules["wandb"].run if "wandb" in sys.modules else None
     if run is None:
         return
-    own = [logger for logger in loggers if isinstance(logger, WandbLogger)]
+    own = [logger for logger in loggers if isinstance(logger, lightnings.WandbLogger)]
     logger = own[0] if own else WandbLogger(experiment=run)
     with unharmed(logger):
         run.summary["status"] = word

@@ -205,10 +205,10 @@ def optimised(run_dir: Path, metric: str | list[str]) -> float | list[float] | N
 
 def best_epoch(run_dir: Path, monitor: str) -> dict[str, float]:
     """Returns as `best/…` all metrics of the epoch where `monitor` was best; none without a metrics.csv."""
-    import pandas as pd
-
     if not (run_dir / "metrics.csv").is_file():
         return {}
+    import pandas as pd
+
     table = pd.read_csv(run_dir / "metrics.csv")
     best = best_row(table, monitor, direction(monitor, directions(run_dir)))
     measured = {} if best is None else table.iloc[best].dropna().to_dict()
