@@ -1,7 +1,11 @@
 """Searches with several trials at a time: none waits for a slower one."""
 
+import json
 import os
+import signal
 import statistics
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -9,6 +13,8 @@ import pytest
 from support.cluster import Ray, Unavailable
 from support.command import imgcls
 from support.runs import TINY, jobs
+
+from imgcls.engine.signals import STOPPED
 
 pytestmark = pytest.mark.slow
 NAP = """
@@ -83,3 +89,49 @@ def test_ray_on_two_nodes() -> None:
     except Unavailable as reason:
         pytest.skip(str(reason))
     assert_nobody_waited(Path("runs/sweeps/naps"), fresh=True)
+
+
+def test_a_worker_that_dies_takes_no_trial_along() -> None:
+    Path("dies.py").write_text("import os\n\n\ndef Optimizer(params, **options):\n    os._exit(3)\n")
+    done = imgcls(
+        "train", "-m", *TINY, "launcher=joblib", "sweep=optuna", "sweep.n_trials=5", "sweep.name=dies",
+        "sweep.sampler={_target_: optuna.samplers.BruteForceSampler,seed: 1}",
+        "optimizer._target_=torch.optim.AdamW,dies.Optimizer,torch.optim.NAdam,torch.optim.RAdam",
+        timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stdout + done.stderr
+    assert "sweep dies: 3 of 4 done, 1 failed; best val/top1 0." in done.stdout
+    for path in jobs(Path("runs/sweeps/dies")):
+        ended = json.loads((path / "status.json").read_text())["status"]
+        assert (ended == "finished") == ("dies" not in path.name)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_stopped_and_finished_by_the_same_command(number: signal.Signals) -> None:
+    """Two trials train when it is stopped. They resume; all trials are those of a search never stopped."""
+    command = (
+        *SEARCH[:2], "logger=csv", "test=false", "trainer.max_epochs=40", "launcher=joblib", "sweep=random",
+        "sweep.n_trials=4", "sweep.name=stopped", "optimizer.lr=interval(1e-4,1e-2)",
+    )  # fmt: skip
+    folder = Path("runs/sweeps/stopped")
+    with Path("out.txt").open("w") as out:
+        leader = subprocess.Popen([sys.executable, "-m", "imgcls", *command], stdout=out, stderr=out)
+    try:
+        end = time.monotonic() + 200
+        while len(list(folder.glob("*/metrics.csv"))) < 2:
+            assert time.monotonic() < end and leader.poll() is None, Path("out.txt").read_text()
+            time.sleep(0.1)
+        leader.send_signal(number)
+        assert leader.wait(100) == (STOPPED if number == signal.SIGTERM else -number)
+    finally:
+        leader.kill()
+        leader.wait()
+    done = imgcls(*command, timeout=500)
+    assert done.returncode == 0 and "4 of 4 done" in done.stdout, done.stdout + done.stderr
+    for path in jobs(folder):
+        assert len((path / "metrics.csv").read_text().splitlines()) == 41
+        resumed = json.loads((path / "environment.json").read_text()).get("resumed", [])
+        assert len(resumed) == (path.name[0] in "01")
+    again = imgcls(*command[:-2], "sweep.name=whole", command[-1], "launcher=local", timeout=500)
+    names = [[path.name for path in jobs(Path("runs/sweeps") / name)] for name in ("stopped", "whole")]
+    assert again.returncode == 0 and names[0] == names[1]
