@@ -37,27 +37,18 @@ hydra:
 """
 
 
-@pytest.fixture
-def experiment() -> Callable[[str], tuple[str, ...]]:
-    def write(text: str) -> tuple[str, ...]:
-        Path("conf/experiment").mkdir(parents=True, exist_ok=True)
-        Path("conf/experiment/mine.yaml").write_text(text)
-        return "--config-dir=conf", "experiment=mine"
-
-    return write
-
-
 def sweep() -> tuple[Path, dict[str, object]]:
     (path,) = Path("runs/sweeps").glob("*/sweep.yaml")
     return path.parent, yaml.safe_load(path.read_text())
 
 
-def test_a_file_of_another_template(
-    here: Callable[..., None], experiment: Callable[[str], tuple[str, ...]]
-) -> None:
-    here("train", *experiment(FILE), *TINY)
+@pytest.mark.parametrize(("group", "name"), [("experiment", "optuna"), ("sweep", "mine")])
+def test_a_file_of_another_template(here: Callable[..., None], group: str, name: str) -> None:
+    Path("conf", group).mkdir(parents=True)
+    Path("conf", group, "mine.yaml").write_text(FILE)
+    here("train", "--config-dir=conf", f"{group}=mine", *TINY)
     folder, found = sweep()
-    assert folder.name.startswith("optuna-digits-simple_cnn-") and found["n_trials"] == 2
+    assert folder.name.startswith(f"{name}-digits-simple_cnn-") and found["n_trials"] == 2
     assert found["space"] == {
         "optimizer.lr": "interval(0.0001, 0.1)",
         "data.batch_size": "choice(16, 32)",
