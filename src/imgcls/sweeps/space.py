@@ -15,10 +15,10 @@ from imgcls.sweeps.settings import SweepSettings
 def read_overrides(
     loader: ConfigLoader, config: DictConfig, settings: SweepSettings
 ) -> tuple[list[str], list[Override]]:
-    """Returns the override that says where jobs run, and the overrides of the jobs: the preset's and the
-    command line's, which counts for a key of both. A key that is null is left out. A search uses nothing of
-    its preset if the command line names a space, but for `sweep.params.KEY` there, and leaves out keys that
-    the config doesn't have. Raises UserError: several values for a key of the sweep's own."""
+    """Returns the overrides that choose files for all jobs, and those of the jobs: those of the preset
+    and of the command line, which counts for a key of both. A key that is null is left out. A search uses
+    nothing of its preset if the command line names a space, but for `sweep.params.KEY` there, and leaves out
+    keys that the config doesn't have. Raises UserError: several values for a key of the sweep's own."""
     parser = OverridesParser.create(config_loader=loader)
     given = parser.parse_overrides(list(config.hydra.overrides.task))
     own = [o for o in given if o.key_or_group.partition(".")[0] in ("sweep", "launcher")]
@@ -37,8 +37,17 @@ def read_overrides(
             del params[key]
             print(f"sweep.params.{key} is left out of the search: this config has no such key", flush=True)
     preset = parser.parse_overrides([f"{key}={value}" for key, value in params.items()])
-    where = [o.input_line or "" for o in own if o.key_or_group == "launcher"]
+    where = [o.input_line or "" for o in own if o.key_or_group == "launcher" or is_for_all(loader, o)]
     return where, list({o.key_or_group: o for o in [*preset, *given]}.values())
+
+
+def is_for_all(loader: ConfigLoader, override: Override) -> bool:
+    """Tells whether an override chooses a preset whose file sets keys beside those of the sweep."""
+    name = f"sweep/{override.value()}"
+    if override.key_or_group != "sweep":
+        return False
+    found = (source.load_config(name) for source in loader.get_sources() if source.is_config(name))
+    return next((one.header["package"] == "_global_" for one in found), False)
 
 
 def value_text(override: Override) -> str:
