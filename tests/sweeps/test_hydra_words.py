@@ -93,7 +93,7 @@ def test_an_inherited_key_is_taken_out(here: Callable[..., None]) -> None:
             ("+hydra.sweeper.trials=3",),
             "hydra.sweeper.trials: there is no such key; did you mean 'n_trials'?",
         ),
-        (("hydra.sweeper.direction=up",), "sweep.direction=up: "),
+        (("hydra.sweeper.direction=up",), "hydra.sweeper.direction=up: expected minimize or maximize"),
         (("hydra.sweeper.direction=minimize",), "hydra.sweeper.direction: optimized_metric=val/top1: it is"),
         (
             ("hydra.sweeper.direction=minimize", "optimized_mode=max"),

@@ -96,6 +96,7 @@ def check_hydras(config: DictConfig, sweeper: Mapping[str, Any]) -> None:
             raise UserError(f"hydra.sweeper.{key}: there is no such key; {nearest(key, SAME)}")
         if key in WITHOUT and value is not None:
             raise UserError(f"hydra.sweeper.{key}={value}: only null is taken; {WITHOUT[key]}")
+    configs.typed(sweeper.get("direction"), Direction | list[Direction] | None, "hydra.sweeper.direction")
     raw = OmegaConf.to_container(config.hydra.sweep, resolve=False)
     assert isinstance(raw, dict)
     if raw["subdir"] != "${hydra:job.num}":

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
@@ -35,7 +36,6 @@ from imgcls.sweeps.space import read_overrides, value_text
 class Sweep(Sweeper):
     """Runs the jobs of `imgcls train -m …`; a job that fails is recorded and stops no other."""
 
-    hydra_context: HydraContext
     config: DictConfig
     launcher: Launcher
 
@@ -44,41 +44,10 @@ class Sweep(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         """Reads and checks what is swept, and names the directory, before Hydra makes it."""
-        self.hydra_context, self.config = hydra_context, config
+        self.config = config
         self.settings = SweepSettings.read(config)
-        self.where, overrides = read_overrides(hydra_context.config_loader, config, self.settings)
-        self.fixed = [o.input_line or "" for o in overrides if not o.is_sweep_override()]
-        self.swept = [o for o in overrides if o.is_sweep_override()]
-        self.space = {o.get_key_element(): o for o in self.swept}
-        self.branches = read_branches(hydra_context.config_loader, self.settings.when, self.space)
-        if self.branches and self.settings.sampler is None:
-            raise UserError("sweep.when: a grid has no conditions; a search has, as sweep=optuna")
-        metric = config.optimized_metric
-        metric = OmegaConf.to_container(metric) if OmegaConf.is_config(metric) else metric
-        metric = configs.typed(metric, Metrics, "optimized_metric")
-        self.metrics = [metric] if isinstance(metric, str) else metric
-        if self.settings.sampler is not None and not self.swept:
-            advice = "give a space, such as optimizer.lr=interval(0.01,1)"
-            raise UserError(f"sweep: there is nothing to search; {advice}")
-        shared = [*self.where, *self.fixed]
-        known = check_jobs(hydra_context.config_loader, config, shared, self.space, self.branches)
-        modes, said = self.settings.modes(self.metrics, config.get("optimized_mode")), self.settings.direction
-        self.directions = directions(modes, self.metrics, known, said is not None)
-        if said is not None and config.get("optimized_mode") is None:  # the jobs pick their best epoch by it
-            mode = self.directions[0] if len(self.directions) == 1 else f"[{','.join(self.directions)}]"
-            self.where.append(f"optimized_mode={mode}")
-        self.identity = {
-            "verb": config.hydra.job.config_name,
-            "optimized_metric": self.metrics,
-            "directions": self.directions,
-            "sampler": (self.settings.sampler or {}).get("_target_", "none"),
-            "pruner": (self.settings.pruner or {}).get("_target_", "none"),
-            "fixed": self.fixed,
-            "space": {key: value_text(override) for key, override in self.space.items()},
-        }
-        for branch in self.branches:
-            texts = {key: value_text(override) for key, override in branch.space.items()}
-            self.identity.setdefault("when", {})[branch.condition] = texts
+        self.read_space(hydra_context.config_loader)
+        self.identity = self.check(hydra_context.config_loader)
         self.name_folder()
         self.launcher = Plugins.instance().instantiate_launcher(hydra_context, task_function, config)
         self.kind = config.hydra.launcher._target_.rpartition(".")[2]
@@ -86,6 +55,46 @@ class Sweep(Sweeper):
         self.jobs = Jobs(self.folder.name, self.metrics[0], self.directions[0])
         at_once = self.settings.n_jobs if (self.settings.n_jobs or 0) > 0 else None
         self.runner = Runner(self.launcher, self.kind, self.jobs, self.metrics, at_once)
+
+    def read_space(self, loader: ConfigLoader) -> None:
+        """Reads what is varied. Raises UserError: there is nothing to search, or a grid has conditions."""
+        self.where, overrides = read_overrides(loader, self.config, self.settings)
+        self.fixed = [o.input_line or "" for o in overrides if not o.is_sweep_override()]
+        self.space = {o.get_key_element(): o for o in overrides if o.is_sweep_override()}
+        self.branches = read_branches(loader, self.settings.when, self.space)
+        if self.branches and self.settings.sampler is None:
+            raise UserError("sweep.when: a grid has no conditions; a search has, as sweep=optuna")
+        if self.settings.sampler is not None and not self.space:
+            advice = "give a space, such as optimizer.lr=interval(0.01,1)"
+            raise UserError(f"sweep: there is nothing to search; {advice}")
+
+    def check(self, loader: ConfigLoader) -> dict[str, Any]:
+        """Checks all jobs and the metrics that are optimised; returns what makes this sweep another than
+        those with another identity."""
+        metric = self.config.optimized_metric
+        metric = OmegaConf.to_container(metric) if OmegaConf.is_config(metric) else metric
+        metric = configs.typed(metric, Metrics, "optimized_metric")
+        self.metrics = [metric] if isinstance(metric, str) else metric
+        known = check_jobs(loader, self.config, [*self.where, *self.fixed], self.space, self.branches)
+        given, said = self.config.get("optimized_mode"), self.settings.direction is not None
+        self.directions = directions(self.settings.modes(self.metrics, given), self.metrics, known, said)
+        if said and given is None:  # the jobs pick their best epoch by it
+            mode = self.directions[0] if len(self.directions) == 1 else f"[{','.join(self.directions)}]"
+            self.where.append(f"optimized_mode={mode}")
+        identity = {
+            "verb": self.config.hydra.job.config_name,
+            "optimized_metric": self.metrics,
+            "directions": self.directions,
+            "sampler": (self.settings.sampler or {}).get("_target_", "none"),
+            "pruner": (self.settings.pruner or {}).get("_target_", "none"),
+            "fixed": self.fixed,
+            "space": {key: value_text(override) for key, override in self.space.items()},
+        }
+        texts = {
+            branch.condition: {key: value_text(override) for key, override in branch.space.items()}
+            for branch in self.branches
+        }
+        return identity | ({"when": texts} if texts else {})
 
     def name_folder(self) -> None:
         """Names the sweep and its directory: by time, or so that the same command finds a search again."""
@@ -142,7 +151,7 @@ class Sweep(Sweeper):
 
     def grid(self) -> None:
         """Runs a job for each combination, but those that an earlier start of this sweep has finished."""
-        for override in self.swept:
+        for override in self.space.values():
             if not override.is_discrete_sweep():
                 advice = "a grid takes lists; an interval is searched, by sweep=optuna"
                 raise UserError(f"{override.input_line}: {advice}")
@@ -177,7 +186,8 @@ class Sweep(Sweeper):
         def end(job: Job) -> None:
             search.tell(job)
             self.jobs.total, self.jobs.begun = search.total, search.jobs()
-            print(self.jobs.line(), flush=True)
+            if not self.runner.hopeless():  # of a mistake one line is enough
+                print(self.jobs.line(), flush=True)
 
         with search.working():
             self.runner.keep_going(begin, end)
