@@ -421,7 +421,7 @@ def test_jobs_side_by_side_have_a_gpu_each(monkeypatch: pytest.MonkeyPatch, tmp_
 MIXED = (
     "backbone=simple_cnn,resnet20",
     "trainer.precision=32-true,bf16-mixed",
-    "data.batch_size=16,-1",
+    "optimizer.lr=0.003,-1",
     "seed=0,4",
 )
 
@@ -441,7 +441,7 @@ def test_nothing_leaks_from_job_to_job(launcher: str) -> None:
         "0_trainer=ddp_cpu",
         "1_trainer=cpu",
     ]
-    folders = [path for path in jobs(Path("runs/sweeps/mixed")) if "batch_size=16" in path.name]
+    folders = [path for path in jobs(Path("runs/sweeps/mixed")) if "lr=0.003" in path.name]
     for folder in [folders[1], folders[6], *jobs(Path("runs/sweeps/two"))]:
         config = yaml.safe_load((folder / ".hydra" / "overrides.yaml").read_text())
         alone = Path("alone") / folder.name.partition("_")[0] / folder.parent.name
