@@ -106,12 +106,15 @@ def test_a_worker_that_dies_takes_no_trial_along() -> None:
         assert (ended == "finished") == ("dies" not in path.name)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_stopped_and_finished_by_the_same_command(number: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("launcher", "number"), [("joblib", signal.SIGTERM), ("joblib", signal.SIGKILL), ("ray", signal.SIGTERM)]
+)
+def test_stopped_and_finished_by_the_same_command(launcher: str, number: signal.Signals) -> None:
     """Two trials train when it is stopped. They resume; all trials are those of a search never stopped."""
     command = (
-        *SEARCH[:2], "logger=csv", "test=false", "trainer.max_epochs=40", "launcher=joblib", "sweep=random",
-        "sweep.n_trials=4", "sweep.name=stopped", "optimizer.lr=interval(1e-4,1e-2)",
+        *SEARCH[:2], "logger=csv", "test=false", "trainer.max_epochs=40", f"launcher={launcher}",
+        "sweep.n_jobs=2", "sweep=random", "sweep.n_trials=4", "sweep.name=stopped",
+        "optimizer.lr=interval(1e-4,1e-2)",
     )  # fmt: skip
     folder = Path("runs/sweeps/stopped")
     with Path("out.txt").open("w") as out:

@@ -69,7 +69,7 @@ def test_a_dead_job_of_ray_stays_in_its_place(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(_core, "ray", ray)  # put back at the end
     monkeypatch.setattr(_core, "start_ray", lambda init: None)
     monkeypatch.setattr(_core, "launch_job_on_ray", lambda *_: next(runs))
-    monkeypatch.setattr(ray, "get", lambda run: run())
+    monkeypatch.setattr(ray, "get", lambda run, timeout: run())
     private.keep_ray_jobs_apart()
     launcher = launching(RayLauncher(OmegaConf.create({"init": {}, "remote": {}})))
     assert launcher.launch([["a=1"], ["a=2"]], initial_job_idx=0) == [FAULT, "done"]

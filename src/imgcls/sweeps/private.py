@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+from imgcls.engine.signals import SIGNALS, Stopped
+
 
 class Submitting:
     """Lets one thread at a time hand a job to SLURM or Ray. Hydra composes the job's config there, in this
@@ -58,15 +60,20 @@ def keep_ray_jobs_apart() -> None:
 
     def get(run: Any) -> Any:
         SUBMITTING.over()
-        try:
-            return ray.get(run)
-        except Exception as error:
-            return error
+        while SIGNALS.asked is None:  # a thread that waited on would make Ray end the process as it likes
+            try:
+                return ray.get(run, timeout=0.5)
+            except ray.exceptions.GetTimeoutError:
+                continue
+            except Exception as error:
+                return error
+        return Stopped()
 
     _core.ray = SimpleNamespace(get=get)  # type: ignore[assignment]
 
 
-KEEP_APART = {"SlurmLauncher": keep_slurm_jobs_apart, "RayLauncher": keep_ray_jobs_apart}
+RAY = "RayLauncher"
+KEEP_APART = {"SlurmLauncher": keep_slurm_jobs_apart, RAY: keep_ray_jobs_apart}
 
 
 def capacity(kind: str, launcher: Any) -> int:
@@ -75,7 +82,7 @@ def capacity(kind: str, launcher: Any) -> int:
         from joblib import effective_n_jobs  # type: ignore[import-untyped]
 
         return int(effective_n_jobs(launcher.joblib.get("n_jobs")))
-    if kind == "RayLauncher":
+    if kind == RAY:
         return ray_capacity(launcher.ray_cfg)
     params = getattr(launcher, "params", {})
     return int(params.get("array_parallelism") or 1)

@@ -16,7 +16,7 @@ from imgcls.errors import CodeFailed, InUse, UserError, one_line
 from imgcls.runs.run_files import optimised
 from imgcls.sweeps.jobs import DONE, Job, Jobs
 from imgcls.sweeps.launching import JOBLIB, LOCAL, Died, launch, outcomes, repeated
-from imgcls.sweeps.private import SUBMITTING, capacity
+from imgcls.sweeps.private import RAY, SUBMITTING, capacity
 
 WAIT = 2.0  # seconds between two looks at jobs that other processes run
 
@@ -105,12 +105,29 @@ class Runner:
                 self.run([job])
                 end(job)
             return
+        threads = list[threading.Thread]()
+        try:
+            self.keep_full(begin, end, threads)
+        finally:
+            if self.kind == RAY:  # its threads look for a signal
+                for thread in threads:
+                    thread.join(5)
+        if SIGNALS.asked is not None:
+            SIGNALS.stop()
+        self.end_if_hopeless()
+
+    def keep_full(
+        self, begin: Callable[[], Job | None], end: Callable[[Job], None], threads: list[threading.Thread]
+    ) -> None:
+        """Gives each job of `keep_going` a thread, as soon as there is room for it."""
         ended, running, suspects = SimpleQueue[tuple[Job, Any]](), dict[int, Job](), list[Job]()
         while True:
+            SIGNALS.install()  # Ray takes them when it starts
             stops = SIGNALS.asked is not None or self.hopeless()
             while not stops and not suspects and len(running) < self.slots() and (job := begin()):
                 running[job.number] = job
-                threading.Thread(target=self.attempt, args=(job, ended), daemon=True).start()
+                threads.append(threading.Thread(target=self.attempt, args=(job, ended), daemon=True))
+                threads[-1].start()
             if not running and not suspects:
                 break
             if not running:  # a worker of joblib's has died, and all others with it
@@ -130,9 +147,6 @@ class Runner:
                 continue
             self.settle(job, result)
             end(job)
-        if SIGNALS.asked is not None:
-            SIGNALS.stop()
-        self.end_if_hopeless()
 
     def attempt(self, job: Job, ended: "SimpleQueue[tuple[Job, Any]]") -> None:
         """Runs one job in a thread of its own, with a launch of its own, and puts down what it came to."""
