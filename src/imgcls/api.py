@@ -50,7 +50,7 @@ from imgcls.spec import DataSpec
 from imgcls.tasks.classification import ImageClassifier
 from imgcls.tasks.metrics import Answers, Measures, Outputs
 from imgcls.tasks.task import Stage, Task, load_checkpoint
-from imgcls.tools.compare.command import differing_config
+from imgcls.tools.compare.table import differing_config
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,18 @@ from imgcls.runs.run_files import (
     text_of,
 )
 
-FACTS = ("path", "name", "status", "reason", "overrides")
+FACTS = ("path", "name", "status", "reason", "debug", "overrides")
 COSTS = ("seconds", "images_per_second", "parameters")
 METRICS = ("best/", "last/", "test/")
-OF_THE_TABLE = ("path", "name", "status", "reason", *COSTS)  # keys of a config can't take their places
+OF_THE_TABLE = (
+    "path",
+    "name",
+    "status",
+    "reason",
+    "debug",
+    *COSTS,
+)  # keys of a config can't take their places
+DEBUG = re.compile(r"^    debug: (?!null$)(.+)$", re.MULTILINE)  # among the choices in .hydra/hydra.yaml
 RECORDS = ("config.yaml", "metrics.csv", "status.json")  # a folder with one of these is a run directory
 
 
@@ -36,6 +45,7 @@ def read_runs(folders: str | Path | Iterable[str | Path]) -> pd.DataFrame:
 
     - `path`, and `name`, which is the path below the folder
     - `overrides`: what its command line changed
+    - `debug`: its choice of `debug=…`, where it has one
     - `status`: finished, failed, stopped, pruned, unfinished (it runs still, or was killed) or damaged;
       and `reason`
     - the config by dotted names (`optimizer.lr`); a group alone (`optimizer`) is what was chosen for it
@@ -82,7 +92,9 @@ def find_runs(folder: Path) -> Iterator[Path]:
 
 def read_run(path: Path) -> dict[str, Any]:
     """Returns the row of `read_runs` for one run directory."""
+    debug = DEBUG.search(text_of(path / ".hydra" / "hydra.yaml"))
     row: dict[str, Any] = {"status": "failed", "reason": "it ended before training began"}
+    row["debug"] = debug[1] if debug else None
     try:
         if not any((path / name).exists() for name in RECORDS):
             return row
