@@ -37,6 +37,14 @@ def test_the_commands_are_found() -> None:
     assert {line.split()[1] for line in COMMANDS} == set(VERBS)
 
 
+def trained_on(data: str) -> Path:
+    """Returns a run of `debug=fast` with this data."""
+    found = [
+        path for path in Path("runs/debug").glob("*/config.yaml") if f"  data: {data}\n" in path.read_text()
+    ]
+    return found[0].parent
+
+
 def test_commands(
     here: Callable[..., None],
     folder: Path,
@@ -60,18 +68,16 @@ def test_commands(
         elif verb == "bench":
             here(verb, *arguments, "data.batch_size=4", "bench.seconds=0.1", "bench.rounds=1")
         elif verb == "reproduce":
-            here(verb, f"run={next(p for p in Path('runs').glob('digits*/*') if p.is_dir())}", *arguments[1:])
+            here(verb, f"run={trained_on('digits')}", *arguments[1:])
         elif verb in ("inspect", "compare", "new"):
-            here(verb, *arguments)
+            here(verb, *arguments, *(["debug=true"] if verb == "compare" else []))
         elif verb == "pack":
             here(verb, *arguments)
             here("train", "data=packed", "data.root=packed", "data.image_size=32", "debug=fast")
         elif "data=imagefolder" in line:
-            trained = next(p for p in Path("runs").glob("imagefolder*/*") if p.is_dir())
-            here(verb, f"checkpoint={trained}", *arguments[1:])
+            here(verb, f"checkpoint={trained_on('imagefolder')}", *arguments[1:])
         else:
-            trained = next(p for p in Path("runs").glob("digits*/*") if p.is_dir())
-            here(verb, f"checkpoint={trained}", *arguments[1:])
+            here(verb, f"checkpoint={trained_on('digits')}", *arguments[1:])
     said = capsys.readouterr().out
     packs = sum(line.startswith("imgcls pack") for line in COMMANDS)  # each is trained on
     assert said.count("Test of the best checkpoint") == 6 + 4 + packs and said.count("Test of runs/") == 3

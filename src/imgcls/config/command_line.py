@@ -24,6 +24,7 @@ NONE = {"callbacks": "[]", "logger": "[]", "scheduler": "constant", "augment": "
 PARTS = ("callbacks", "logger")  # groups of which several files are chosen, each for the parts that it names
 SHOWING = {"-c", "--cfg", "-i", "--info", "-h", "--help", "hydra.mode"}  # with these nothing is trained
 SWEEPS = ("sweep=", "sweep.", "hydra/sweeper=", "hydra.sweeper.")
+KEYS_LIKE_GROUPS = {("compare", "debug"): "debug_runs"}  # of a root; Hydra would take them for choices
 # Keys within a group. Hydra may compose another choice than the run's own, and would not know them
 OF_A_CHOICE = re.compile(r"(?!hydra\.)\w+\.[\w.]+=")
 
@@ -34,6 +35,9 @@ def check_groups(root: str, arguments: list[str]) -> list[str]:
     kept: list[str] = []
     for argument in arguments:
         group, _, choice = argument.lstrip("+").partition("=")
+        if (root, group) in KEYS_LIKE_GROUPS:
+            kept.append(f"{KEYS_LIKE_GROUPS[root, group]}={choice}")
+            continue
         values = chosen(argument) if group and choices(group) else []
         if values == [None] and root_keys(root, conf_folders()).get(group, "") is None:
             kept = [word for word in kept if not word.startswith(f"{group}=")]  # the last one counts

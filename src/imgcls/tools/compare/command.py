@@ -42,7 +42,7 @@ class CompareConfig:
     average: str | None
     baseline: str | None
     failed: bool
-    debug: bool
+    debug_runs: bool
     group: str | None
 
 
@@ -54,7 +54,7 @@ def main(config: CompareConfig, run_dir: Path) -> None:
     if config.baseline and not config.average:
         needed = "average=seed or average=fold, over which runs are paired"
         raise UserError(f"baseline={config.baseline} needs {needed}")
-    table, notes = left_out(read_runs(config.runs), config.failed, config.debug)
+    table, notes = left_out(read_runs(config.runs), config.failed, config.debug_runs)
     table = where(table, config.where)
     baseline = where(table, config.baseline, "baseline")["path"] if config.baseline else None
     found = compared(table, config, notes)
