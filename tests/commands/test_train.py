@@ -61,6 +61,13 @@ def test_default_run_and_eval_say_the_same(here: Here, said: Callable[..., str])
         f"evaluate again: imgcls eval checkpoint={run}",
     ):
         assert line in done.stdout, done.stdout
+    best = max(epochs(run), key=lambda row: float(row["val/top1"]))
+    epoch, value = int(best["epoch"]), f"val/top1 {float(best['val/top1']):.4f}"
+    assert f"best epoch: {epoch + 1}/20 ({epoch} in metrics.csv), {value}" in done.stdout
+    page = (run / "test/index.html").read_text()
+    for fact in ("digits", "simple_cnn", "best.ckpt", f"{epoch + 1} of 20 ({epoch} in metrics.csv), {value}"):
+        assert fact in page
+    assert "max_epochs: 20" in page and "Loss and metric over epochs" in page and "trained by" in page
     names = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and "wandb" not in p.parts}
     assert names >= {
         "config.yaml",
@@ -254,8 +261,13 @@ def test_epochs_without_a_key_are_lightnings(here: Callable[..., None]) -> None:
     assert "max_epochs" not in record["trainer"]
 
 
-def test_a_name_that_is_a_number(here: Callable[..., None]) -> None:
+def test_a_name_that_is_a_number(here: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
+    """And the last lines of a training without a test."""
     here("train", *SHORT, "test=false", "names.run=12", "hydra.run.dir=run")
+    closing = capsys.readouterr().out.splitlines()[-4:]
+    assert closing[:2] == ["test: none (test=false)", "run directory: run"]
+    assert re.fullmatch(r"best epoch: \d/2 \(\d in metrics.csv\), val/top1 0\.\d{4}", closing[2])
+    assert closing[3] == "evaluate: imgcls eval checkpoint=run/checkpoints/best.ckpt"
     assert yaml.safe_load(Path("run/config.yaml").read_text())["names"]["run"] == 12
 
 

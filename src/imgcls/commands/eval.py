@@ -4,6 +4,7 @@ import inspect
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,7 +28,9 @@ from imgcls.engine.build import build_data, build_trainer, prepare
 from imgcls.engine.evaluation import run_test
 from imgcls.engine.recovery import Training
 from imgcls.errors import UserError, nearest
+from imgcls.report.origin import origin_of
 from imgcls.report.report import print_summary
+from imgcls.runs.checkpoints import find_checkpoint
 from imgcls.spec import DataSpec
 from imgcls.tasks.classification import ImageClassifier
 from imgcls.tasks.network import Tta
@@ -86,11 +89,21 @@ def main(config: EvalConfig, run_dir: Path) -> float:
     task.test_metrics.added.update(dict(more.added.items()))
     how: dict[str, Any] = {"tta": config.tta} if config.tta else {}
     how |= {"image_size": task.spec.image_size} if asked("data.image_size") else {}
-    report = run_test(Training(trainer, task, data), run_dir, how=how)
+    tested = None if config.checkpoint is None else find_checkpoint(config.checkpoint)
+    origin = partial(origin_of, tested, data=described_data(node, config))
+    report = run_test(Training(trainer, task, data), run_dir, how=how, origin=origin)
     if report is None:  # not the first process
         return 0.0
     print_summary(f"Test of {name}", report, {"test report": shown(run_dir)})
     return next(iter(report.metrics.values()))
+
+
+def described_data(node: Node, config: EvalConfig) -> str:
+    """Returns what the data are called, where they lie, and which split of them is tested."""
+    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    kind = choices.get("data") or str(node["_target_"]).rpartition(".")[2]
+    place = f" in {node['root']}" if (config.data or {}).get("root") else ""
+    return f"{kind}{place}, split {config.split}"
 
 
 def check_request(config: EvalConfig) -> None:

@@ -166,15 +166,19 @@ def best_checkpoint(trainer: Trainer) -> str | None:
 def calibrate_and_test(config: TrainConfig, training: Training, run_dir: Path) -> None:
     """Fits what the task fits on validation, and tests the best checkpoint, where the config asks for it."""
     from imgcls.engine.evaluation import fit_on_validation, run_test
+    from imgcls.report.origin import origin_of
+    from imgcls.report.report import print_lines
 
     best = best_checkpoint(training.trainer)
     training.data.on_error, training.data.max_errors = "skip", 0.5  # a bad file shall not lose the training
     if training.task.fits_on_validation:
         fit_on_validation(training, best)
     if config.test:
-        report = run_test(training, run_dir / "test", best)
+        report = run_test(training, run_dir / "test", best, origin=lambda: origin_of(best, run_dir))
         if report is not None:
             publish(report, training, best, run_dir)
+    elif training.trainer.is_global_zero:
+        print_lines({"test": "none (test=false)", **closing(training, best, run_dir)})
 
 
 def publish(report: "Report", training: Training, best: str | None, run_dir: Path) -> None:
@@ -183,12 +187,25 @@ def publish(report: "Report", training: Training, best: str | None, run_dir: Pat
 
     for logger in wandb_loggers(training.trainer):
         report.log_to_wandb(logger.experiment, run_dir / "test")
-    lines = {"run directory": shown(run_dir), "test report": shown(run_dir / "test")}
+    lines = closing(training, best, run_dir)
+    lines = {"run directory": lines.pop("run directory"), "test report": shown(run_dir / "test"), **lines}
+    print_summary(f"Test of {'the best checkpoint' if best else 'the last weights'}", report, lines)
+
+
+def closing(training: Training, best: str | None, run_dir: Path) -> dict[str, str]:
+    """Returns the last lines of a training, by name: where it lies, its best epoch, and what to run next."""
+    lines = {"run directory": shown(run_dir)}
+    monitor = getattr(training.trainer.checkpoint_callback, "monitor", None) or ""
+    if found := best_epoch(run_dir, monitor):
+        epoch, epochs = int(found["best/epoch"]), training.trainer.current_epoch
+        value = f"{monitor} {found[f'best/{monitor}']:.4f}"
+        lines["best epoch"] = f"{epoch + 1}/{epochs} ({epoch} in metrics.csv), {value}"
     if rows := listed(run_dir / "unreadable.csv"):
         lines["left out"] = f"{len(rows)} unreadable images, see {shown(run_dir / 'unreadable.csv')}"
     if best:
-        lines["evaluate again"] = f"imgcls eval {shlex.quote(f'checkpoint={shown(best)}')}"
-    print_summary(f"Test of {'the best checkpoint' if best else 'the last weights'}", report, lines)
+        again = "evaluate again" if training.trainer.state.fn == "test" else "evaluate"
+        lines[again] = f"imgcls eval {shlex.quote(f'checkpoint={shown(best)}')}"
+    return lines
 
 
 def wandb_loggers(trainer: Trainer) -> list[WandbLogger]:

@@ -110,6 +110,7 @@ class ClassificationReport(Report):
 
     def draw(self, folder: Path) -> None:
         """Writes the pictures and the page. What can't be drawn is left out with a line in the log."""
+        self.draw_curve(folder)
         self.mistakes = self.worst_mistakes()
         with optional("confusion matrix"):
             figure = figures.draw_confusion(self.confusion, self.names())

@@ -42,6 +42,22 @@ class Curve(NamedTuple):
     average_precision: float
 
 
+def draw_training(logged: pd.DataFrame, metric: str) -> Figure:
+    """Draws the losses of a training over its epochs, and beside them its metric, of training and validation
+    as far as they were logged."""
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    name = metric.rpartition("/")[2]
+    for axes, kind in zip(figure.subplots(1, 2), ("loss", name), strict=True):
+        for split, colour in (("train", LIGHT_BLUE), ("val", BLUE)):
+            if f"{split}/{kind}" in logged:
+                known = logged[logged[f"{split}/{kind}"].notna()]
+                axes.plot(known["epoch"] + 1, known[f"{split}/{kind}"], color=colour, label=split)
+        axes.set(xlabel="epoch", title=kind)
+        if axes.lines:
+            axes.legend()
+    return figure
+
+
 def draw_confusion(confusion: np.ndarray, names: list[str]) -> Figure:
     """Draws the matrix, each row as shares of its class: with numbers up to 20 classes, with names up to 100.
     Above 200 classes a cell stands for several and has the largest of their shares: one could not be seen."""

@@ -104,6 +104,7 @@ class MultiLabelReport(Report):
 
     def draw(self, folder: Path) -> None:
         """Writes the pictures and the page. What can't be drawn is left out with a line in the log."""
+        self.draw_curve(folder)
         self.mistakes = self.worst_mistakes()
         if curves := self.curves():
             with optional("precision-recall curves"):

@@ -14,6 +14,7 @@ from rich.table import Column, Table
 from torch import Tensor
 
 from imgcls.data.batch import ImageDataset
+from imgcls.report.origin import Origin
 
 if TYPE_CHECKING:
     from wandb import Run
@@ -29,6 +30,7 @@ class Report:
     metrics: dict[str, float]
     predictions: pd.DataFrame  # a row for each sample, with its name
     how: dict[str, Any] = field(default_factory=dict, kw_only=True)  # settings of the test, where it has any
+    origin: Origin = field(default_factory=Origin, kw_only=True)  # of the network
 
     def short_metrics(self) -> dict[str, float]:
         """Returns the metrics by their names without `test/`."""
@@ -46,6 +48,15 @@ class Report:
 
     def draw(self, folder: Path) -> None:
         """Writes pictures and a page into the folder, as far as they can be drawn."""
+
+    def draw_curve(self, folder: Path) -> None:
+        """Writes curve.png: loss and metric of the training, over its epochs."""
+        from imgcls.report.figures import draw_training
+
+        if self.origin.logged is not None and len(self.origin.logged) > 1:
+            with optional("training curve"):
+                figure = draw_training(self.origin.logged, self.origin.metric)
+                figure.savefig(folder / "curve.png", dpi=120)
 
     def in_words(self) -> dict[str, str]:
         """Returns what the terminal shows beside the table of metrics, by name."""
@@ -80,7 +91,13 @@ def print_summary(title: str, report: Report, lines: dict[str, str]) -> None:
     console.print()
     console.print(title, style="bold", soft_wrap=True, highlight=False, markup=False)
     console.print(table)
-    for name, text in (report.settings() | report.in_words() | lines).items():
+    print_lines(report.settings() | report.in_words() | lines)
+
+
+def print_lines(lines: dict[str, str]) -> None:
+    """Prints lines by name."""
+    console = Console()
+    for name, text in lines.items():
         console.print(f"{name}: {text}", soft_wrap=True, highlight=False, markup=False)
 
 

@@ -45,6 +45,16 @@ def best_of_many(last: Path) -> Path:
     return last
 
 
+def epoch_of(path: Path) -> int | None:
+    """Returns the epoch, counted from 0, after which a checkpoint was written; None where it does not say."""
+    try:
+        content = load_tensors(path, mapped=True)
+    except Exception:  # many types; who uses the checkpoint says what is wrong with it
+        return None
+    epoch = content.get("epoch") if isinstance(content, dict) else None
+    return epoch if isinstance(epoch, int) else None
+
+
 def load_content(path: Path) -> dict[str, Any]:
     """Returns the content of a checkpoint, without running code that it may carry. Raises UserError where the
     file is damaged, carries code, or was not written by a training of ours."""
