@@ -76,14 +76,23 @@ def hints_of(target: Callable[..., Any]) -> tuple[dict[str, Any], bool]:
     return named, True
 
 
+@functools.lru_cache(maxsize=256)  # to make one takes longer than to read a run's file
+def adapter_of(hint: Any) -> TypeAdapter[Any] | None:
+    """Returns what checks values against a type hint; None for one that pydantic can't check."""
+    for own in (ConfigDict(arbitrary_types_allowed=True), None):  # a dataclass or model brings one
+        with suppress(PydanticUserError):
+            return TypeAdapter(hint, config=own)
+    return None
+
+
 def typed(value: Any, hint: Any, where: str) -> Any:
     """Returns `value` as the type hint has it (a list becomes the tuple that is asked for). Raises UserError:
     the value is not of that type."""
-    for own in (ConfigDict(arbitrary_types_allowed=True), None):  # a dataclass or model brings one
-        with suppress(PydanticUserError):
-            adapter = TypeAdapter(hint, config=own)
-            break
-    else:
+    try:
+        adapter = adapter_of(hint)
+    except TypeError:  # it can't be kept
+        adapter = adapter_of.__wrapped__(hint)
+    if adapter is None:
         return value
     try:
         return adapter.validate_python(value)

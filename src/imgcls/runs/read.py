@@ -69,8 +69,9 @@ def read_runs(folders: str | Path | Iterable[str | Path]) -> pd.DataFrame:
             raise UserError(f"runs={folder}: no run is in or below it; expected what imgcls train made")
         for path in found:
             name = path.name if path == folder else str(path.relative_to(folder))
-            rows.append({"path": str(path), "name": name, **read_run(path)})
-            better |= directions(path) or {}
+            modes = directions(path)
+            rows.append({"path": str(path), "name": name, **_row(path, modes)})
+            better |= modes or {}
     table = pd.DataFrame(rows).drop_duplicates("path", ignore_index=True)
     known = [name for name in table.columns if name not in (*FACTS, *COSTS) and not name.startswith(METRICS)]
     measured = [name for start in METRICS for name in table.columns if name.startswith(start)]
@@ -92,6 +93,11 @@ def find_runs(folder: Path) -> Iterator[Path]:
 
 def read_run(path: Path) -> dict[str, Any]:
     """Returns the row of `read_runs` for one run directory."""
+    return _row(path, directions(path))
+
+
+def _row(path: Path, better: dict[str, Any] | None) -> dict[str, Any]:
+    """Returns the row of a run directory, whose metrics are better in these directions."""
     debug = DEBUG.search(text_of(path / ".hydra" / "hydra.yaml"))
     row: dict[str, Any] = {"status": "failed", "reason": "it ended before training began"}
     row["debug"] = debug[1] if debug else None
@@ -105,7 +111,7 @@ def read_run(path: Path) -> dict[str, Any]:
         row["optimized_metric"] = metric[0] if isinstance(metric, list) else metric
         if (path / "metrics.csv").exists():
             metric = row["optimized_metric"]
-            row |= _best_and_last(curves(path), metric, direction(str(metric), directions(path)))
+            row |= _best_and_last(curves(path), metric, direction(str(metric), better))
         elif row["status"] == "finished" and "csv" in (config.get("logger") or {}):
             raise Damaged("metrics.csv is not there")
         row |= test_metrics(path)
