@@ -19,6 +19,8 @@ def test_metrics_beside_those_of_the_training(here: Callable[..., None]) -> None
     plain, more = (json.loads(Path(run, "metrics.json").read_text()) for run in ("plain", "more"))
     assert more.keys() - plain.keys() == {"test/mcc", "test/auroc"}
     assert {name: more[name] for name in plain} == plain and -1 <= more["test/mcc"] <= 1
+    page = Path("plain/index.html").read_text()
+    assert "<td>net.ckpt</td>" in page and "test split" in page and "config of the training" not in page
 
 
 def test_images_that_the_network_does_not_expect(

@@ -65,7 +65,12 @@ def test_default_run_and_eval_say_the_same(here: Here, said: Callable[..., str])
     epoch, value = int(best["epoch"]), f"val/top1 {float(best['val/top1']):.4f}"
     assert f"best epoch: {epoch + 1}/20 ({epoch} in metrics.csv), {value}" in done.stdout
     page = (run / "test/index.html").read_text()
-    for fact in ("digits", "simple_cnn", "best.ckpt", f"{epoch + 1} of 20 ({epoch} in metrics.csv), {value}"):
+    for fact in (
+        "digits, test split",
+        "simple_cnn",
+        "best.ckpt",
+        f"{epoch + 1} of 20 ({epoch} in metrics.csv), {value}",
+    ):
         assert fact in page
     assert "max_epochs: 20" in page and "Loss and metric over epochs" in page and "trained by" in page
     names = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file() and "wandb" not in p.parts}

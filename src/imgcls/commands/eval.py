@@ -90,7 +90,7 @@ def main(config: EvalConfig, run_dir: Path) -> float:
     how: dict[str, Any] = {"tta": config.tta} if config.tta else {}
     how |= {"image_size": task.spec.image_size} if asked("data.image_size") else {}
     tested = None if config.checkpoint is None else find_checkpoint(config.checkpoint)
-    origin = partial(origin_of, tested, data=described_data(node, config))
+    origin = partial(origin_of, tested, data=other_data(config), split=config.split)
     report = run_test(Training(trainer, task, data), run_dir, how=how, origin=origin)
     if report is None:  # not the first process
         return 0.0
@@ -98,12 +98,11 @@ def main(config: EvalConfig, run_dir: Path) -> float:
     return next(iter(report.metrics.values()))
 
 
-def described_data(node: Node, config: EvalConfig) -> str:
-    """Returns what the data are called, where they lie, and which split of them is tested."""
-    choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
-    kind = choices.get("data") or str(node["_target_"]).rpartition(".")[2]
-    place = f" in {node['root']}" if (config.data or {}).get("root") else ""
-    return f"{kind}{place}, split {config.split}"
+def other_data(config: EvalConfig) -> str | None:
+    """Returns what the data are called, and where they lie, if they are others than the checkpoint's."""
+    kind = HydraConfig.get().runtime.choices.get("data") if HydraConfig.initialized() else None
+    words = [kind, (config.data or {}).get("root")]
+    return " ".join(str(word) for word in words if word) or None
 
 
 def check_request(config: EvalConfig) -> None:

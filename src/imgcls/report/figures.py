@@ -10,6 +10,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -53,6 +54,7 @@ def draw_training(logged: pd.DataFrame, metric: str) -> Figure:
                 known = logged[logged[f"{split}/{kind}"].notna()]
                 axes.plot(known["epoch"] + 1, known[f"{split}/{kind}"], color=colour, label=split)
         axes.set(xlabel="epoch", title=kind)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if axes.lines:
             axes.legend()
     return figure

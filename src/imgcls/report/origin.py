@@ -25,16 +25,19 @@ class Origin:
     metric: str = ""
 
 
-def origin_of(checkpoint: str | Path | None, run: Path | None = None, data: str | None = None) -> Origin:
+def origin_of(
+    checkpoint: str | Path | None, run: Path | None = None, data: str | None = None, split: str = "test"
+) -> Origin:
     """Returns what is known of a checkpoint that is tested (none: the last weights, in memory) and of its
     `run`, which is the folder above its own; `data` are other ones than the run's. A file of the run that is
     not there, or can't be read, leaves out what it says."""
     now = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-    run = run or (Path(checkpoint).parents[1] if checkpoint and len(Path(checkpoint).parents) > 1 else Path())
-    config, environment, logged = read(run)
+    place = Path(checkpoint).resolve().parent if checkpoint else None
+    run = run or (place.parent if place is not None and place.name == "checkpoints" else None)
+    config, environment, logged = read(run) if run else ({}, {}, None)
     names, git = config.get("names") or {}, environment.get("git") or {}
     commit = str(git.get("commit") or "")
-    if commit and text_of(run / "git.diff"):
+    if commit and run and text_of(run / "git.diff"):
         commit += ", with changes that git.diff has"
     epoch = epoch_of(Path(checkpoint)) if checkpoint else None
     rows = logged[logged["epoch"] == epoch] if logged is not None else pd.DataFrame()
@@ -43,9 +46,9 @@ def origin_of(checkpoint: str | Path | None, run: Path | None = None, data: str 
     value = f", {metric} {rows[metric].iloc[0]:.4f}" if len(rows) and metric in rows else ""
     told = "" if logged is None or not len(logged) else f" of {int(logged['epoch'].max()) + 1}"
     facts = {
-        "data": data or str(names.get("data") or ""),
+        "data": f"{data or names.get('data') or 'unnamed'}, {split} split",
         "backbone": str((config.get("backbone") or {}).get("name") or names.get("backbone") or ""),
-        "checkpoint": shown(checkpoint) if checkpoint else "none: the last weights",
+        "checkpoint": shown(checkpoint) if checkpoint else "none: the last weights" if run else "",
         "epoch": "" if epoch is None else f"{epoch + 1}{told} ({epoch} in metrics.csv){value}",
         "trained by": str(environment.get("command") or ""),
         "commit": commit,
