@@ -3,6 +3,7 @@ each number is; docs/compare_simulations.py, how often a test errs."""
 
 import math
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def compared(
     """Returns for each config (a row of `values`, with a column for each seed or fold) its `paired_test`
     against the baseline of its data, corrected for all tests of the table, and lines on how to read it."""
     rows, several = list[dict[str, float]](), "data" in values.index.names
-    sets = values.index.get_level_values("data") if several else [""] * len(values)
+    sets = list(values.index.get_level_values("data")) if several else [""] * len(values)
     for data, (place, own) in zip(sets, values.iterrows(), strict=True):
         against = chosen.get(data)
         tested = against is not None and place != against
@@ -101,8 +102,10 @@ def compared(
         return out.reindex(columns=["difference", "pairs"]), [
             "no test: it takes two pairs or more that differ"
         ]
-    out = corrected(out)
-    return out, [*reading(out, shared), *chosen_late(values, chosen, smaller)]
+    late = chosen_late(values * (-1 if smaller else 1), sets, chosen)
+    done = pd.Series(sets, values.index)[out["p (t)"].notna()].value_counts()
+    count = int(sum(n * (n + 1) // 2 if data in late else n for data, n in done.items()))
+    return corrected(out, count), reading(out, shared, count, bool(late))
 
 
 def paired_test(differences: "pd.Series[float]", shared: float = 0.0) -> dict[str, float]:
@@ -114,7 +117,7 @@ def paired_test(differences: "pd.Series[float]", shared: float = 0.0) -> dict[st
 
     pairs, mean, std = len(differences), differences.mean(), differences.std()
     out = {"difference": mean, "pairs": pairs}
-    if pairs < 2 or not std > 0:
+    if pairs < 2 or not std > 1e-9 * differences.abs().max():  # equal, but for rounding
         return out
     error = std * math.sqrt(1 / pairs + shared)
     out |= {"error": error, "95%": special.stdtrit(pairs - 1, 1 - LEVEL / 2) * error, "d": mean / std}
@@ -126,48 +129,49 @@ def paired_test(differences: "pd.Series[float]", shared: float = 0.0) -> dict[st
     return out
 
 
-def corrected(tests: pd.DataFrame) -> pd.DataFrame:
-    """Returns the tests with p corrected for their number by Holm (1979), and with intervals that hold all
+def chosen_late(values: pd.DataFrame, sets: Sequence[str], chosen: dict[str, Any]) -> list[str]:
+    """Returns the data sets whose baseline is the best config. It may be the baseline for that: then all
+    pairs of configs were in the running, and are corrected for."""
+    means = values.mean(axis=1)
+    best = means.groupby(np.asarray(sets)).max()
+    return [data for data, place in chosen.items() if means.loc[place] == best[data]]
+
+
+def corrected(tests: pd.DataFrame, count: int) -> pd.DataFrame:
+    """Returns the tests with p corrected for `count` of them by Holm (1979), and with intervals that hold all
     together (Bonferroni), the effect first."""
     from scipy import special
 
-    out, count = tests.copy(), int(tests["p (t)"].notna().sum())
+    out = tests.copy()
     out["95% of all"] = special.stdtrit(tests["pairs"] - 1, 1 - LEVEL / 2 / count) * tests["error"]
     for name in [name for name in ("t", "Wilcoxon") if f"p ({name})" in tests]:
-        out[f"p ({name}, Holm)"] = holm(tests[f"p ({name})"])
+        out[f"p ({name}, Holm)"] = holm(tests[f"p ({name})"], count)
     first = ["difference", "95% of all", "d", "p (t, Holm)", "p (Wilcoxon, Holm)", "pairs"]
     last = ["95%", "p (t)", "p (Wilcoxon)"]
     return out[[name for name in (*first, *last) if name in out]]
 
 
-def holm(p: "pd.Series[float]") -> "pd.Series[float]":
-    """Returns p values corrected by Holm (1979): with all below 0.05 taken as differences, at most 5% of
-    tables with equal configs have one. Missing ones stay missing and do not count."""
+def holm(p: "pd.Series[float]", count: int = 0) -> "pd.Series[float]":
+    """Returns p values corrected by Holm (1979) for `count` tests, or as many as there are: with all below
+    0.05 taken as differences, at most 5% of tables with equal configs have one. Missing ones stay missing."""
     ordered = p.dropna().sort_values()
-    steps = ordered * np.arange(len(ordered), 0, -1)
+    steps = ordered * (max(count, len(ordered)) - np.arange(len(ordered)))
     return steps.cummax().clip(upper=1).reindex(p.index)
 
 
-def reading(tests: pd.DataFrame, shared: float) -> list[str]:
+def reading(tests: pd.DataFrame, shared: float, count: int, late: bool) -> list[str]:
     """Returns lines: what was corrected, and which test can't find anything with so few pairs."""
-    count, pairs = int(tests["p (t)"].notna().sum()), int(tests["pairs"].max())
+    pairs, least = int(tests["pairs"].max()), count * 2.0 ** (1 - int(tests["pairs"].max()))
     notes = []
     if count > 1:
-        notes.append(
-            f"p is corrected for {count} tests (Holm); the intervals hold for all together (Bonferroni)"
-        )
+        words = f"p is corrected for {count} tests (Holm); the intervals hold for all together (Bonferroni)"
+        notes.append(words)
+    if late and count > 1:
+        notes.append("the baseline is the best config, and may be it for that: all pairs of configs count")
     if shared:
         notes.append("folds share training images: intervals and p allow for it (Nadeau and Bengio 2003)")
-    elif count * 2.0 ** (1 - pairs) > LEVEL:  # all signs alike
-        needed, least = math.ceil(1 + math.log2(count / LEVEL)), min(count * 2.0 ** (1 - pairs), 1)
-        least_p = f"p (Wilcoxon) can't be below {least:.3g} with {pairs} pairs"
-        notes.append(f"{least_p}{f' and {count} tests' if count > 1 else ''}; it takes {needed} for 0.05")
+    elif least > LEVEL:  # all signs alike
+        needed = math.ceil(1 + math.log2(count / LEVEL))
+        words = f"p (Wilcoxon) can't be below {min(least, 1):.3g} with {pairs} pairs"
+        notes.append(f"{words}{f' and {count} tests' if count > 1 else ''}; it takes {needed} for 0.05")
     return notes
-
-
-def chosen_late(values: pd.DataFrame, chosen: dict[str, Any], smaller: bool) -> list[str]:
-    """Returns a line where the baseline is the best of several configs, for who chose it by its result."""
-    means = values.mean(axis=1) * (-1 if smaller else 1)
-    if len(means) > 2 and any(means.loc[place] == means.max() for place in chosen.values()):
-        return ["the baseline is the best config here: if that is why it was chosen, p is too small"]
-    return []
