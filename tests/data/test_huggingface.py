@@ -65,7 +65,7 @@ def test_splits(table: pd.DataFrame, caplog: pytest.LogCaptureFixture) -> None:
     assert len(data.sets["val"]) == 21 and len(data.sets["train"]) + len(data.sets["test"]) == 60
     assert data.sets["val"].name(2) == "val/2"
     with pytest.raises(
-        UserError, match="splits, row 61: the group 'cat3' is in val, and in train in row 13"
+        UserError, match="splits, row 1 of val: the group 'cat3' is in val, and in train in row 13 of train"
     ) as error:
         built("splits", label_column="label", group_column="patient")
     assert "a group must be in one split" in str(error.value)
@@ -89,7 +89,9 @@ def test_a_part_without_labels(table: pd.DataFrame, caplog: pytest.LogCaptureFix
         assert "left out, as no image there has a label: test; train is cut for it" in caplog.text
         assert len(data.sets["test"]) == 12 and min(data.sets["test"].targets) == 0
         caplog.clear()
-    with pytest.raises(UserError, match="row 61: the label in column 'label' is empty \\(3 rows are so\\)"):
+    with pytest.raises(
+        UserError, match="row 1 of test: the label in column 'label' is empty \\(3 rows are so\\)"
+    ):
         of_parts(made, "some", test=few.add_column("label", [-1] * 3 + [1] * 6).cast(made.features))
 
 

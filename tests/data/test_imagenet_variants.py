@@ -76,7 +76,10 @@ def evaluate(made: Made, here: Callable[..., None], monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ClassificationReport, "draw", lambda *_: None)
 
     def run(*arguments: str) -> dict[str, float]:
-        here("eval", f"checkpoint={made.checkpoint}", *QUICK, *arguments)
+        chosen = (
+            [] if any(a.startswith("checkpoint=") for a in arguments) else [f"checkpoint={made.checkpoint}"]
+        )
+        here("eval", *chosen, *QUICK, *arguments)
         found: dict[str, float] = json.loads(Path("tested/metrics.json").read_text())
         return found
 
@@ -162,6 +165,29 @@ def test_real_takes_any_label(flat: bool, made: Made, evaluate: Eval) -> None:
     found = evaluate("data.variant=real", "data.root=root")
     assert found["test/top1"] == pytest.approx(12 / 24) and found["test/top5"] == pytest.approx(18 / 24)
     assert len(pd.read_csv("tested/predictions.csv")) == 24
+
+
+def test_real_of_fewer_classes(made: Made, evaluate: Eval, capsys: pytest.CaptureFixture[str]) -> None:
+    """A network of 30 of the classes: images that have a label of these count, and these labels."""
+    kinds = [[CHOSEN[3], 1], [1, 2], [CHOSEN[i] for i in (4, 9)], [CHOSEN[7]], []]
+    real = [kinds[i % 5] for i in range(PICTURES)]
+    Path("root/val").mkdir(parents=True)
+    for i, file in enumerate(made.files):
+        shutil.copy(file, Path("root/val") / f"{labels.IMAGE.format(i + 1)}.JPEG")
+    Path("root/real.json").write_text(json.dumps(real))
+    names = tuple(labels.class_words()[IDS[k]] for k in reversed(CHOSEN))  # in an order of its own
+    spec = DataSpec(names, 3, 16, (0.5,), (0.2,), crop_ratio=0.8)
+    few = write_checkpoint(Path("few.ckpt"), spec, "backbone.width=4")
+    transform = evaluation_transform(spec)
+    images = torch.stack([transform(decode(str(file), 3)) for file in made.files])
+    with torch.no_grad():
+        best = load_checkpoint(few)[0](images).argmax(1).tolist()
+    counted = [i for i in range(PICTURES) if i % 5 in (0, 2, 3)]
+    right = sum(CHOSEN[::-1][best[i]] in real[i] for i in counted)
+    found = evaluate("data.variant=real", "data.root=root", f"checkpoint={few}")
+    assert found["test/top1"] == pytest.approx(right / len(counted))
+    assert len(pd.read_csv("tested/predictions.csv")) == len(counted) == 18
+    assert "18 of 24 test images have a label among the 30 of 1,000 classes" in "".join(capsys.readouterr())
 
 
 def test_labels_of_the_training_are_not_those_of_a_variant(made: Made) -> None:

@@ -44,6 +44,20 @@ def test_by_hand() -> None:
     assert table["suggested_probability"].tolist() == pytest.approx([0.98, 0.95])
 
 
+@needs_cleanlab
+def test_a_weak_network_is_doubted() -> None:
+    """Its answers are drawn at random, and the labels are as right as can be."""
+    generator = np.random.default_rng(0)
+    targets = generator.integers(0, 4, 400)
+    probabilities = generator.dirichlet(np.ones(4), 400).astype(np.float32)
+    predictions = pd.DataFrame({"name": "", "target": targets, "prediction": probabilities.argmax(1)})
+    found = find_label_errors(predictions.assign(confidence=0.5, index=0), targets, probabilities)
+    share = len(found.table) / 400
+    assert share > 0.3
+    assert found.doubt.startswith(f"the network may be too weak to tell: it denies {share:.0%} of the labels")
+    assert label_errors.doubt_about(101, 1000) == "" != label_errors.doubt_about(102, 1000)
+
+
 @pytest.fixture
 def planted(monkeypatch: pytest.MonkeyPatch) -> Planted:
     """The digits, of whose test split some get a wrong label; returns their names and right labels."""

@@ -2,7 +2,7 @@
 
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -193,6 +193,8 @@ def to_classes_of(task: Task, data: ImageDataModule) -> None:
     if known == found:
         return
     places = {name: place for place, name in enumerate(known)}
+    if data.any_label and 0 < len(set(found) & places.keys()) < len(found):
+        found = keep_known(data, places)
     if unknown := [name for name in found if name not in places]:
         advice = f"which the checkpoint does not know; {nearest(unknown[0], known)}"
         raise UserError(f"the data has the class {unknown[0]!r}, {advice}")
@@ -208,3 +210,20 @@ def to_classes_of(task: Task, data: ImageDataModule) -> None:
             dataset.targets = targets.new_zeros(len(targets), len(known)).index_copy(1, order, targets)
     name_absent(data.sets["test"].targets, known, "test")
     data.spec = task.spec
+
+
+def keep_known(data: ImageDataModule, known: Container[str]) -> list[str]:
+    """Keeps of a test set with several labels those that a checkpoint knows, and the images that have one;
+    returns the names of these labels."""
+    names, images = data.spec.class_names, data.sets["test"]
+    columns = [place for place, name in enumerate(names) if name in known]
+    targets = images.targets[:, columns]
+    rows = targets.amax(1).nonzero().flatten()
+    if not len(rows):
+        raise UserError("no image of the test has a label that the checkpoint knows; expected some")
+    kept = images.part(rows)
+    kept.targets = targets[rows]
+    data.sets["test"] = kept
+    words = "%s of %s test images have a label among the %s of %s classes that the checkpoint knows"
+    log.warning(words, f"{len(rows):,}", f"{len(images):,}", f"{len(columns):,}", f"{len(names):,}")
+    return [names[place] for place in columns]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from imgcls.data.imagefolder import StoredImages
 from imgcls.data.loading import table as tables
-from imgcls.data.loading.columns import fault
+from imgcls.data.loading.columns import RowError, fault
 from imgcls.data.loading.decode import MAX_PIXELS
 from imgcls.data.loading.folders import as_bytes
 from imgcls.data.loading.splits import SPLITS
@@ -107,12 +107,15 @@ class HuggingFace(RowsModule):
         if group_column:
             column_of(whole, group_column, "group_column", is_label, "")
         cells = whole.select_columns(wanted).to_pandas()
-        labels = labels_of(Path(name), cells, label, whole.features[label])
-        self.spec = self.spec_of(labels.class_names)
         if len(parts) > 1:
             self.row_splits = np.repeat([SPLITS.index(split) for split in parts], sizes)
-        if group_column:
-            self.row_groups = tables.groups_of(Path(name), cells[group_column], self.row_splits)
+        try:
+            labels = labels_of(Path(name), cells, label, whole.features[label])
+            if group_column:
+                self.row_groups = tables.groups_of(Path(name), cells[group_column], self.row_splits)
+        except RowError as error:
+            raise (error.within(dict(zip(parts, sizes, strict=True))) if len(parts) > 1 else error) from None
+        self.spec = self.spec_of(labels.class_names)
         names = [f"{split}/{row}" for split, size in zip(parts, sizes, strict=True) for row in range(size)]
         undecoded = as_images(whole, image).select_columns([image])
         table = undecoded.with_format("arrow")

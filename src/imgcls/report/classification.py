@@ -99,7 +99,8 @@ class ClassificationReport(Report):
         pairs = [form.format_map(pair) for pair in self.pairs.head(3).to_dict("records")]
         words = {"weakest classes": ", ".join(classes), "most confused": ", ".join(pairs)}
         if suspects := len(self.label_errors.table):
-            words["likely label errors"] = f"{suspects:,}, see label_errors.csv"
+            doubt = f" ({self.label_errors.doubt})" if self.label_errors.doubt else ""
+            words["likely label errors"] = f"{suspects:,}, see label_errors.csv{doubt}"
         if "temperature" in metrics:
             changes = []
             for name in ("loss", "calibration_error"):

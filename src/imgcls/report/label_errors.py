@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+# Of ten published test sets QuickDraw has the most, 10.1% (Northcutt et al. 2021, arXiv:2103.14749).
+CREDIBLE = 0.101  # share of the images
 MOST = 10**8  # probabilities that a test keeps for this: 400 MB
 INSTALL = "cleanlab finds them, and is not installed; in the clone: pip install -e '.[labels]'"
 
@@ -17,6 +19,7 @@ class LabelErrors:
 
     table: pd.DataFrame  # name, given and suggested (class names), the probability of each, index
     note: str = ""
+    doubt: str = ""  # why the list says little
 
 
 def reason_against(images: int, classes: int) -> str:
@@ -50,4 +53,13 @@ def find_label_errors(
     found = predictions.iloc[places]
     table = found[["name"]].assign(given=found["target"], suggested=found["prediction"])
     table["given_probability"] = probabilities[places, targets[places]]
-    return LabelErrors(table.assign(suggested_probability=found["confidence"], index=found["index"]))
+    table = table.assign(suggested_probability=found["confidence"], index=found["index"])
+    return LabelErrors(table, doubt=doubt_about(len(table), len(targets)))
+
+
+def doubt_about(found: int, images: int) -> str:
+    """Returns why so many likely label errors say little of the labels; "": they are credible."""
+    if found <= CREDIBLE * images:
+        return ""
+    share = f"{found / images:.0%} of the labels, where published test sets have at most {CREDIBLE:.0%} wrong"
+    return f"the network may be too weak to tell: it denies {share}"

@@ -2,7 +2,7 @@
 files into one array of bytes. Rows are counted from 1, without the header."""
 
 import importlib.util
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +75,32 @@ def check_columns(file: Path, names: Iterable[str], wanted: dict[str, str]) -> N
             raise UserError(f"data.{key}={name}: {file} has no such column; {nearest(name, names)}")
 
 
-def fault(file: Path, bad: "np.ndarray | pd.Series[bool]", words: str) -> UserError:
+class RowError(UserError):
+    """A fault in a row of a file. Its message is made of `parts`, in which a number is a row, from 0."""
+
+    def __init__(
+        self, file: Path, parts: Sequence[str | int], named: Callable[[int], str] = "row {}".format
+    ) -> None:
+        words = [part if isinstance(part, str) else named(part + 1) for part in parts]
+        super().__init__(f"{file}, {''.join(words)}")
+        self.file, self.parts = file, parts
+
+    def within(self, sizes: Mapping[str, int]) -> "RowError":
+        """Returns the same fault of a file whose rows are those of splits, one after another."""
+        ends = np.cumsum(list(sizes.values()))
+
+        def named(row: int) -> str:
+            place = int(np.searchsorted(ends, row))
+            return f"row {row - ([0, *ends])[place]} of {list(sizes)[place]}"
+
+        return RowError(self.file, self.parts, named)
+
+
+def fault(file: Path, bad: "np.ndarray | pd.Series[bool]", words: str) -> RowError:
     """Returns the error of the first row that is bad `(N,) bool`, with the number of the others."""
     rows = np.flatnonzero(bad)
     others = f" ({len(rows):,} rows are so)" if len(rows) > 1 else ""
-    return UserError(f"{file}, row {rows[0] + 1}: {words}{others}")
+    return RowError(file, [int(rows[0]), f": {words}{others}"])
 
 
 def holds_files(file: Path, name: str) -> bool:

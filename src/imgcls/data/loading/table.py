@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from pandas.api.types import is_float_dtype
 
-from imgcls.data.loading.columns import fault
+from imgcls.data.loading.columns import RowError, fault
 from imgcls.data.loading.folders import NAMES
 from imgcls.data.loading.splits import SPLITS
 from imgcls.errors import UserError, nearest
@@ -177,8 +177,8 @@ def groups_of(file: Path, column: pd.Series, splits: np.ndarray | None) -> np.nd
     if (elsewhere := first[codes] != splits).any():
         row = int(elsewhere.argmax())
         other = int((codes == codes[row]).argmax())
-        words = f"the group {cells[row]!r} is in {SPLITS[splits[row]]}, and in {SPLITS[splits[other]]} in row"
-        raise UserError(f"{file}, row {row + 1}: {words} {other + 1}; a group must be in one split")
+        words = f"the group {cells[row]!r} is in {SPLITS[splits[row]]}, and in {SPLITS[splits[other]]} in "
+        raise RowError(file, [row, f": {words}", other, "; a group must be in one split"])
     return codes
 
 
