@@ -18,6 +18,7 @@ from imgcls.config.paths import shown
 from imgcls.config.training import Node, TrainConfig
 from imgcls.data.loading.sampling import in_words
 from imgcls.data.loading.splits import listed
+from imgcls.data.module import ImageDataModule
 from imgcls.engine.build import build_trainer
 from imgcls.engine.checkpoint import SaveConfig
 from imgcls.engine.ranks import single_job
@@ -111,6 +112,19 @@ def tune(config: TrainConfig, run_dir: Path) -> float:
     return finders.tune(config.tune, trainer, task, data, run_dir)
 
 
+def name_twice_corrected(config: TrainConfig, data: ImageDataModule) -> None:
+    """Warns of several settings that each make up for rare classes: together they do it twice."""
+    adjusted = str(config.loss.get("_target_")).endswith(".LogitAdjustedLoss") and config.loss.get("tau") != 0
+    given = {
+        f"data.sampling={data.sampling}": data.sampling != "uniform",
+        "task.class_weights=balanced": config.task.get("class_weights") == "balanced",
+        "loss=logit_adjusted": adjusted,
+    }
+    if len(names := [name for name, there in given.items() if there]) > 1:
+        words = "%s: each makes up for rare classes, and together they prefer these; one is meant to do"
+        log.warning(words, " ".join(names))
+
+
 def describe(config: TrainConfig, training: Training, run_dir: Path) -> None:
     """Says in four lines what is going to be trained, on what data, and where."""
     trainer, task, data = training
@@ -125,6 +139,7 @@ def describe(config: TrainConfig, training: Training, run_dir: Path) -> None:
     if data.sampling != "uniform":
         told = in_words(data.class_counts(), spec.class_names, data.sampling)
         log.info("sampling: %s; images of a class → samples an epoch: %s", data.sampling, told)
+    name_twice_corrected(config, data)
     log.info("backbone: %s, %s parameters", backbone, f"{parameters:,}")
     world = f", {trainer.world_size} processes" if trainer.world_size > 1 else ""
     log.info("device: %s, precision %s%s", trainer.strategy.root_device.type, trainer.precision, world)

@@ -126,8 +126,10 @@ def test_the_log_says_what_sampling_makes_of_the_counts(
 ) -> None:
     given = ("data=imagefolder", f"data.root={tailed}", "data.image_size=16", "data.num_workers=0")
     tiny = ("data.batch_size=6", "backbone.width=4", "trainer=cpu", "trainer.max_epochs=1", "logger=csv")
-    here("train", *given, *tiny, "data.sampling=balanced", "test=false")
+    twice = ("data.sampling=balanced", "loss=logit_adjusted")
+    here("train", *given, *tiny, *twice, "test=false")
     text = " ".join(capsys.readouterr().out.split())
+    assert "data.sampling=balanced loss=logit_adjusted: each makes up for rare classes" in text
     assert "images of a class → samples an epoch: cat 8 → 6.0, dog 6 → 6.0, fox 4 → 6.0" in text
     counts, names = [*range(30, 0, -1)], [f"c{i}" for i in range(30)]
     words = in_words(counts, names, "balanced").split(", ")
