@@ -53,7 +53,8 @@ def random_bits(keys: np.ndarray, seed: int) -> np.ndarray:
 class ShareSampler(EpochSampler):
     """An `EpochSampler` whose epochs are as long as the split, with a chosen share of each class.
 
-    Nothing is left to luck: after each epoch a class has had its share of all samples so far, to within one.
+    Nothing is left to luck: after each epoch a class has had its share of all samples so far, to within one
+    (of those drawn: which of them lie beyond the last whole batch, and are left out, is luck).
     Of a class the images come in turn, in an order drawn anew in each turn, so that they come equally often.
     The turn is the round in a key: an image that comes several times in an epoch is augmented anew each time.
     """
