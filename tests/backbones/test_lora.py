@@ -108,6 +108,14 @@ def test_what_does_not_fit(build: Callable[..., nn.Module], lora: dict[str, Any]
         build({**CNN, "lora": lora}, 3, 3, 8)
 
 
+def test_adapters_without_their_callback(said: Callable[..., str]) -> None:
+    """All weights would learn beside them."""
+    advice = "write finetune=lora, or leave backbone.lora out"
+    for finetune in ("none", "staged"):
+        assert advice in said("train", f"finetune={finetune}", "+backbone.lora.r=2")
+    assert advice in said("train", *LORA, "callbacks.finetune.only=biases")
+
+
 def test_chosen_layers_alone() -> None:
     network = build_network({**CNN, "lora": {"target_modules": ["features.0", "features.17"]}}, 3, 3, 8)
     assert adapted(network) == {"features.0", "features.17"}

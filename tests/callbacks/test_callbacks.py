@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from imgcls.backbones.build import build_network
 from imgcls.callbacks.distillation import Distillation
+from imgcls.callbacks.finetune import Finetune
 from imgcls.callbacks.progressive_resizing import ProgressiveResizing
 from imgcls.config import check as configs
 from imgcls.data.digits import Digits
@@ -135,6 +136,7 @@ def test_a_student_learns_from_its_teacher(tmp_path: Path) -> None:
     agree = (alone.eval()(many).argmax(1) == teacher(many).argmax(1)).float().mean()
     assert agree > 0.6
     assert not any("teacher" in name for name in alone.state_dict())
+    fit(data, [Finetune(head_epochs=None), Distillation(str(path))], max_epochs=1)  # from images
 
 
 def test_a_teacher_with_weights_in_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -19,6 +19,7 @@ from imgcls.backbones.torchvision import torchvision_network
 from imgcls.callbacks.ema import EMA
 from imgcls.callbacks.features import Features, learning_part
 from imgcls.callbacks.finetune import Finetune
+from imgcls.callbacks.progressive_resizing import ProgressiveResizing
 from imgcls.config import check as configs
 from imgcls.data.digits import Digits
 from imgcls.errors import UserError
@@ -155,6 +156,9 @@ def test_the_body_runs_once_an_image() -> None:
     count = Count()
     fit([count, Finetune(head_epochs=None)], epochs=2, augment={"flip": 0.5})
     assert count.reading == [False] * 2 and count.batches > 40
+    count = Count()
+    fit([count, Finetune(head_epochs=None), ProgressiveResizing(multiple=4)], epochs=1)
+    assert count.reading == [False]
 
 
 @pytest.mark.parametrize(
@@ -177,6 +181,9 @@ def test_staged_and_gradual() -> None:
     fit([Finetune(head_epochs=1, body_lr=0.1), watch, EMA(0.9)], epochs=2)
     assert watch.changed[0] == HEAD and watch.changed[1] > HEAD
     assert any("running_mean" in name for name in watch.changed[1])
+    watch = Watch()
+    fit([Finetune(keep_statistics=True), watch], epochs=1)
+    assert "features.1.weight" in watch.changed[0] and not any("running" in name for name in watch.changed[0])
     watch = Watch()
     module = fit([Finetune(head_epochs=1, layer_epochs=1), watch], epochs=4)
     number = layers(module.network)

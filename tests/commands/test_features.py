@@ -63,9 +63,11 @@ def test_a_report_of_neighbours_and_a_file_of_features(checkpoint: str, here: Ca
     assert found["train_features"].shape == (1295, 16) and found["train_features"].dtype == np.float32
     assert [len(found[f"{split}_names"]) for split in ("train", "val", "test")] == [1295, 143, 359]
     assert tuple(found["class_names"]) == Digits().spec.class_names
+    top1 = scikit_learns(found, 5).score(found["test_features"], found["test_targets"])
+    here("eval", checkpoint, "knn=5", "hydra.run.dir=double", "trainer.precision=64-true")
+    assert json.loads(Path("double/metrics.json").read_text())["test/top1"] == pytest.approx(top1, abs=0.003)
     head, near = (json.loads(Path(run, "metrics.json").read_text()) for run in ("head", "near"))
     assert near.keys() == head.keys() | {"test/mcc"} and head["test/top1"] < 0.3
-    top1 = scikit_learns(found, 5).score(found["test_features"], found["test_targets"])
     assert near["test/top1"] == pytest.approx(top1, abs=0.003) and top1 > 0.6
     assert {"index.html", "confusion_matrix.csv", "mistakes.png"} <= {p.name for p in Path("near").iterdir()}
     snippets = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "fine_tuning.md").read_text(), re.DOTALL)

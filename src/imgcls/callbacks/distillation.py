@@ -61,6 +61,11 @@ class Distillation(Callback):
             learnt(self.backbone)
         self.name = teacher or str((self.backbone or {}).get("name"))
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Changes the loss before any callback asks whether it is the plain one."""
+        if stage == "fit" and isinstance(pl_module, Task):
+            pl_module.loss_terms.append(self.loss)
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(pl_module, ImageClassifier):
             given = f"callbacks.distillation: the task is {type(pl_module).__name__}"
@@ -74,7 +79,6 @@ class Distillation(Callback):
             there = f"{own.num_classes} ({own.class_names[0]}, …) in {own.channels}"
             raise UserError(f"teacher={self.name} knows {known}, the data has {there}; expected the same")
         self.teacher.requires_grad_(False).to(pl_module.device)
-        pl_module.loss_terms.append(self.loss)
 
     def loss(self, student: Task, outputs: Outputs) -> Tensor:
         """Returns the loss with the teacher's part, who sees the images as the student gets them."""

@@ -17,7 +17,7 @@ from torch import nn
 
 from imgcls.augment.batch import changes_images
 from imgcls.backbones.layers import head_names, layers
-from imgcls.backbones.lora import MARK
+from imgcls.backbones.lora import MARK, within
 from imgcls.callbacks.features import Features, features, learning_part, scale_of_features, step_in_units
 from imgcls.data.batch import ImageDataset
 from imgcls.errors import UserError
@@ -27,6 +27,7 @@ from imgcls.tasks.network import data_of
 from imgcls.tasks.task import Task
 
 log = logging.getLogger(__name__)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class Finetune(Callback):
@@ -40,6 +41,8 @@ class Finetune(Callback):
         layer_decay: learning rate of each layer, as a share of that of the layer above (Bao et al. 2021).
         only: of the layers below the head, what learns: the biases (BitFit, Ben Zaken et al. 2022), also
             those of norms; or the adapters that `backbone.lora` adds; null: all.
+        keep_statistics: batch norms below the head keep the statistics that they came with, also where they
+            learn: a few hundred steps are too few to get the network used to those of small batches.
         reuse_features: in a linear probe without augmentation, compute what goes into the head once, before
             any dropout of the head's; this changes the time that training takes and nothing else.
 
@@ -56,11 +59,12 @@ class Finetune(Callback):
         body_lr: Part = 1.0,
         layer_decay: Part = 1.0,
         only: Literal["biases", "adapters"] | None = None,
+        keep_statistics: bool = False,
         reuse_features: bool = True,
     ) -> None:
         self.head_epochs, self.layer_epochs = head_epochs, layer_epochs
         self.body_lr, self.layer_decay, self.reuse_features = body_lr, layer_decay, reuse_features
-        self.only = only
+        self.only, self.keep_statistics = only, keep_statistics
         self.layers: dict[str, int] = {}  # the layer of each parameter, 0 at the input
         self.lowest: int | None = None  # the lowest layer that learns now
         self.images: dict[str, ImageDataset] = {}  # the sets in place of which features are read
@@ -147,13 +151,17 @@ class Finetune(Callback):
             own = list(module.parameters())
             if MARK in name or (own and all(parameter.requires_grad for parameter in own)):
                 module.train()  # with the adapters' own dropout
+        if self.keep_statistics:
+            for name, module in network.named_modules():
+                if isinstance(module, NORMS) and not within(name, head_names(network)):
+                    module.eval()
         return before != self.lowest
 
     def reuse(self, trainer: Trainer, task: Task) -> None:
         """Puts features in the place of images where that changes nothing but the time."""
         data = data_of(trainer)
         alone = trainer.world_size == 1 and data.on_error == "raise"
-        alike = not task.loss_terms and not changes_images(task.augment)
+        alike = not task.loss_terms and task.input_size is None and not changes_images(task.augment)
         if not (self.reuse_features and alone and alike):
             return
         task.features_into = learning_part(task.network)

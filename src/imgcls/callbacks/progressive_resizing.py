@@ -32,13 +32,17 @@ class ProgressiveResizing(Callback):
         step = self.multiple
         return checked_size([min(max(round(share * side / step), 1) * step, side) for side in sides(whole)])
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Checks the smallest size, and sets it before any callback asks which images the task sees."""
         assert isinstance(pl_module, Task)
+        if stage != "fit":
+            return
         if trainer.max_epochs is None or trainer.max_epochs < 1:
             raise UserError("ProgressiveResizing needs an end: set trainer.max_epochs")
         spec = pl_module.spec
         smallest = self.size(0, trainer.max_epochs, spec.for_training.image_size)
         try_shapes(pl_module.network, pl_module.outputs(), spec.channels, smallest)
+        pl_module.input_size = smallest
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Task)

@@ -53,16 +53,13 @@ class NearestNeighbours(nn.Module):
         classes: of the memory, `(M,) int64`, of `num_classes`.
     """
 
-    features: Tensor
-    classes: Tensor
-
     def __init__(
         self, network: nn.Module, head: str, k: int, features: Tensor, classes: Tensor, num_classes: int
     ) -> None:
         super().__init__()
         self.network, self.head, self.k, self.num_classes = network, head, k, num_classes
-        self.register_buffer("features", F.normalize(features))
-        self.register_buffer("classes", classes)
+        self.features = F.normalize(features)  # no buffers: a trainer in half precision would cast them
+        self.classes = classes
 
     def forward(self, images: Tensor) -> Tensor:
         kept = Features()

@@ -186,6 +186,10 @@ class TrainConfig(BaseModel):
             if advice := renamed(f"trainer.{key}"):
                 raise UserError(f"trainer.{key}: there is no such key; {advice}")
         configs.check({**plain, "backbone": backbone, "trainer": trainer})
+        given = [node or {} for node in (plain.get("callbacks") or {}).values()]
+        if plain["backbone"].get("lora") is not None and all(one.get("only") != "adapters" for one in given):
+            fault = "backbone.lora adds adapters, but all weights would learn beside them"
+            raise UserError(f"{fault}; write finetune=lora, or leave backbone.lora out")
         return configs.typed({**plain, "record": plain}, cls, "")
 
     @property
