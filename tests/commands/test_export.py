@@ -24,6 +24,7 @@ from imgcls.data.digits import Digits
 from imgcls.data.files import Files
 from imgcls.spec import DataSpec
 from imgcls.tasks.classification import ImageClassifier
+from imgcls.tasks.published import published
 
 SIZES = {
     "resnet20": 32,
@@ -131,6 +132,12 @@ def test_grey_compiled_scaled(here: Callable[..., None], capsys: pytest.CaptureF
         mean, std = json.loads(facts["mean"])[0], json.loads(facts["std"])[0]
         expected = network.forward((torch.from_numpy(images) / 255 - mean) / std) / 2  # not compiled
     np.testing.assert_allclose(found, expected, atol=1e-5)
+    simple = {"_target_": "imgcls.backbones.simple_cnn.simple_cnn"}
+    for weights in ("run", "digits.onnx.safetensors"):  # they say the temperature, too
+        task = published({**simple, "weights": weights}, spec)
+        with torch.no_grad():
+            torch.testing.assert_close(task(torch.from_numpy(images)), expected, atol=1e-5, rtol=1e-5)
+        assert published({**simple, "weights": weights}, spec, head=False).temperature == 1
 
 
 def test_a_failed_check_leaves_no_file(

@@ -11,12 +11,17 @@ import timm
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import save_file
+from support.checkpoints import write_checkpoint
 from torch import nn
 from torchvision.transforms import v2
 
+from imgcls.backbones.build import build_network
 from imgcls.commands.evaluated import Chosen, load_chosen
+from imgcls.data.digits import Digits
 from imgcls.errors import UserError
 
+CNN = {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4}
 NETWORK = "test_convnext2.r160_in1k"  # mean and deviation 0.5, bicubic, 160 of 168 pixels
 
 
@@ -127,6 +132,22 @@ def test_what_can_not_be_evaluated(
     command: str, line: str, weights: Path, folder: Path, said: Callable[..., str]
 ) -> None:
     assert line in said(*command.replace("FOLDER", str(folder)).replace("WEIGHTS", str(weights)).split())
+
+
+@pytest.mark.parametrize("kind", ["run", "export"])
+def test_weights_of_several_labels(kind: str, said: Callable[..., str]) -> None:
+    """Their logits are no shares of one class."""
+    network, names = build_network(CNN, 10, 1, 8), list(Digits().spec.class_names)
+    if kind == "export":
+        facts = {"class_names": json.dumps(names), "activation": '"sigmoid"'}
+        save_file(network.state_dict(), "net.safetensors", facts)
+    else:
+        write_checkpoint(Path("net.ckpt"), Digits().spec, "data=digits", "backbone.width=4")
+        content = torch.load("net.ckpt", weights_only=True)
+        torch.save(content | {"task": "imgcls.tasks.multilabel.MultiLabelClassifier"}, "net.ckpt")
+    given = ["backbone=simple_cnn", "backbone.width=4", f"backbone.weights={next(Path().glob('net.*'))}"]
+    line = said("eval", *given, "data=digits")
+    assert "several labels for an image (task=multilabel); give checkpoint=RUN in place of a backbone" in line
 
 
 def test_classes_of_the_file(tmp_path: Path, here: Callable[..., None], folder: Path) -> None:

@@ -28,7 +28,8 @@ COUNTERS = (
 
 def described(path: Path) -> dict[str, Any]:
     """Returns the fields of the `DataSpec` that a file of ours says, a checkpoint of train or the weights of
-    export; of another file none. Raises UserError as `read_state`."""
+    export, and how its logits become probabilities: `activation` and `temperature`, where it says so; of
+    another file none. Raises UserError as `read_state`."""
     found: Any = None
     path = file_of(path)
     if path.suffix.lower() == ".safetensors" and path.is_file():
@@ -36,8 +37,10 @@ def described(path: Path) -> dict[str, Any]:
             found = {name: json.loads(text) for name, text in file.metadata().items()}
     else:
         match load_file(path, mapped=True):
-            case {"hyper_parameters": {"spec": spec}}:
-                found = spec
+            case {"hyper_parameters": {"spec": {**spec}}, **others}:
+                several = str(others.get("task")).endswith(".MultiLabelClassifier")
+                found = spec | {"activation": "sigmoid" if several else "softmax"}
+                found["temperature"] = others.get("temperature", 1.0)
     names = found.get("class_names") if isinstance(found, Mapping) else None
     ours = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
     return dict(found) if ours else {}

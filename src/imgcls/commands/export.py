@@ -61,7 +61,8 @@ def main(config: ExportConfig, run_dir: Path) -> float:
     network = merged(task.network.to(memory_format=torch.contiguous_format))
     with appearing(out) as folder:
         difference, facts = write_checked(config, task, network, name, images, origin, folder / out.name)
-        save_model(network, str(folder / weights.name), metadata=metadata(task))
+        # In the other file the temperature is a part of the network
+        save_model(network, str(folder / weights.name), metadata=metadata(task, temperature=task.temperature))
     log.info("largest difference from the checkpoint: %s", facts)
     log.info("exported: %s (%.1f MB), weights: %s", shown(out), out.stat().st_size / 1e6, shown(weights))
     return difference
@@ -110,12 +111,12 @@ def real_images(
         return torch.randint(0, 256, size, dtype=torch.uint8), "random pixels"
 
 
-def metadata(task: Task) -> dict[str, str]:
+def metadata(task: Task, **more: float) -> dict[str, str]:
     """Returns what a user of the file must know of classes, images and outputs; each value is JSON. An image
     is to be resized to `resize` pixels as `fit` says (`DataSpec`), with antialiasing, and the centre of
     `image_size` cut; either is the side of a square, or [height, width]. Probabilities are the `activation`
     of the logits; of several labels, those above their `thresholds` are given."""
-    facts = asdict(task.spec) | {"resize": checked_size(task.spec.resize)} | task.export_facts()
+    facts = asdict(task.spec) | {"resize": checked_size(task.spec.resize)} | task.export_facts() | more
     return {name: json.dumps(value, ensure_ascii=False) for name, value in facts.items()}
 
 

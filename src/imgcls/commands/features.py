@@ -108,7 +108,7 @@ def write_features(path: Path, found: dict[str, Found], class_names: Sequence[st
     for split, (features, targets, names) in found.items():
         arrays |= {f"{split}_features": features.cpu().numpy(), f"{split}_targets": targets.cpu().numpy()}
         arrays[f"{split}_names"] = np.array(names)
-    with appearing(path) as folder:
+    with appearing(path, "features") as folder:
         np.savez(folder / path.name, **arrays)
     count = sum(len(targets) for _, targets, _ in found.values())
     log.info("features: %d images, %d numbers each, in %s", count, features.shape[1], shown(path))

@@ -24,23 +24,24 @@ def check_out(out: Path, endings: tuple[str, ...], overwrite: bool, *beside: Pat
 
 
 @contextlib.contextmanager
-def writing(out: Path) -> Iterator[None]:
-    """Makes the folder of `out`. What hinders or interrupts the block, which leaves nothing, is one line."""
+def writing(out: Path, key: str = "out") -> Iterator[None]:
+    """Makes the folder of `out`, a value of `key`. What hinders or interrupts the block, which leaves nothing,
+    is one line."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
         why = f"({error.strerror or error}); free some disk or give another"
-        raise UserError(f"out={out} can't be written {why}") from error
+        raise UserError(f"{key}={out} can't be written {why}") from error
     except KeyboardInterrupt:
         log.error("interrupted; nothing is left of %s", shown(out))
         sys.exit(130)
 
 
 @contextlib.contextmanager
-def appearing(out: Path) -> Iterator[Path]:
+def appearing(out: Path, key: str = "out") -> Iterator[Path]:
     """Yields a hidden folder; its files move beside `out` if the block ends well, else they are deleted."""
-    with writing(out), tempfile.TemporaryDirectory(prefix=".partial-", dir=out.parent) as partial:
+    with writing(out, key), tempfile.TemporaryDirectory(prefix=".partial-", dir=out.parent) as partial:
         yield Path(partial)
         for path in Path(partial).iterdir():
             path.replace(out.parent / path.name)

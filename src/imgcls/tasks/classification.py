@@ -152,6 +152,10 @@ class ImageClassifier(Task):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        self.temperature = float(checkpoint.get("temperature", 1.0))
-        if not 0 < self.temperature < math.inf:
-            raise UserError(f"the checkpoint's temperature is {self.temperature}; expected a number above 0")
+        self.set_temperature(checkpoint.get("temperature", 1.0), "the checkpoint")
+
+    def set_temperature(self, value: object, origin: str) -> None:
+        """Sets the temperature that a file says. Raises UserError: it is no number above 0."""
+        if not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise UserError(f"{origin}'s temperature is {value}; expected a number above 0")
+        self.temperature = float(value)

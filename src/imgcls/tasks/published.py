@@ -2,9 +2,11 @@
 
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 from imgcls.backbones.build import build_network
 from imgcls.backbones.preprocessing import of_library
+from imgcls.backbones.weights import described
 from imgcls.config.training import FirstWeights, Node
 from imgcls.errors import UserError
 from imgcls.spec import DataSpec
@@ -21,10 +23,18 @@ def learnt(backbone: Node) -> FirstWeights:
 
 
 def published(backbone: Node, spec: DataSpec, head: bool = True) -> ImageClassifier:
-    """Returns the classifier, for evaluation, with all of its weights; without `head` that may be a new one.
-    Raises UserError: the weights are of another number of classes, or do not all fit."""
-    library = of_library(backbone) if learnt(backbone).weights is None else None
+    """Returns the classifier, for evaluation, with all of its weights, and the temperature that their file
+    says; without `head` that may be a new one. Raises UserError: the weights are of another number of
+    classes, or of several labels, or do not all fit."""
+    first = learnt(backbone)
+    library = of_library(backbone) if first.weights is None else None
     if head and library is not None and library.classes != spec.num_classes:
         known = f"{library.origin} has weights for {library.classes} classes, the data {spec.num_classes}"
         raise UserError(f"backbone.pretrained=true: {known}; train a head for them with imgcls train")
-    return ImageClassifier(asdict(spec), backbone, network_of=partial(build_network, whole=head)).eval()
+    said = described(Path(first.weights)) if head and first.weights else {}
+    if said.get("activation") == "sigmoid":
+        fault = f"weights={first.weights}: they are of several labels for an image (task=multilabel)"
+        raise UserError(f"{fault}; give checkpoint=RUN in place of a backbone")
+    task = ImageClassifier(asdict(spec), backbone, network_of=partial(build_network, whole=head)).eval()
+    task.set_temperature(said.get("temperature", 1.0), f"weights={first.weights}")
+    return task
