@@ -25,8 +25,8 @@ def check_out(out: Path, endings: tuple[str, ...], overwrite: bool, *beside: Pat
 
 @contextlib.contextmanager
 def writing(out: Path, key: str = "out") -> Iterator[None]:
-    """Makes the folder of `out`, a value of `key`. What hinders or interrupts the block, which leaves nothing,
-    is one line."""
+    """Makes the folder of `out`, a value of `key`. What hinders or interrupts the block, which leaves
+    nothing, is one line."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         yield
