@@ -15,8 +15,10 @@ from torch import nn
 from imgcls.backbones.build import build_network, rebuild_network
 from imgcls.backbones.layers import head_names
 from imgcls.backbones.lora import MARK, merged
+from imgcls.data.digits import Digits
 from imgcls.engine.signals import STOPPED
 from imgcls.errors import UserError
+from imgcls.tasks.classification import ImageClassifier
 from imgcls.tasks.task import load_checkpoint
 
 TIMM = "imgcls.backbones.timm.timm_network"
@@ -114,6 +116,18 @@ def test_adapters_without_their_callback(said: Callable[..., str]) -> None:
     for finetune in ("none", "staged"):
         assert advice in said("train", f"finetune={finetune}", "+backbone.lora.r=2")
     assert advice in said("train", *LORA, "callbacks.finetune.only=biases")
+
+
+def test_dora_in_a_task() -> None:
+    """Whose convolutions have channels last, which peft's views of matrices do not expect."""
+    task = ImageClassifier(vars(Digits().spec), {**CNN, "lora": {"use_dora": True}})
+    images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
+    task(images).sum().backward()
+    randomised(task.network)
+    with torch.no_grad():
+        expected = task(images)
+        task.network = merged(task.network)
+        torch.testing.assert_close(task(images), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_chosen_layers_alone() -> None:

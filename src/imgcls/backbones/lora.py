@@ -6,6 +6,7 @@ import re
 import warnings
 from collections import Counter
 
+import torch
 from torch import nn
 
 from imgcls.backbones.layers import head_names, on_meta
@@ -94,6 +95,17 @@ def matching(network: nn.Module, target: str, able: dict[str, str]) -> list[str]
         expected = "expected Linear or Conv2d without groups, called by the network and not its head"
         raise UserError(f"{given}: {is_a}; {expected}; {nearest(target, ends)}")
     return found
+
+
+def to_channels_last(network: nn.Module) -> None:
+    """Puts the weights of convolutions in the order channels last, but those of DoRA's adapters: peft takes
+    them as matrices by `view`."""
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    named = dict(network.named_parameters())
+    if any(f"{MARK}magnitude" in name for name in named):
+        for name in named:
+            if MARK in name:
+                named[name].data = named[name].data.contiguous()
 
 
 def merged(network: nn.Module) -> nn.Module:

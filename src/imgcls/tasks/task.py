@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from imgcls.augment.batch import BatchAugment
 from imgcls.augment.settings import Augment
 from imgcls.backbones.build import build_network
+from imgcls.backbones.lora import to_channels_last
 from imgcls.config import check as configs
 from imgcls.config.build import Find
 from imgcls.config.training import FIRST_WEIGHTS
@@ -93,7 +94,7 @@ class Task(NetworkModule):
         shape = (self.spec.channels, self.spec.image_size)
         self.network = network_of(backbone, self.outputs(), *shape, self.spec.class_names)
         if channels_last:
-            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            to_channels_last(self.network)
         if compile:
             self.network.compile()
         if loss is not None:
