@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from support.command import imgcls
 from support.composed import composed, files
+from support.runs import SHORT
 from torch import Tensor, nn
 
 from imgcls.augment.batch import BatchAugment, changes_images
@@ -101,6 +102,24 @@ def test_features_are_computed_once_and_change_nothing() -> None:
     for a, b in zip(direct.metrics, reused.metrics, strict=True):
         assert a == pytest.approx(b, abs=1e-4)
     torch.testing.assert_close(first.network.state_dict(), second.network.state_dict(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true"])
+def test_any_precision(precision: str, train: Callable[..., Any]) -> None:
+    """Features, the mean of the weights and a teacher meet weights of other types than float32."""
+    given = [*SHORT, "backbone.width=4", "trainer.limit_train_batches=2", f"trainer.precision={precision}"]
+    assert train(*given, "test=false", "hydra.run.dir=run", "callbacks=ema") is None
+    more = ["callbacks=distillation", "callbacks.distillation.teacher=run", "finetune=staged"]
+    assert train(*given, *more, "test=false") is None
+    weights = ["finetune=linear_probe", "augment=none", "backbone.weights=run", "test=false"]
+    for reuse in ("true", "false"):
+        words = [f"callbacks.finetune.reuse_features={reuse}", f"hydra.run.dir={reuse}"]
+        assert train(*given, *weights, *words) is None
+    first, second = (
+        torch.load(f"{run}/checkpoints/last.ckpt", weights_only=True) for run in ("true", "false")
+    )
+    head = "network.head.weight"
+    torch.testing.assert_close(first["state_dict"][head], second["state_dict"][head])
 
 
 def test_bitfit_changes_biases_and_the_head_alone() -> None:

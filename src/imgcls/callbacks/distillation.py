@@ -88,7 +88,8 @@ class Distillation(Callback):
         if pixels.shape[-2:] != size:
             pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
         with torch.no_grad():
-            target = self.teacher.network(pixels * self.teacher.scale + self.teacher.shift).float()
+            images = pixels * self.teacher.scale + self.teacher.shift
+            target = self.teacher.network(images.to(self.teacher.scale.dtype)).float()
         soft = (
             F.log_softmax(outputs.logits / self.temperature, 1),
             F.log_softmax(target / self.temperature, 1),

@@ -33,7 +33,8 @@ class EMA(WeightAveraging):
         average = averaged_model(self)
         kept = chain(average.module.parameters(), average.module.buffers())
         now = chain(pl_module.parameters(), pl_module.buffers())
-        floats = [(a.detach(), b.detach()) for a, b in zip(kept, now, strict=True) if a.is_floating_point()]
+        pairs = [(a.detach(), b.detach()) for a, b in zip(kept, now, strict=True) if a.is_floating_point()]
+        floats = [(a, b.to(a.dtype)) for a, b in pairs]  # of weights in half precision the mean is in float32
         count = done // self.update_every_n_steps
         decay = min(self.decay, (1 + count) / (10 + count)) if done else 0.0
         get_ema_multi_avg_fn(decay)([a for a, _ in floats], [b for _, b in floats], 0)
@@ -47,6 +48,8 @@ class EMA(WeightAveraging):
         with warnings.catch_warnings():  # our configure_model does nothing but shard
             warnings.filterwarnings("ignore", message=".*overrides the configure_model")
             super().setup(trainer, pl_module, stage)
+        if stage == "fit" and trainer.precision == "64-true":
+            averaged_model(self).module.double()
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: State) -> None:
         """Loads the average in a fit alone; in a test, Lightning would load the current weights instead."""

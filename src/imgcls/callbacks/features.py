@@ -17,7 +17,7 @@ from imgcls.tasks.task import Task
 
 
 class Features(ImageDataset):
-    """What goes into the head `(N, D) float32`, in place of a split's images."""
+    """What goes into the head `(N, D)`, in place of a split's images."""
 
     def __init__(self, images: ImageDataset, values: Tensor) -> None:
         self.original, self.values, self.targets, self.seed = images, values, images.targets, images.seed
@@ -65,7 +65,7 @@ def features(task: Task, data: ImageDataModule, split: str) -> Tensor | None:
                     return None
                 if not torch.allclose(functional_call(head, drawn, values), logits, atol=1e-4):
                     return None
-            found.append(values.float().cpu())
+            found.append(values.to(task.scale.dtype).cpu())
             inputs.clear()
     return torch.cat(found)
 

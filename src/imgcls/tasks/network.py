@@ -104,6 +104,7 @@ class NetworkModule(LightningModule):
         """Returns the network's outputs for normalised images, or for features, in float32; those of
         auxiliary heads follow the first."""
         features = inputs.ndim == 2
+        inputs = inputs.to(self.scale.dtype)
         outputs = self.network.get_submodule(self.features_into)(inputs) if features else self.network(inputs)
         return tuple(map(Tensor.float, outputs)) if isinstance(outputs, tuple) else (outputs.float(),)
 
