@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from support.command import imgcls
 from support.composed import composed, files
-from support.runs import SHORT
+from support.runs import SHORT, assert_same_run
 from torch import Tensor, nn
 
 from imgcls.augment.batch import BatchAugment, changes_images
@@ -23,6 +23,7 @@ from imgcls.callbacks.finetune import Finetune
 from imgcls.callbacks.progressive_resizing import ProgressiveResizing
 from imgcls.config import check as configs
 from imgcls.data.digits import Digits
+from imgcls.engine.signals import STOPPED
 from imgcls.errors import UserError
 from imgcls.optim import build_optimizer
 from imgcls.tasks.classification import ImageClassifier
@@ -109,6 +110,9 @@ def test_any_precision(precision: str, train: Callable[..., Any]) -> None:
     """Features, the mean of the weights and a teacher meet weights of other types than float32."""
     given = [*SHORT, "backbone.width=4", "trainer.limit_train_batches=2", f"trainer.precision={precision}"]
     assert train(*given, "test=false", "hydra.run.dir=run", "callbacks=ema") is None
+    assert train(*given, "test=false", "hydra.run.dir=cut", "callbacks=ema", stop=3) == STOPPED
+    assert train("resume=cut") is None
+    assert_same_run(Path("run"), Path("cut"))
     more = ["callbacks=distillation", "callbacks.distillation.teacher=run", "finetune=staged"]
     assert train(*given, *more, "test=false") is None
     weights = ["finetune=linear_probe", "augment=none", "backbone.weights=run", "test=false"]

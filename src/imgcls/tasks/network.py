@@ -220,8 +220,11 @@ class NetworkModule(LightningModule):
         return self.to(dtype=torch.float64)  # Lightning asks for it in 64-true
 
     def configure_model(self) -> None:
-        """Shards the network, where the strategy asks for it and it is not sharded yet."""
+        """Shards the network, where the strategy asks for it and it is not sharded yet; in double precision
+        it is so before a checkpoint is loaded, which Lightning would load in float32."""
         strategy = self.trainer.strategy
+        if self.trainer.precision == "64-true":
+            self.double()
         if not isinstance(strategy, ModelParallelStrategy) or isinstance(self.network, FSDPModule):
             return
         mesh = strategy.device_mesh["data_parallel"]
