@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 
 from imgcls.config.paths import hydra_quoted
 from imgcls.engine.private import shard_over_all_devices, start_ranks_with
@@ -120,3 +122,28 @@ class FullyShardStrategy(ModelParallelStrategy):
     def setup_environment(self) -> None:
         shard_over_all_devices(self)
         super().setup_environment()
+
+    def load_checkpoint(
+        self, checkpoint_path: str | Path, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Loads the weights and, to train on, the optimizer's state of each parameter that has some: torch
+        wants it of those that learn now, and drops that of others, which may learn in a later epoch."""
+        assert self.lightning_module is not None
+        if self.lightning_module.trainer.state.fn != TrainerFn.FITTING:
+            optimizers, self.optimizers = self.optimizers, []
+            try:
+                return super().load_checkpoint(checkpoint_path, weights_only)
+            finally:
+                self.optimizers = optimizers
+        content = torch.load(checkpoint_path, map_location="cpu", mmap=True, weights_only=True)
+        learning = {parameter: parameter.requires_grad for parameter in self.lightning_module.parameters()}
+        for optimizer, saved in zip(self.optimizers, content["optimizer_states"], strict=True):
+            keys = [key for group in saved["param_groups"] for key in group["params"]]
+            parameters = [one for group in optimizer.param_groups for one in group["params"]]
+            for parameter, key in zip(parameters, keys, strict=True):
+                parameter.requires_grad_(key in saved["state"])
+        try:
+            return super().load_checkpoint(checkpoint_path, weights_only)
+        finally:
+            for parameter, learns in learning.items():
+                parameter.requires_grad_(learns)
