@@ -165,6 +165,11 @@ def test_small_images_keep_their_size(caplog: pytest.LogCaptureFixture) -> None:
         found = prepared_for(TIMM | {"name": "test_resnet", "pretrained": True}, data)
     assert found == data | {"mean": [0.5] * 3, "std": [0.5] * 3}
     assert "data.image_size=32 is given (the weights: 160)" in caplog.text
+    with caplog.at_level(logging.INFO):  # a pack has a size that only its files say
+        prepared_for(
+            TIMM | {"name": "test_resnet", "pretrained": True}, composed("data=packed", "data.root=x")["data"]
+        )
+    assert caplog.messages[-1].endswith("; image_size is the data's (the weights: 160)")
 
 
 @pytest.mark.parametrize(

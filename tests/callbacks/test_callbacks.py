@@ -13,10 +13,12 @@ from torch.nn import functional as F
 
 from imgcls.backbones.build import build_network
 from imgcls.callbacks.distillation import Distillation
+from imgcls.callbacks.ema import EMA
 from imgcls.callbacks.finetune import Finetune
 from imgcls.callbacks.progressive_resizing import ProgressiveResizing
 from imgcls.config import check as configs
 from imgcls.data.digits import Digits
+from imgcls.engine.ranks import FullyShardStrategy
 from imgcls.errors import UserError
 from imgcls.loggers.progress import EpochProgress
 from imgcls.tasks.classification import ImageClassifier
@@ -186,6 +188,12 @@ def test_wrong_distillation(given: dict[str, Any]) -> None:
             {"_target_": "imgcls.callbacks.distillation.Distillation", "teacher": "nowhere", **given},
             "callbacks",
         )
+
+
+def test_a_sharded_network_has_no_mean() -> None:
+    trainer = Trainer(accelerator="cpu", strategy=FullyShardStrategy(), logger=False)
+    with pytest.raises(UserError, match=r"a sharded network \(trainer=fsdp\) can't be averaged; leave"):
+        EMA().setup(trainer, fit(Digits(batch_size=64), [], max_epochs=0), "fit")
 
 
 def test_progress_shows_no_validation_of_an_epoch_before(caplog: pytest.LogCaptureFixture) -> None:

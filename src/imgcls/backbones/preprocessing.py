@@ -151,6 +151,8 @@ def prepared_for(backbone: Node, data: Node, testing: bool = False) -> Node:
     lines = [f"preprocessing: {said(taken)}, as the weights expect ({expected.origin})"] if taken else []
     for key in kept:
         lines.append(f"data.{key}={shown(data[key])} is given (the weights: {shown(expected.fields[key])})")
+    if lines and "image_size" in keys and data.get("image_size") is None and "image_size" not in taken:
+        lines.append(f"image_size is the data's (the weights: {shown(expected.fields['image_size'])})")
     if lines and rank() == 0:
         log.info("%s", "; ".join(lines))
     return {**data, **taken}

@@ -6,6 +6,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -45,6 +46,9 @@ class EMA(WeightAveraging):
         return step_idx is not None and (step_idx + 1) % self.update_every_n_steps == 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            fault = "callbacks=ema: a sharded network (trainer=fsdp) can't be averaged"
+            raise UserError(f"{fault}; leave callbacks=ema out, or write trainer=ddp")
         with warnings.catch_warnings():  # our configure_model does nothing but shard
             warnings.filterwarnings("ignore", message=".*overrides the configure_model")
             super().setup(trainer, pl_module, stage)
