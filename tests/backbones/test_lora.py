@@ -150,8 +150,15 @@ def test_peft_is_imported_where_it_is_used_alone(monkeypatch: pytest.MonkeyPatch
     assert not [line for line in lines if line.startswith(("import peft", "from peft"))]
 
 
-def test_a_run(train: Callable[..., Any], here: Callable[..., None], said: Callable[..., str]) -> None:
+def test_a_run(
+    train: Callable[..., Any],
+    here: Callable[..., None],
+    said: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Trains adapters and head alone, goes on bit for bit, is evaluated and exported as the plain network."""
+    # test_report.py draws; here it would be most of the time
+    monkeypatch.setattr("imgcls.report.classification.ClassificationReport.draw", lambda *_: None)
     given = [*SHORT, *LORA, "backbone.lora.lora_dropout=0.1", "trainer.limit_train_batches=4"]
     torch.manual_seed(1)
     torch.save(build_network(CNN, 10, 1, 8).state_dict(), "start.pth")
