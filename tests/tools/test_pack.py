@@ -67,7 +67,7 @@ def test_the_command(folder: Path, run: Callable[..., str]) -> None:
     command = shlex.split(advice.partition("imgcls ")[2].replace("'a b/pack'", "\"'a b/pack'\""))
     said = run(*command, "backbone=simple_cnn", "debug=fast", "data.batch_size=4", "data.num_workers=0")
     assert "data: 30 train, 3 val, 3 test images of 3×16×16, 3 classes" in said
-    trained = next(path for path in Path("runs").glob("packed-*/*") if path.is_dir())
+    trained = next(path for path in Path("runs").glob("debug/*") if path.is_dir())
     said = run(
         "eval", f"checkpoint={trained}", "data=packed", "data.root='a b/pack'"
     )  # prepared as in training

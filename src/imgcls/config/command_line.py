@@ -184,8 +184,9 @@ def hydra_arguments(words: list[str]) -> list[str]:
         if multirun:
             raise UserError(f"resume={resume} goes on with one run; for the runs of a sweep give resume=auto")
         folder = str(run_of(resume).absolute())
-        words = [word for word in words if not word.lstrip("+").startswith("resume=")]
-        words.append(f"resume={hydra_quoted(folder)}")
+        if resume.endswith(".ckpt"):
+            words = [word for word in words if not word.lstrip("+").startswith("resume=")]
+            words.append(f"resume={hydra_quoted(folder)}")
         words = [f"++{word}" if OF_A_CHOICE.match(word) else word for word in words]
         return [*words, f"hydra.run.dir={hydra_quoted(folder)}", "hydra.output_subdir=null"]
     if multirun and any(word.startswith("sweep.") for word in sweep) and "sweep" not in values:
