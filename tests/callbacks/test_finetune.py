@@ -21,6 +21,7 @@ from imgcls.callbacks.ema import EMA
 from imgcls.callbacks.features import Features, learning_part
 from imgcls.callbacks.finetune import Finetune
 from imgcls.callbacks.progressive_resizing import ProgressiveResizing
+from imgcls.commands.build import read_config
 from imgcls.config import check as configs
 from imgcls.data.digits import Digits
 from imgcls.engine.signals import STOPPED
@@ -136,6 +137,16 @@ def test_bitfit_changes_biases_and_the_head_alone() -> None:
     watch = Watch()
     fit([Finetune(head_epochs=1, only="biases"), watch], epochs=2)
     assert watch.changed[0] == HEAD and watch.changed[1] > HEAD
+
+
+def test_a_network_that_has_not_learnt(caplog: pytest.LogCaptureFixture) -> None:
+    torch.save(build_network(CNN, 10, 1, 8).state_dict(), "start.pth")
+    for words, warns in {
+        "finetune=lora": True, "finetune=lora backbone.weights=start.pth": False, "finetune=none": False
+    }.items():  # fmt: skip
+        caplog.clear()
+        read_config(composed(*words.split(), "backbone.width=4"))
+        assert ("the network has not learnt, and what is frozen stays as drawn" in caplog.text) == warns
 
 
 def test_rates_are_said_once(caplog: pytest.LogCaptureFixture) -> None:

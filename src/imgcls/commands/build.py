@@ -1,6 +1,7 @@
 """Builds what a training is made of from its typed config."""
 
 import inspect
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,7 @@ from imgcls.callbacks.finetune import Finetune
 from imgcls.callbacks.step_curves import LossCurve, Throughput
 from imgcls.config import check as configs
 from imgcls.config.build import build
-from imgcls.config.training import FIRST_WEIGHTS, Node, Nodes, TrainConfig, TrainerConfig
+from imgcls.config.training import FIRST_WEIGHTS, FirstWeights, Node, Nodes, TrainConfig, TrainerConfig
 from imgcls.data.module import ImageDataModule
 from imgcls.engine.build import build_data, build_trainer, check_schedule, prepare
 from imgcls.engine.checkpoint import SaveConfig
@@ -24,10 +25,12 @@ from imgcls.engine.last_checkpoint import LastCheckpoint
 from imgcls.engine.recovery import Training
 from imgcls.errors import UserError, nearest
 from imgcls.loggers.progress import EpochProgress
+from imgcls.processes import rank
 from imgcls.spec import as_word
 from imgcls.tasks.metrics import Better, logs_of
 from imgcls.tasks.task import Task
 
+log = logging.getLogger(__name__)
 OURS = ("imgcls.", "lightning.")  # packages of callbacks and tasks that log what they say
 
 
@@ -40,6 +43,10 @@ def read_config(plain: Node, begun: bool = False) -> TrainConfig:
         backbone = {key: value for key, value in config.backbone.items() if key not in FIRST_WEIGHTS}
         return config.model_copy(update={"backbone": backbone})
     backbone = resolved(config.backbone)
+    first, finetune = FirstWeights.read(backbone), config.callbacks.get("finetune")
+    if finetune and first.weights is None and not first.pretrained and rank() == 0:
+        given = "neither backbone.weights=FILE nor backbone.pretrained=true is given"
+        log.warning("finetune: %s: the network has not learnt, and what is frozen stays as drawn", given)
     parts = {"backbone": backbone, "data": prepared_for(backbone, config.data)}
     return config.model_copy(update={**parts, "record": {**config.record, **parts}})
 

@@ -44,6 +44,8 @@ def tune(kind: str, trainer: Any, classifier: Any, data: Any, run_dir: Path) -> 
 
 def put_back(trainer: Any, classifier: Any, callbacks: list[Any]) -> None:
     """Puts callbacks back where Lightning's finders, which take all others away, have begun to train."""
+    if not any(isinstance(callback, ProgressiveResizing) for callback in callbacks):
+        classifier.input_size = None  # its largest images, which one that is left out has set smaller
     for callback in callbacks:
         if callback not in trainer.callbacks:
             trainer.callbacks = [*trainer.callbacks, callback]
