@@ -151,7 +151,7 @@ def test_a_teacher_with_weights_in_a_file(tmp_path: Path, caplog: pytest.LogCapt
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     names = [f"class {i}" for i in range(1000)]
     spec = {"class_names": names, "channels": 3, "image_size": 32, "mean": [0.4], "std": [0.2]}
-    with pytest.raises(UserError, match=r"has learnt 1000 classes, the data has 2 \(class 0, …\)"):
+    with pytest.raises(UserError, match="other shape: head.weight 1000×64 for 2×64"):
         wish.on_fit_start(trainer, ImageClassifier(spec | {"class_names": names[:2]}, SIMPLE))
     student = ImageClassifier(spec, SIMPLE)
     with caplog.at_level("INFO"):

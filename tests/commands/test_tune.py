@@ -98,9 +98,7 @@ def test_what_is_learned_is_as_in_training(kind: str, tmp_path: Path) -> None:
     module.network.register_forward_pre_hook(look)
     trainer = cpu_trainer(tmp_path, callbacks)
     tune(kind, trainer, module, data, tmp_path)
-    trained = {entry[1:] for entry in seen if entry[0]} - {
-        (True, 8, 0)
-    }  # where the smallest size is tried
+    trained = {entry[1:] for entry in seen if entry[0]} - {(True, 8, 0)}  # where the smallest size is tried
     assert {(frozen, distilled) for frozen, _, distilled in trained} == {(False, 1)}
     assert min(size for _, size, _ in trained) == (8 if kind == "lr" else 16)
 

@@ -88,6 +88,9 @@ KEYS = {
     f"train callbacks=distillation callbacks.distillation.teacher=~/{ODD}": (
         f"=HOME/{ODD}: there is no such file"
     ),
+    "train callbacks=distillation backbone@callbacks.distillation.backbone=simple_cnn "
+    f"callbacks.distillation.backbone.weights=~/{ODD}": f"weights=HOME/{ODD}: there is no such file",
+    f"eval checkpoint=x features=~/{ODD}": f"features=HOME/{ODD}: expected a file name that ends in .npz",
     f"train resume=~/{ODD}": f"resume=~/{ODD}: there is no run in it",
     "train -m data=imagefolder data.root=~/it's seed=1,2": "data.root=HOME/it's: there is no such folder",
     f"bench data=imagefolder data.root=~/{ODD}": f"data.root=HOME/{ODD}: there is no such folder",

@@ -11,9 +11,9 @@ from hydra.core.override_parser.types import Quote, QuotedString
 _packaged = Path(__file__).parents[1] / "conf"  # in a wheel; a checkout has it at its top
 CONF = _packaged if _packaged.is_dir() else Path(__file__).parents[3] / "conf"
 PATHS = (
-    "checkpoint", "source", "out", "images", "resume", "run", "runs", "json",
+    "checkpoint", "source", "out", "features", "images", "resume", "run", "runs", "json",
     "data.root", "data.file", "data.exclude", "data.cache", "backbone.weights",
-    "callbacks.distillation.teacher",
+    "callbacks.distillation.teacher", "callbacks.distillation.backbone.weights",
     "hydra.run.dir", "hydra.sweep.dir", "*.root", "*.dirpath", "*_dir", "*_folder", "*_file",
 )  # fmt: skip
 # Values with characters that are no grammar of Hydra's: compare's conditions, what stands between two labels
