@@ -2,6 +2,7 @@
 torch where it is used: the command line needs `rank` before anything heavy is imported."""
 
 import os
+import sys
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
@@ -25,6 +26,17 @@ def world_size() -> int:
 def cores() -> int:
     """Returns the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def peak_memory() -> int:
+    """Returns the most bytes that this process has had at a time: on its GPU, or without one in all."""
+    import resource  # Windows has none
+
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def gathered(value: Value) -> list[Value]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from imgcls.__main__ import main
 from imgcls.backbones.build import build_network
 from imgcls.backbones.layers import head_names
-from imgcls.callbacks.step_curves import LossCurve
+from imgcls.callbacks.step_curves import StepCurves
 from imgcls.data.batch import Batch
 from imgcls.data.module import ImageDataModule
 from imgcls.engine.build import build_data
@@ -136,7 +136,7 @@ class TaskTests:
     ) -> None:
         self.train(tmp_path / "whole", "test=false")
         with monkeypatch.context() as patch:
-            patch.setattr(LossCurve, "on_train_batch_start", stop_within_the_second_epoch)
+            patch.setattr(StepCurves, "on_train_batch_start", stop_within_the_second_epoch)
             assert self.train(tmp_path / "cut", "test=false") == STOPPED
         assert command("train", f"resume={tmp_path}/cut") != 1
         whole, cut = (load_content(find_checkpoint(f"{tmp_path}/{n}/checkpoints/last.ckpt")) for n in NAMES)

@@ -154,7 +154,7 @@ def test_recovery() -> None:
     assert composed()["recovery"] == RecoveryConfig().model_dump()
 
 
-ALWAYS = ["ModelCheckpoint", "LastCheckpoint", "Throughput", "LossCurve", "EpochProgress"]
+ALWAYS = ["ModelCheckpoint", "LastCheckpoint", "Throughput", "StepCurves", "EpochProgress"]
 
 
 @pytest.mark.parametrize(

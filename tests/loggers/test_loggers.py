@@ -144,7 +144,7 @@ def test_a_server_that_goes_away(
     at_step(
         monkeypatch, 25, server.refuse if answers == "refuse" else lambda: setattr(server, "answers", answers)
     )
-    assert train(*OPTIONS, "logger.wandb.finish_timeout=1") is None
+    assert train(*OPTIONS, "logger.wandb.finish_timeout=1", "logger.wandb.log_data=false") is None
     (line,) = warnings(capsys)
     assert "Timed out finishing run" in line
     assert len(rows()) == 3 and len(list(Path("run/wandb").glob("run-*/*.wandb"))) == 1

@@ -37,8 +37,9 @@ def test_runs_of_a_search(here: Callable[..., None], monkeypatch: pytest.MonkeyP
         assert (found["run"]["run_group"], found["run"]["job_type"]) == ("mine", "train")
         assert found["run"]["tags"] == ["digits", "simple_cnn", *(["pruned"] if word == "pruned" else [])]
         number = int(folders[name].name.partition("_")[0])
-        assert found["config"]["job"] == {"sweep": "mine", "number": number}  # nested, and resolved
-        assert found["config"]["run_dir"] == str(folders[name].resolve())
+        plumbing = found["config"]["run"]
+        assert plumbing["job"] == {"sweep": "mine", "number": number}  # nested, and resolved
+        assert plumbing["run_dir"] == str(folders[name].resolve())
         assert found["config"]["optimizer"]["lr"] == float(value)
         assert len(found["artifacts"]) >= (word == "finished")
     assert not ends

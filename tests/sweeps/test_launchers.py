@@ -103,7 +103,7 @@ def test_a_job_that_was_killed_is_marked(tmp_path: Path) -> None:
 def test_a_stopped_grid_says_how_to_go_on(
     here: Callable[..., None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from imgcls.callbacks.step_curves import LossCurve
+    from imgcls.callbacks.step_curves import StepCurves
 
     def stop(self: Any, trainer: Any, *_: Any) -> None:
         if trainer.current_epoch == 1 and Path(trainer.default_root_dir).name.startswith("1_"):
@@ -111,7 +111,7 @@ def test_a_stopped_grid_says_how_to_go_on(
 
     command = ("train", "-m", *TINY, "seed=0,1,2")
     with monkeypatch.context() as patched, pytest.raises(SystemExit) as ended:
-        patched.setattr(LossCurve, "on_train_batch_start", stop, raising=False)
+        patched.setattr(StepCurves, "on_train_batch_start", stop, raising=False)
         patched.setattr(sys, "orig_argv", ["python", "-m", "imgcls", *command])
         here(*command)
     assert ended.value.code == STOPPED and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -129,14 +129,14 @@ def test_a_search_goes_on_where_it_was_stopped(
     """Stopped in its second trial, then with more trials; against a search that was never stopped."""
     command = ("train", "-m", *TINY, "sweep=optuna", SPACE, "data.batch_size=16,32")
     here(*command, "sweep.n_trials=3", "sweep.name=whole")
-    from imgcls.callbacks.step_curves import LossCurve
+    from imgcls.callbacks.step_curves import StepCurves
 
     def stop(self: Any, trainer: Any, *_: Any) -> None:
         if trainer.current_epoch == 1 and Path(trainer.default_root_dir).name.startswith("1_"):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises((SystemExit, KeyboardInterrupt)):
-        patched.setattr(LossCurve, "on_train_batch_start", stop, raising=False)
+        patched.setattr(StepCurves, "on_train_batch_start", stop, raising=False)
         here(*command, "sweep.n_trials=2")
     whole, stopped = Path("runs/sweeps/whole"), next(path for path in sweeps() if path.name != "whole")
     assert stopped.name.startswith("optuna-digits-simple_cnn-") and states(stopped) == ["COMPLETE", "RUNNING"]

@@ -67,3 +67,14 @@ def on_meta(network: nn.Module, *shape: int) -> Any:
     tensors = (*network.named_parameters(), *network.named_buffers())
     state = {name: tensor.to("meta") for name, tensor in tensors}
     return torch.func.functional_call(network, state, torch.empty(shape, device="meta"))
+
+
+def flops(network: nn.Module, *shape: int) -> int:
+    """Returns the floating-point operations (two for a multiply-add) of images of a shape, forward."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    training = network.training
+    with FlopCounterMode(display=False) as counter:
+        on_meta(network.eval(), *shape)
+    network.train(training)
+    return counter.get_total_flops()

@@ -14,7 +14,7 @@ from imgcls.backbones.build import try_shapes
 from imgcls.backbones.hub import resolved
 from imgcls.backbones.preprocessing import note_difference, prepared_for
 from imgcls.callbacks.finetune import Finetune
-from imgcls.callbacks.step_curves import LossCurve, Throughput
+from imgcls.callbacks.step_curves import StepCurves, Throughput
 from imgcls.config import check as configs
 from imgcls.config.build import build
 from imgcls.config.training import FIRST_WEIGHTS, FirstWeights, Node, Nodes, TrainConfig, TrainerConfig
@@ -89,10 +89,13 @@ def build_callbacks(config: TrainConfig, better: Mapping[str, Better]) -> list[C
         best,
         LastCheckpoint(folder, settings.every_minutes),
         Throughput(),
-        LossCurve(config.trainer.log_every_n_steps),
+        StepCurves(
+            config.trainer.log_every_n_steps, settings.flush_seconds, settings.flush_every_n_steps,
+            settings.gradient_norm,
+        ),
         EpochProgress(settings.refresh_seconds),
         *added_callbacks(config, better),
-    ]
+    ]  # fmt: skip
 
 
 def build_all(nodes: Nodes, group: str, kind: type) -> list[Any]:

@@ -2,10 +2,11 @@
 
 import gc
 import logging
+import os
 import shlex
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
 
+from imgcls.backbones.layers import flops
 from imgcls.commands.build import assemble, build_all, build_parts, read_config
 from imgcls.config.paths import shown
 from imgcls.config.training import Node, TrainConfig
@@ -28,7 +30,8 @@ from imgcls.engine.signals import SIGNALS, Stopped
 from imgcls.errors import TrialPruned
 from imgcls.loggers import wandb
 from imgcls.loggers.unharmed import has_failed, told, unharmed
-from imgcls.loggers.wandb import close_wandb, log_checkpoint
+from imgcls.loggers.wandb import begin_extras, close_wandb, log_checkpoint
+from imgcls.processes import peak_memory
 from imgcls.runs.record import keeping_status, write_record
 from imgcls.runs.run_files import best_epoch, optimised
 from imgcls.tasks.metrics import Better
@@ -86,8 +89,9 @@ def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None) -> Score:
         with outcome_recorded(run_dir, training, better):
             training.trainer.loggers = told(build_all(config.logger, "logger", Logger), run_dir, record)
             follow_best(config.first_metric, better, training.trainer, run_dir)
+            begin_wandb(config, training)
             training = fit(training, rebuild, config.recovery, run_dir, checkpoint)
-            summarise(training.trainer, run_dir)
+            summarise(training, run_dir)
             callbacks: list[Callback] = training.trainer.callbacks  # type: ignore[attr-defined]
             if any(getattr(callback, "pruned", False) for callback in callbacks):  # by a search
                 epoch = training.trainer.current_epoch
@@ -169,7 +173,9 @@ def outcome_recorded(run_dir: Path, training: Training, better: dict[str, Better
         status, word = 0, "pruned"
         raise
     finally:
-        preempted = word == "stopped" and SIGNALS.asked != signal.SIGINT
+        # By SIGTERM alone W&B's agent ends a trial early, which is not to be begun again.
+        by_agent = SIGNALS.asked == signal.SIGTERM and "WANDB_SWEEP_ID" in os.environ
+        preempted = word == "stopped" and SIGNALS.asked != signal.SIGINT and not by_agent
         close_wandb(training.trainer.loggers, status, word, preempted)
 
 
@@ -237,18 +243,32 @@ def follow_best(metric: str, better: dict[str, Better], trainer: Trainer, run_di
             logger.follow(metric, better.get(metric) or "max", before)
 
 
-def summarise(trainer: Trainer, run_dir: Path) -> None:
-    """Puts all that was measured in the best epoch into the summary of the W&B run."""
-    monitor = getattr(trainer.checkpoint_callback, "monitor", "")
-    for logger in wandb_loggers(trainer) if monitor else []:
+def begin_wandb(config: TrainConfig, training: Training) -> None:
+    """Gives the W&B run what it has beside metrics."""
+    data, spec = training.data, training.data.spec
+    facts = {"name": config.names["data"], "splits": data.fingerprint()}
+    facts |= {"class_names": list(spec.class_names), "class_counts": data.class_counts()}
+    for logger in wandb_loggers(training.trainer):
         with unharmed(logger):
-            logger.experiment.summary.update(best_epoch(run_dir, monitor))
+            begin_extras(logger, training.task.network, config.trainer.log_every_n_steps, facts)
+
+
+def summarise(training: Training, run_dir: Path) -> None:
+    """Puts what was measured in the best epoch, and what the run cost, into the summary of the W&B run."""
+    trainer, task, data = training
+    monitor = getattr(trainer.checkpoint_callback, "monitor", "")
+    for logger in wandb_loggers(trainer):
+        with unharmed(logger):
+            logger.experiment.summary.update(best_epoch(run_dir, monitor) if monitor else {})
+            costs: dict[str, float] = {"parameters": sum(p.numel() for p in task.network.parameters())}
+            with suppress(RuntimeError, NotImplementedError):  # a network that shapes alone can't run
+                costs["flops"] = flops(task.network, 1, data.spec.channels, *data.spec.for_training.size)
+            logger.experiment.summary.update(costs | {"peak_memory_gb": peak_memory() / 1e9})
 
 
 def keep_artifact(trainer: Trainer) -> None:
     """Keeps the best checkpoint as an artifact of the W&B run, where `logger.wandb.log_model` asks for it."""
     best = best_checkpoint(trainer)
-    for logger in wandb_loggers(trainer):
-        if best and getattr(logger, "keeps_best", False):
-            with unharmed(logger):
-                log_checkpoint(logger.experiment, best)
+    for logger in wandb_loggers(trainer) if best else []:
+        with unharmed(logger):
+            log_checkpoint(logger, str(best))

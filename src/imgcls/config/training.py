@@ -77,6 +77,9 @@ class RecoveryConfig(BaseModel):
     every_minutes: Annotated[float, Field(gt=0)] = 10.0
     on_nonfinite: Literal["stop", "skip"] = "stop"
     refresh_seconds: Annotated[float, Field(ge=0)] = 0.25
+    flush_seconds: Annotated[float, Field(ge=0)] = 60.0
+    flush_every_n_steps: Annotated[int | None, Field(ge=1)] = None
+    gradient_norm: bool = False
 
 
 class FirstWeights(BaseModel):

@@ -12,7 +12,23 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from imgcls.config.paths import takes_path
+
 log = logging.getLogger(__name__)
+# What says how and where a run is, and not what it tries
+PLUMBING = (
+    "run_dir",
+    "cwd",
+    "names",
+    "job",
+    "tags",
+    "logger",
+    "recovery",
+    "resume",
+    "overwrite",
+    "test",
+    "git",
+)
 PATIENCE = 10.0  # seconds that a logger other than W&B's may take for a call; W&B's has limits of its own
 
 
@@ -66,9 +82,24 @@ def told(loggers: list[Logger], run_dir: Path, config: dict[str, Any]) -> list[L
     others = [logger for logger in loggers if not isinstance(logger, EpochCSV)]
     for logger in others:
         guard(logger)
-        logger.log_hyperparams(config)
+        logger.log_hyperparams(of_experiment(config))
     working = [logger for logger in others if isinstance(logger, WandbLogger) or not has_failed(logger)]
     return [EpochCSV(str(run_dir)), *working]
+
+
+def of_experiment(config: dict[str, Any]) -> dict[str, Any]:
+    """Returns a run's config for a comparison of runs: paths, and what says how and where it ran, are below
+    the key `run`, so that what differs elsewhere is the experiment."""
+    plumbing = {key: value for key, value in config.items() if key in PLUMBING}
+    own: dict[str, Any] = {}
+    for group, node in config.items():
+        if group in PLUMBING:
+            continue
+        paths = [key for key in node if takes_path(f"{group}.{key}")] if isinstance(node, dict) else []
+        if paths:
+            plumbing[group] = {key: node[key] for key in paths}
+        own[group] = {key: value for key, value in node.items() if key not in paths} if paths else node
+    return own | {"run": plumbing}
 
 
 def guard(logger: Logger) -> None:

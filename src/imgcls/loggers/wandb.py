@@ -1,26 +1,43 @@
 """Weights & Biases logger: begins a run that never asks for a key nor stops a training, and closes it."""
 
+import hashlib
+import json
 import logging
 import netrc
 import os
+import re
+import signal
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal
 
 from lightning.pytorch import loggers as lightnings
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import nn
 
 from imgcls.errors import UserError
-from imgcls.loggers.unharmed import has_failed, unharmed
+from imgcls.loggers.unharmed import call_within, has_failed, unharmed
 
 log = logging.getLogger(__name__)
 UPLOAD = 600.0  # seconds that the upload of a checkpoint may take at the end
 MODES = ("online", "offline", "disabled")
-OPTIONS = ("project", "entity", "group", "name", "tags", "notes", "job_type", "id", "resume")
+OPTIONS = ("project", "entity", "group", "name", "tags", "notes", "job_type", "id", "save_code", "resume")
+
+
+@dataclass
+class Asked:
+    """What a run of W&B gets beside metrics, as its config says."""
+
+    log_model: bool = False
+    registry: str | None = None
+    log_data: bool = True
+    watch: Literal["gradients", "parameters", "all"] | None = None
 
 
 class WandbLogger(lightnings.WandbLogger):
@@ -49,6 +66,9 @@ def wandb_logger(
     timeout: float = 6.0,
     finish_timeout: float = 8.0,
     log_model: bool = False,
+    registry: str | None = None,
+    log_data: bool = True,
+    watch: Literal["gradients", "parameters", "all"] | None = None,
     **options: Any,
 ) -> Logger:
     """Returns the logger of Weights & Biases; its run has begun.
@@ -58,14 +78,20 @@ def wandb_logger(
         timeout: seconds to wait for the server before the run goes on offline.
         finish_timeout: seconds to wait at the end for uploads; with `log_model` at least 600.
         log_model: keep the best checkpoint as an artifact of the run.
+        registry: with `log_model`, the collection that links to it, such as "wandb-registry-model/digits".
+        log_data: say as an artifact which data the run uses: config, classes, hashes of the splits.
+        watch: histograms by `run.watch`, every trainer.log_every_n_steps: each waits for the device.
         options: to `wandb.init`, those in OPTIONS.
     """
     if unknown := set(options) - set(OPTIONS):
         raise UserError(f"logger.wandb.{min(unknown)}: expected {', '.join(OPTIONS[:-1])} or {OPTIONS[-1]}")
-    if options.get("name") is not None:
-        options["name"] = str(options["name"])  # names.run=12
+    if registry and not log_model:
+        advice = "add logger.wandb.log_model=true"
+        raise UserError(f"logger.wandb.registry={registry}: it links to an artifact; {advice}")
     given = options.get("tags") or []  # some of them a list, that of the run's own tags
     options["tags"] = [str(one) for tag in given for one in (tag if isinstance(tag, list) else [tag])]
+    # Of a run of which the command line changed nothing the first tags, data and backbone, are the name.
+    options["name"] = telling(str(options.get("name") or "")) or "-".join(options["tags"][:2]) or None
     if getattr(rank_zero_only, "rank", 0) != 0:
         return WandbLogger(save_dir=save_dir)
     import wandb
@@ -74,10 +100,14 @@ def wandb_logger(
 
     before = Path(save_dir) / "wandb" / "latest-run"
     if before.exists():  # the run goes on
-        options = {"id": before.resolve().name.rpartition("-")[2], "resume": "allow", **options}
+        options["id"], options["resume"] = before.resolve().name.rpartition("-")[2], "allow"
     patience = max(finish_timeout, UPLOAD) if log_model else finish_timeout
     settings = wandb.Settings(
-        init_timeout=timeout, finish_timeout=patience, finish_timeout_raises=True, silent=True
+        init_timeout=timeout,
+        finish_timeout=patience,
+        finish_timeout_raises=True,
+        silent=True,
+        stop_fn=partial(os.kill, os.getpid(), signal.SIGTERM),  # as its agent stops a run: in order
     )
     leave_out_job_inputs()
     begin = partial(wandb.init, dir=save_dir, settings=settings, reinit="finish_previous", **options)
@@ -90,8 +120,75 @@ def wandb_logger(
     with unharmed(logger):
         run.define_metric("trainer/global_step")
         run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    logger.keeps_best = log_model  # type: ignore[attr-defined]  # Lightning's log_model refuses to be offline
+        log_once(logger, Path(save_dir) / "wandb" / "logged.txt")
+    # Lightning's own log_model refuses to be offline
+    vars(logger)["asked"] = Asked(log_model, registry, log_data, watch)
     return logger
+
+
+def telling(name: str) -> str:
+    """Returns a name made of overrides without those that say how a run is logged."""
+    parts = re.split(r",(?=[+\w.@/]+=)", name)
+    return ",".join(
+        part for part in parts if not part.lstrip("+").startswith(("logger", "recovery.", "tags="))
+    )
+
+
+def log_once(logger: WandbLogger, path: Path) -> None:
+    """Lets each row (a step, and names) be logged once: a run that was killed and goes on from its last
+    checkpoint comes to some of them again, with the same values. A file in its folder names them, each with
+    its place in the history: online, the server may lack the last ones of a process that was killed."""
+    run, log_metrics = logger.experiment, logger.log_metrics
+    lines = path.read_text().splitlines() if path.is_file() else []
+    places = {row: int(place) for place, _, row in (line.partition(" ") for line in lines)}
+    known = {row for row, place in places.items() if run.offline or place < run.starting_step}
+
+    def once(metrics: Mapping[str, float], step: int | None = None) -> None:
+        row = f"{step} {short_hash(sorted(metrics))}"
+        if step is None or row not in known:
+            place = run.step
+            log_metrics(metrics, step)
+            known.add(row)
+            with suppress(OSError), path.open("a") as file:
+                file.write(f"{place} {row}\n")
+
+    logger.log_metrics = once  # type: ignore[method-assign]
+
+
+def short_hash(names: list[str]) -> str:
+    return hashlib.blake2b("\n".join(names).encode(), digest_size=4).hexdigest()
+
+
+def asked_of(logger: lightnings.WandbLogger) -> Asked:
+    asked: Asked = vars(logger).get("asked") or Asked(log_data=False)
+    return asked
+
+
+def begin_extras(
+    logger: lightnings.WandbLogger, network: nn.Module, every: int, data: dict[str, Any]
+) -> None:
+    """Watches the network, and says which `data` the run uses, as far as the config asks for it."""
+    asked, run = asked_of(logger), logger.experiment
+    if asked.watch:
+        run.watch(network, log=asked.watch, log_freq=max(every, 1))
+    if asked.log_data and not run.disabled:
+        import wandb
+
+        artifact = wandb.Artifact(re.sub(r"[^\w.-]", "_", f"data-{data['name']}"), "dataset", metadata=data)
+        with artifact.new_file("data.json") as file:
+            json.dump(data, file, indent=2, sort_keys=True)
+        if run.offline:
+            run.log_artifact(artifact)
+        else:  # it waits for the upload: the training does not
+            Thread(target=quietly, args=("use_artifact", run.use_artifact, artifact), daemon=True).start()
+
+
+def quietly(what: str, call: Callable[..., Any], *arguments: Any) -> None:
+    """Calls a method of a run; of what goes wrong a line is logged."""
+    try:
+        call(*arguments)
+    except Exception as error:
+        log.warning("Weights & Biases: %s: %s", what, " ".join(str(error).split()) or type(error).__name__)
 
 
 def begun(begin: Callable[..., Any], mode: str) -> Any:
@@ -125,9 +222,15 @@ def close_wandb(loggers: Iterable[Logger], status: int, word: str, preempted: bo
             sys.modules["wandb"].teardown(status)
 
 
-def log_checkpoint(run: Any, path: str) -> None:
-    """Keeps a checkpoint as the artifact `<id of the run>-best`."""
-    run.log_artifact(path, name=f"{run.id}-best", type="model", aliases=["best"])
+def log_checkpoint(logger: lightnings.WandbLogger, path: str) -> None:
+    """Keeps a checkpoint as the artifact `<id of the run>-best`, and links a registry to it, where the config
+    asks for it."""
+    asked, run = asked_of(logger), logger.experiment
+    if asked.log_model:
+        artifact = run.log_artifact(path, name=f"{run.id}-best", type="model", aliases=["best"])
+        if asked.registry and not run.offline:
+            link = partial(quietly, "link_artifact", run.link_artifact, artifact, asked.registry)
+            call_within(UPLOAD, link)  # it waits for the upload, as the end of the run does
 
 
 def has_key() -> bool:

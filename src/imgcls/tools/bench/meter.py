@@ -2,9 +2,7 @@
 
 import copy
 import itertools
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,13 +12,12 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import profile
-from torch.utils.flop_counter import FlopCounterMode
 
-from imgcls.backbones.layers import on_meta
+from imgcls.backbones.layers import flops
 from imgcls.data.batch import Batch
 from imgcls.data.module import ImageDataModule
 from imgcls.optim import build_optimizer
-from imgcls.spec import DataSpec
+from imgcls.processes import peak_memory
 from imgcls.tasks.network import data_of
 from imgcls.tasks.task import Task
 
@@ -82,11 +79,7 @@ class TakeTurns(Callback):
         for name, rates in self.rates.items():
             out[f"{name}_images_per_second"] = statistics.median(rates)
             out[f"{name}_spread"] = [min(rates), max(rates)]
-        unit = 1 if sys.platform == "darwin" else 1024
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit  # of this process
-        if torch.cuda.is_available():
-            memory = torch.cuda.max_memory_allocated()
-        return out | self.facts | {"bound_by": self.bound(out["ratio"]), "peak_memory_bytes": memory}
+        return out | self.facts | {"bound_by": self.bound(out["ratio"]), "peak_memory_bytes": peak_memory()}
 
     def bound(self, ratio: float) -> str:
         """Says what the time goes to, from the time an image takes in each of the three."""
@@ -160,19 +153,10 @@ def describe(task: Task) -> dict[str, Any]:
     threads = f"{device.type}, {torch.get_num_threads()} threads"
     return {
         "parameters": sum(p.numel() for p in network.parameters()),
-        "flops": flops(network, task.spec),
+        "flops": flops(network, 1, task.spec.channels, *task.spec.for_training.size),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else threads,
         "precision": task.trainer.precision,
     }
-
-
-def flops(network: nn.Module, spec: DataSpec) -> int:
-    """Returns the floating-point operations (two for a multiply-add) of one training image forward."""
-    training = network.training
-    with FlopCounterMode(display=False) as counter:
-        on_meta(network.eval(), 1, spec.channels, *spec.for_training.size)
-    network.train(training)
-    return counter.get_total_flops()
 
 
 def timed(run: Callable[[int], None], steps: int) -> float:
