@@ -234,26 +234,30 @@ def test_the_table_is_there_whatever_logs(train: Callable[..., Any], given: list
     assert torch.load("run/checkpoints/best.ckpt", weights_only=True)["epoch"] == best
 
 
-@pytest.mark.parametrize("answers", ["refuse", "hang"])
+@pytest.mark.parametrize(
+    ("logger", "answers"), [("MLFlow", "refuse"), ("MLFlow", "hang"), ("Trackio", "hang")]
+)
 def test_another_logger_that_gets_no_answer(
     train: Callable[..., Any],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    logger: str,
     answers: str,
 ) -> None:
-    """MLflow at an address where nobody is: it is left alone after a while, with one line."""
+    """MLflow or trackio at an address where nobody is: it is left alone after a while, with one line."""
     monkeypatch.setattr("imgcls.loggers.unharmed.PATIENCE", 1.0)
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         if answers == "hang":
             nobody.listen()  # connections are taken, and nothing is answered
-        address = f"logger.mlflow.tracking_uri=http://127.0.0.1:{nobody.getsockname()[1]}"
+        key = "mlflow.tracking_uri" if logger == "MLFlow" else "trackio.server_url"
+        address = f"logger.{key}='http://127.0.0.1:{nobody.getsockname()[1]}?write_token=x'"
         start = time.monotonic()
-        assert train(*OPTIONS, "logger=[csv,mlflow]", address, "trainer.max_epochs=1") is None
+        assert train(*OPTIONS, f"logger=[csv,{logger.lower()}]", address, "trainer.max_epochs=1") is None
         assert time.monotonic() - start < 30
     shown = capsys.readouterr()
-    lines = [line for line in (shown.out + shown.err).splitlines() if "MLFlowLogger" in line]
-    assert lines == ["MLFlowLogger: no answer within 1 s; the run goes on without it"]
+    lines = [line for line in (shown.out + shown.err).splitlines() if f"{logger}Logger" in line]
+    assert lines == [f"{logger}Logger: no answer within 1 s; the run goes on without it"]
     assert len(rows()) == 1
 
 

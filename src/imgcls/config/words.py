@@ -102,7 +102,7 @@ CHOICES = {
     "scheduler=step": "write scheduler=multi_step",
     "scheduler=none": "write scheduler=constant",
     "scheduler=reduce_on_plateau": "write scheduler=plateau",
-    "logger=many_loggers": "write logger=[csv,wandb,tensorboard,mlflow]",
+    "logger=many_loggers": "write logger=[csv,wandb,tensorboard,mlflow,trackio]",
     "logger=none": "write logger=[]",
     "data=mnist": "write data=fashion_mnist, or data=digits for the smallest",
     "hydra/launcher=submitit_slurm": "write -m launcher=slurm",

@@ -1,6 +1,5 @@
 """Weights & Biases logger: begins a run that never asks for a key nor stops a training, and closes it."""
 
-import hashlib
 import json
 import logging
 import netrc
@@ -22,6 +21,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 
 from imgcls.errors import UserError
+from imgcls.loggers.rows import once
 from imgcls.loggers.unharmed import call_within, has_failed, unharmed
 
 log = logging.getLogger(__name__)
@@ -135,28 +135,11 @@ def telling(name: str) -> str:
 
 
 def log_once(logger: WandbLogger, path: Path) -> None:
-    """Lets each row (a step, and names) be logged once: a run that was killed and goes on from its last
-    checkpoint comes to some of them again, with the same values. A file in its folder names them, each with
-    its place in the history: online, the server may lack the last ones of a process that was killed."""
-    run, log_metrics = logger.experiment, logger.log_metrics
-    lines = path.read_text().splitlines() if path.is_file() else []
-    places = {row: int(place) for place, _, row in (line.partition(" ") for line in lines)}
-    known = {row for row, place in places.items() if run.offline or place < run.starting_step}
-
-    def once(metrics: Mapping[str, float], step: int | None = None) -> None:
-        row = f"{step} {short_hash(sorted(metrics))}"
-        if step is None or row not in known:
-            place = run.step
-            log_metrics(metrics, step)
-            known.add(row)
-            with suppress(OSError), path.open("a") as file:
-                file.write(f"{place} {row}\n")
-
-    logger.log_metrics = once  # type: ignore[method-assign]
-
-
-def short_hash(names: list[str]) -> str:
-    return hashlib.blake2b("\n".join(names).encode(), digest_size=4).hexdigest()
+    """Lets each row be logged once; online, the server may lack the last of a process that was killed."""
+    run = logger.experiment
+    logger.log_metrics = once(  # type: ignore[method-assign,assignment]
+        logger.log_metrics, path, lambda: run.step, lambda place: run.offline or place < run.starting_step
+    )
 
 
 def asked_of(logger: lightnings.WandbLogger) -> Asked:
