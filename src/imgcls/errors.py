@@ -1,6 +1,7 @@
 """UserError: the exception for a user's mistake, and the words that help to mend it."""
 
 import difflib
+import itertools
 from collections.abc import Iterable
 
 
@@ -31,8 +32,14 @@ class TrialPruned(Exception):
 def nearest(word: str, choices: Iterable[str], most: int = 8) -> str:
     """Returns "did you mean …" where one of `choices` is near to `word`, else the first of them."""
     choices = sorted(choices)
-    if close := difflib.get_close_matches(str(word), choices, n=1, cutoff=0.6):
-        return f"did you mean {close[0]!r}?"
+    if close := difflib.get_close_matches(str(word), choices, n=8, cutoff=0.6):
+
+        def likeness(choice: str) -> tuple[float, int]:
+            ratio = difflib.SequenceMatcher(None, choice, str(word)).ratio()
+            same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(choice, str(word), strict=False))
+            return ratio, len(list(same))  # resnet21: resnet20, not resnet32
+
+        return f"did you mean {max(close, key=likeness)!r}?"
     shown = ", ".join(choices[:most]) + (f", … ({len(choices)} in all)" if len(choices) > most else "")
     return f"choose one of: {shown}" if choices else "there is nothing to choose from"
 

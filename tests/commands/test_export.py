@@ -39,6 +39,8 @@ CASES = [
     for kind in ("onnx", "torch_export")
 ]
 
+PROGRAM = ROOT / "docs" / "predict_and_export.md"
+
 
 def rgb(size: int) -> DataSpec:
     return DataSpec(
@@ -241,8 +243,8 @@ def write_deep(path: Path, kind: str) -> Path:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_readme_example(channels: int, here: Callable[..., None], photos: Path, capsys: Any) -> None:
-    """README's program, as it stands there, says what imgcls predict says, of every kind of image."""
-    (program,) = re.findall(r"```python\n(.*?onnxruntime.*?)```", (ROOT / "README.md").read_text(), re.S)
+    """The document's program, as it stands there, says what imgcls predict says, of every kind of image."""
+    (program,) = re.findall(r"```python\n(.*?onnxruntime.*?)```", PROGRAM.read_text(), re.S)
     assert "imgcls" not in program and "torch" not in program
     interpolation: Literal["bilinear", "bicubic"] = "bilinear" if channels == 3 else "bicubic"
     ratio = 0.875 if channels == 3 else 0.9
@@ -258,7 +260,7 @@ def test_the_readme_example(channels: int, here: Callable[..., None], photos: Pa
     rows = {row["path"]: row for row in map(json.loads, Path("p.jsonl").read_text().splitlines())}
     for path in kinds:
         capsys.readouterr()
-        exec(compile(program.replace("photo.jpg", str(path)), "README.md", "exec"), {})
+        exec(compile(program.replace("photo.jpg", str(path)), PROGRAM.name, "exec"), {})
         label, probability = capsys.readouterr().out.split()
         assert label == rows[str(path)]["labels"][0], path
         assert float(probability) == pytest.approx(rows[str(path)]["probabilities"][0], abs=0.01), path

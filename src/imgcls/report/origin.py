@@ -3,6 +3,7 @@ directory says."""
 
 import datetime
 import json
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,12 +51,22 @@ def origin_of(
         "backbone": str((config.get("backbone") or {}).get("name") or names.get("backbone") or ""),
         "checkpoint": shown(checkpoint) if checkpoint else "none: the last weights" if run else "",
         "epoch": "" if epoch is None else f"{epoch + 1}{told} ({epoch} in metrics.csv){value}",
-        "trained by": str(environment.get("command") or ""),
+        "trained by": as_typed(str(environment.get("command") or "")),
         "commit": commit,
         "date": now,
     }
     text = yaml_text(config) if config else ""
     return Origin({name: fact for name, fact in facts.items() if fact}, text, logged, metric)
+
+
+def as_typed(command: str) -> str:
+    """Returns a recorded command without the places of the interpreter and of our script."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # of a quote that never ends
+        return command
+    place = next((i for i, word in enumerate(words) if Path(word).name == "imgcls"), None)
+    return command if place is None else shlex.join(["imgcls", *words[place + 1 :]])
 
 
 def read(run: Path) -> tuple[dict[str, Any], dict[str, Any], pd.DataFrame | None]:
