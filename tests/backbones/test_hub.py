@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
 from imgcls.backbones import hub
@@ -92,6 +93,21 @@ def test_a_folder_without_weights(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(UserError, match="there is no model.safetensors or pytorch_model.bin in"):
         resolved({"_target_": TIMM, "name": f"local-dir:{tmp_path}", "pretrained": True})
+
+
+def test_a_hub_that_is_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first words after the name are the cause, and none is cut."""
+
+    def snapshot(*_: Any, **__: Any) -> str:
+        raise LocalEntryNotFoundError("a long story") from ConnectionError("Connection refused")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    with pytest.raises(UserError) as refused:
+        resolved({"_target_": TIMM, "name": "hf-hub:me/net"})
+    assert str(refused.value) == (
+        "backbone.name=hf-hub:me/net: the hub can't be reached, and there is no copy here "
+        "(Connection refused); connect, or give the folder of a copy as backbone.name=local-dir:FOLDER"
+    )
 
 
 def test_other_networks_stay_as_they_are() -> None:

@@ -210,9 +210,14 @@ def test_which_augmentation_lets_features_be_reused(given: list[str], changes: b
     assert changes_images(BatchAugment(augment, Digits().spec)) == changes
 
 
-def test_staged_and_gradual() -> None:
+def test_staged_and_gradual(caplog: pytest.LogCaptureFixture) -> None:
     watch = Watch()
     fit([Finetune(head_epochs=1, body_lr=0.1), watch, EMA(0.9)], epochs=2)
+    assert "WARNING" not in {one.levelname for one in caplog.records}
+    fit([Finetune(head_epochs=2)], epochs=2)
+    words = "callbacks.finetune.head_epochs=2: the training is over by then, so that the head alone learns"
+    told = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert told == [f"finetune: {words}"]
     assert watch.changed[0] == HEAD and watch.changed[1] > HEAD
     assert any("running_mean" in name for name in watch.changed[1])
     watch = Watch()

@@ -28,6 +28,10 @@ MISTAKES = [
     ("train callbacks=null", "callbacks=null: null is no choice; write callbacks=[]"),
     ("train logger=null", "logger=null: null is no choice; write logger=[]"),
     ("train -m scheduler=null,cosine", "scheduler=null,cosine: null is no choice; write scheduler=constant"),
+    (
+        "train backbone=resnet18 backbone.pretrained=true backbone.weights=net.pth",
+        "backbone.pretrained=true backbone.weights=net.pth: either the library's weights or those of a file",
+    ),
     ("train optimizer=null", "optimizer=null: null is no choice; leave it out, or choose one of: adamw"),
     ("train ~scheduler", "scheduler: nothing is chosen; write scheduler=…"),
     ("train callbacks=[default,ema]", "leave it out, as in callbacks=ema or callbacks=[ema,early_stopping]"),

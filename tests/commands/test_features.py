@@ -118,6 +118,7 @@ def test_what_is_refused(checkpoint: str, said: Callable[..., str]) -> None:
         "knn=0": "knn=0: input should be greater than or equal to 1",
         "features=there.npz": "features=there.npz: there.npz is there already; give another name",
         "features=features.csv": "features=features.csv: expected a file name that ends in .npz",
+        "features=": "features=: string should have at least 1 character",
         "features=new.npz knn=5": "features=FILE has all splits and tests nothing",
     }.items():
         assert expected in said("eval", checkpoint, *words.split())

@@ -357,6 +357,9 @@ def test_null_where_it_is_the_default(root: str) -> None:
     assert check_groups(root, ["debug=null", "debug=fast"]) == ["debug=fast"]
     assert "debug=null,fast: null is no choice" in refused(check_groups, root, ["-m", "debug=null,fast"])
     assert "data=null: null is no choice" in refused(check_groups, root, ["data=null"])
+    together = refused(check_groups, root, ["finetune=[lora,bitfit]"])
+    assert together == "finetune=[lora,bitfit]: these can't go together; choose lora or bitfit"
+    assert check_groups(root, words := ["-m", "finetune=lora,bitfit"]) == words
     assert check_groups("eval", ["data=null"]) == []
 
 

@@ -105,7 +105,7 @@ def test_too_many(folder: Path) -> None:
         list(data.train_dataloader())
 
 
-def test_a_run_goes_on_without_it(train: Callable[..., Any], folder: Path) -> None:
+def test_a_run_goes_on_without_it(train: Callable[..., Any], here: Callable[..., None], folder: Path) -> None:
     """Also over a stop within an epoch, to the same end; each image is listed once."""
     data = data_of(folder)
     spoil(data, "train", 3, 11)
@@ -124,6 +124,9 @@ def test_a_run_goes_on_without_it(train: Callable[..., Any], folder: Path) -> No
             "val",
         ]
     assert len(listed("whole/test/predictions.csv")) == 5
+    given = ["checkpoint=whole", "data.num_workers=0"]
+    here("eval", *given, "split=train", "hydra.run.dir=eval")
+    assert {row["split"] for row in listed("eval/unreadable.csv")} == {"train"}
     ended = train(*options, "data.max_errors=0.05", "hydra.run.dir=strict")
     assert (
         "images can't be read, a larger share than data.max_errors=0.05; see strict/unreadable.csv" in ended

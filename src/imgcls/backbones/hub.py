@@ -68,7 +68,14 @@ def fetched(repository: str, weights: bool) -> Path:
     """Returns the folder with the files of a repository, `user/name` or `user/name@revision`. Raises OSError
     or ValueError: they can't be had."""
     from huggingface_hub import snapshot_download  # timm needs it, too
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     identifier, _, revision = repository.partition("@")
     files = ["config.json", *(WEIGHTS if weights else ())]
-    return Path(snapshot_download(identifier, revision=revision or None, allow_patterns=files))
+    try:
+        return Path(snapshot_download(identifier, revision=revision or None, allow_patterns=files))
+    except LocalEntryNotFoundError as error:
+        cause = error.__cause__ or error.__context__ or type(error).__name__
+        advice = "connect, or give the folder of a copy as backbone.name=local-dir:FOLDER"
+        fault = f"the hub can't be reached, and there is no copy here ({cause})"
+        raise UserError(f"backbone.name=hf-hub:{repository}: {fault}; {advice}") from error

@@ -90,6 +90,7 @@ class Finetune(Callback):
         if trainer.is_global_zero and (self.body_lr, self.layer_decay) != (1, 1):
             log.info("rates: %s", rates(self.layers, pl_module))
         if self.head_epochs is not None:
+            self.name_never_thawed(trainer, pl_module)
             return
         self.reuse(trainer, pl_module)
         if self.scale is None:
@@ -98,6 +99,15 @@ class Finetune(Callback):
         weights = [p for head in heads for p in head.parameters() if p.ndim > 1]
         for optimizer in trainer.optimizers:
             step_in_units(optimizer, weights, self.scale)
+
+    def name_never_thawed(self, trainer: Trainer, task: Task) -> None:
+        """Warns of a training that ends before anything but the head learns."""
+        steps = task.steps(trainer, data_of(trainer))
+        if steps.total is None or steps.total > (self.head_epochs or 0) * steps.per_epoch:
+            return
+        if trainer.is_global_zero:
+            given = f"callbacks.finetune.head_epochs={self.head_epochs}"
+            log.warning("finetune: %s: the training is over by then, so that the head alone learns", given)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, Task)

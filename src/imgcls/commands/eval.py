@@ -51,7 +51,7 @@ class EvalConfig(Chosen):
 
     split: Literal["test", "val", "train", "all"]
     knn: Annotated[int, Field(ge=1)] | None  # neighbours
-    features: str | None  # a file
+    features: Annotated[str, Field(min_length=1)] | None  # a file
     overwrite: bool
     metrics: Nodes  # beside the checkpoint's
     tta: Tta | None
@@ -208,7 +208,7 @@ def to_classes_of(task: Task, data: ImageDataModule) -> None:
             dataset.targets = order[targets]
         else:  # a column for each label
             dataset.targets = targets.new_zeros(len(targets), len(known)).index_copy(1, order, targets)
-    name_absent(data.sets["test"].targets, known, "test")
+    name_absent(data.sets["test"].targets, known, data.tested)
     data.spec = task.spec
 
 

@@ -49,6 +49,8 @@ def check_groups(root: str, arguments: list[str]) -> list[str]:
         if any(isinstance(value, bool | int | float) for value in values):
             advice = nearest("", choices(group), most=40)
             raise UserError(f"{group}={choice}: there is no such choice; {advice}")
+        if group == "finetune" and len(values) > 1 and choice.startswith("["):  # Hydra would merge their keys
+            raise UserError(f"{group}={choice}: these can't go together; choose {' or '.join(values)}")
         kept.append(argument)
     return kept
 

@@ -94,10 +94,14 @@ class FirstWeights(BaseModel):
 
     @classmethod
     def read(cls, backbone: Node) -> Self:
-        """Returns the keys of a backbone's config. Raises UserError: a value of a wrong type."""
-        return configs.typed(
-            {key: value for key, value in backbone.items() if key in FIRST_WEIGHTS}, cls, "backbone"
-        )
+        """Returns the keys of a backbone's config. Raises UserError: a value of a wrong type, or
+        weights from two places."""
+        given = {key: value for key, value in backbone.items() if key in FIRST_WEIGHTS}
+        found: Self = configs.typed(given, cls, "backbone")
+        if found.pretrained and found.weights is not None:
+            both = f"backbone.pretrained=true backbone.weights={found.weights}"
+            raise UserError(f"{both}: either the library's weights or those of a file; leave one out")
+        return found
 
 
 FIRST_WEIGHTS = FirstWeights.model_fields.keys()

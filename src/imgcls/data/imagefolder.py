@@ -159,7 +159,8 @@ class PictureModule(ImageDataModule):
         if self.on_error == "skip":
             images.on_error = "skip"
             folder = Path("." if self.trainer is None else self.trainer.default_root_dir)
-            loader.note = Unreadable(split, images, sampler.training, self.max_errors, folder).note
+            name = self.tested if split == "test" else split
+            loader.note = Unreadable(name, images, sampler.training, self.max_errors, folder).note
         return loader
 
     def default_workers(self) -> int:
