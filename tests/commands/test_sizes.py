@@ -166,9 +166,14 @@ def test_a_data_set_of_another_size_changes_nothing(here: Here, seen: dict[str, 
     ("backbone", "size", "expected"),
     [
         (CONVIT, "64", "images of 3×64×64 do not fit this network"),
+        (
+            ["backbone=timm", "backbone.name=vit_tiny_patch16_224"],
+            "[48,40]",
+            "images of 3×48×40 do not fit this network (its patches of 16×16 would leave an edge out: take",
+        ),
         (["backbone.width=4"], "[8]", "data.image_size=[8]: expected 1 pixel or more, or [height,width]"),
     ],
-    ids=["another", "none"],
+    ids=["another", "patches", "none"],
 )
 def test_a_size_that_the_network_can_not_take(
     said: Callable[..., str], backbone: list[str], size: str, expected: str

@@ -374,6 +374,7 @@ def test_mistakes_of_rows(table: pd.DataFrame) -> None:
         ({"file": "odd.txt"}, "data.file=odd.txt: expected a file that ends in .csv or .tsv or .parquet"),
         ({"file": "empty.csv"}, "data.file=empty.csv can't be read (No columns to parse from file)"),
         ({"file": "header.csv"}, "data.file=header.csv has no rows"),
+        ({"file": "latin.csv"}, "invalid continuation byte); expected a whole .csv file in UTF-8"),
         ({"file": "odd.parquet"}, "data.file=odd.parquet can't be read (Parquet"),
         ({"file": "odd.jsonl"}, "data.file=odd.jsonl can't be read ("),
         ({"file": "ragged.csv"}, "Expected 2 fields in line 3, saw 3"),
@@ -384,6 +385,7 @@ def test_mistakes(given: dict[str, Any], expected: str, table: pd.DataFrame) -> 
         Path(name).write_text(content)
     Path("odd.parquet").write_bytes(b"PAR1 is how it begins, but not how it goes on")
     Path("odd.jsonl").write_text('{"path": \n')
+    Path("latin.csv").write_text("path,label\na.png,été\n", encoding="latin-1")
     Path("ragged.csv").write_text("path,label\na.jpg,cat\nb.jpg,cat,dog\n")
     with pytest.raises(UserError) as error:
         built(**given)

@@ -127,6 +127,9 @@ def test_a_run_goes_on_without_it(train: Callable[..., Any], here: Callable[...,
     given = ["checkpoint=whole", "data.num_workers=0"]
     here("eval", *given, "split=train", "hydra.run.dir=eval")
     assert {row["split"] for row in listed("eval/unreadable.csv")} == {"train"}
+    here("eval", *given, "knn=3", "hydra.run.dir=knn")
+    assert {row["split"] for row in listed("knn/unreadable.csv")} == {"train", "test"}
+    assert not Path("unreadable.csv").exists()
     ended = train(*options, "data.max_errors=0.05", "hydra.run.dir=strict")
     assert (
         "images can't be read, a larger share than data.max_errors=0.05; see strict/unreadable.csv" in ended

@@ -109,12 +109,24 @@ def set_input_size(network: nn.Module, num_classes: int, in_channels: int, image
     try_shapes(network, num_classes, in_channels, image_size, advice)
 
 
+def check_patches(network: nn.Module, height: int, width: int) -> None:
+    """Raises ValueError where timm would see less of an image: the right and lower edge are in no patch."""
+    for embed in network.modules():
+        if type(embed).__module__ == "timm.layers.patch_embed" and not getattr(
+            embed, "dynamic_img_pad", True
+        ):
+            tall, wide = embed.patch_size  # type: ignore[misc]
+            if height % tall or width % wide:
+                raise ValueError(f"its patches of {tall}×{wide} would leave an edge out: take multiples")
+
+
 def try_shapes(
     network: nn.Module, num_classes: int, in_channels: int, image_size: ImageSize, advice: str | None = None
 ) -> None:
     """Raises UserError where the network in training does not return logits for such images."""
     training, shape = network.training, (in_channels, *sides(image_size))
     try:
+        check_patches(network, *shape[1:])
         outputs = on_meta(network.train(), 2, *shape)
     except NotImplementedError:
         return  # an operator without a meta kernel: training itself will tell

@@ -23,7 +23,7 @@ from imgcls.config.build import refuse_nested
 from imgcls.config.paths import shown
 from imgcls.config.training import Node, Nodes, TrainerConfig
 from imgcls.data.loading.splits import name_absent
-from imgcls.data.module import ImageDataModule
+from imgcls.data.module import ImageDataModule, Place
 from imgcls.engine.build import build_data, build_trainer, prepare
 from imgcls.engine.evaluation import run_test
 from imgcls.engine.recovery import Training
@@ -51,7 +51,7 @@ class EvalConfig(Chosen):
 
     split: Literal["test", "val", "train", "all"]
     knn: Annotated[int, Field(ge=1)] | None  # neighbours
-    features: Annotated[str, Field(min_length=1)] | None  # a file
+    features: Place | None  # a file
     overwrite: bool
     metrics: Nodes  # beside the checkpoint's
     tta: Tta | None

@@ -18,7 +18,7 @@ from imgcls.config.paths import shown
 from imgcls.config.training import Node
 from imgcls.data.imagefolder import FolderImages
 from imgcls.data.loading.preparation import evaluation_transform
-from imgcls.data.module import ImageDataModule
+from imgcls.data.module import ImageDataModule, Place
 from imgcls.errors import UserError
 from imgcls.runs.checkpoints import find_checkpoint
 from imgcls.spec import ImageSize
@@ -34,7 +34,7 @@ class Chosen:
     """Keys of eval, predict and export that say what is used: a checkpoint; or a backbone with its weights,
     and the data that says what the classes are called."""
 
-    checkpoint: str | None
+    checkpoint: Place | None
     trust: list[str]
     backbone: Node
     data: Node | None = None

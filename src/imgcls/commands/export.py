@@ -23,6 +23,7 @@ from imgcls.commands.evaluated import Chosen, load_chosen
 from imgcls.commands.outputs import appearing, check_out
 from imgcls.config.paths import shown
 from imgcls.data.files import Failure, Files, images_of
+from imgcls.data.module import Place
 from imgcls.engine.build import build_data, prepare
 from imgcls.errors import UserError
 from imgcls.spec import DataSpec, checked_size
@@ -39,10 +40,10 @@ Run = Callable[[Tensor], Tensor]  # a file that was written, as a function of im
 class ExportConfig(Chosen):
     """Keys of conf/export.yaml."""
 
-    out: str
+    out: Place
     format: Literal["onnx", "torch_export"]
     overwrite: bool
-    images: str | None
+    images: Place | None
     tolerance: Annotated[float, Field(gt=0)]
 
 

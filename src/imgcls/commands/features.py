@@ -32,6 +32,7 @@ def features_of(task: Task, data: ImageDataModule, trainer: Trainer) -> Found:
     """Returns what goes into the head for the images of a test split that can be read, computed on the
     trainer's device and in its precision."""
     device, found, targets, names = trainer.strategy.root_device, list[Tensor](), list[Tensor](), list[str]()
+    data.trainer = trainer  # whose folder has the list of unreadable images
     trainer.precision_plugin.convert_module(task).to(device)
     for images, labels, indices, valid in data.test_dataloader():
         with task.features_kept() as kept, trainer.precision_plugin.forward_context():

@@ -24,6 +24,7 @@ from imgcls.commands.prediction_files import Rows, Write, writer
 from imgcls.config.paths import shown
 from imgcls.config.training import Node
 from imgcls.data.files import Failure, FileBatch, file_loader, images_of
+from imgcls.data.module import Place
 from imgcls.engine.build import build_trainer, prepare
 from imgcls.errors import UserError
 from imgcls.tasks.network import Tta
@@ -36,9 +37,9 @@ log = logging.getLogger(__name__)
 class PredictConfig(Chosen):
     """Keys of conf/predict.yaml."""
 
-    source: str
+    source: Place
     trainer: Node
-    out: str | None
+    out: Place | None
     overwrite: bool
     top_k: Annotated[int, Field(ge=1)] | None
     embedding: bool

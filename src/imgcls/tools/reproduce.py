@@ -12,6 +12,7 @@ import torch
 from imgcls.commands import train
 from imgcls.config.paths import shown
 from imgcls.config.training import TrainConfig
+from imgcls.data.module import Place
 from imgcls.engine.ranks import single_job
 from imgcls.engine.run_directory import claim
 from imgcls.engine.signals import SIGNALS
@@ -29,8 +30,8 @@ log = logging.getLogger(__name__)
 class ReproduceConfig:
     """Keys of conf/reproduce.yaml."""
 
-    run: str
-    out: str
+    run: Place
+    out: Place
 
 
 def main(config: ReproduceConfig, run_dir: Path) -> None:

@@ -55,7 +55,10 @@ def read_columns(file: Path, wanted: dict[str, str]) -> pd.DataFrame:
             check_columns(file, [str(name) for name in table.columns], wanted)
     except (OSError, ValueError) as error:  # those of pandas and pyarrow are ValueErrors
         reason = " ".join(str(error).split())[:160] or type(error).__name__
-        raise UserError(f"data.file={file} can't be read ({reason}); expected a whole {kind} file") from error
+        text = " in UTF-8" if isinstance(error, UnicodeError) else ""
+        raise UserError(
+            f"data.file={file} can't be read ({reason}); expected a whole {kind} file{text}"
+        ) from error
     if not len(table):
         raise UserError(f"data.file={file} has no rows; expected one for each image")
     return table[list(wanted)]
