@@ -299,15 +299,22 @@ def test_the_names_of_several_values() -> None:
 @pytest.mark.parametrize("name", ["auroc", "mcc"])
 def test_shipped_metrics_that_fit_several_labels_too(name: str) -> None:
     node = composed(f"metrics={name}")["metrics"]
-    spec = {"class_names": ["a", "b", "c"], "channels": 1, "image_size": 8, "mean": [0.5], "std": [0.5]}
+    spec = {
+        "class_names": ["a", "b", "c", "absent"],
+        "channels": 1,
+        "image_size": 8,
+        "mean": [0.5],
+        "std": [0.5],
+    }
     backbone = {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4}
     metrics = MultiLabelClassifier(spec, backbone, metrics=node).val_metrics
-    logits, targets = torch.randn(50, 3), torch.randint(2, (50, 3))
+    logits, targets = torch.randn(50, 4), torch.randint(2, (50, 4))
+    targets[:, 3] = 0  # auroc leaves out what no image has, as the log says
     task = small_classifier(metrics=node)
     metrics.update(Outputs(torch.tensor(1.0), logits, targets), lambda o: (o.logits.sigmoid(), o.targets))
     found = float(metrics.compute_and_reset()[name])
     if name == "auroc":
-        assert found == pytest.approx(sklearn.roc_auc_score(targets, logits), abs=1e-5)
+        assert found == pytest.approx(sklearn.roc_auc_score(targets[:, :3], logits[:, :3]), abs=1e-5)
     else:
         said = (logits > 0).flatten()
         assert found == pytest.approx(sklearn.matthews_corrcoef(targets.flatten(), said), abs=1e-5)
@@ -318,6 +325,9 @@ def test_shipped_metrics_that_fit_several_labels_too(name: str) -> None:
     logits, targets = (torch.cat(parts) for parts in zip(*given, strict=True))
     if name == "auroc":
         expected = sklearn.roc_auc_score(targets, logits.softmax(1), multi_class="ovr")
+        task.val_metrics.update(Outputs(torch.tensor(1.0), logits, targets % 5), task.measured)
+        of_five = sklearn.roc_auc_score(torch.eye(5)[targets % 5], logits.softmax(1)[:, :5])
+        assert float(task.val_metrics.compute_and_reset()[name]) == pytest.approx(of_five, abs=1e-5)
     else:
         expected = sklearn.matthews_corrcoef(targets, logits.argmax(1))
     assert single == pytest.approx(expected, abs=1e-5)

@@ -9,7 +9,10 @@ from imgcls.config.project import own_project
 from imgcls.errors import UserError
 
 # Our own networks and data sets are defined here; the builders build them from a config, or are their bases.
-ROOMS = {"backbone": "imgcls.backbones.", "data": "imgcls.data.", "task": "imgcls.tasks."}
+ROOMS = {
+    "backbone": "imgcls.backbones.", "data": "imgcls.data.", "task": "imgcls.tasks.",
+    "metric": "imgcls.tasks.auroc",
+}  # fmt: skip
 BUILDERS = (
     "imgcls.backbones.build", "imgcls.backbones.hub", "imgcls.backbones.preprocessing",
     "imgcls.backbones.weights", "imgcls.data.module", "imgcls.data.memory", "imgcls.tasks.task",

@@ -86,7 +86,7 @@ class ImageDataModule(LightningDataModule):
     # The fields of the spec that pretrained weights decide where the config says null.
     of_weights: tuple[str, ...] = ("mean", "std")
     max_errors = 1.0  # the share of unreadable images above which a run ends
-    tested = "test"  # the split, or "all", that a test reads
+    tested = "test"  # the split that a test reads
     test_only: str | None = None  # why there is nothing to train on, of a set that is a test split alone
     # How a test of a network that gives one class is scored, where a set's publication says it:
     own_classes_only = False  # the logits of classes that the set lacks are left out
@@ -188,7 +188,8 @@ class ImageDataModule(LightningDataModule):
         else:
             self.setup()
             images = self.sets[split]
-        self.sets, self.tested = {**self.sets, "test": images.part(torch.arange(len(images)))}, split
+        self.sets = {**self.sets, "test": images.part(torch.arange(len(images)))}
+        self.tested = "test" if split == "all" else split
 
     @property
     def views(self) -> int | None:

@@ -43,11 +43,9 @@ def check_targets(targets: Tensor, class_names: Sequence[str], split: str) -> No
 def name_absent(targets: Tensor, class_names: Sequence[str], split: str) -> None:
     """Warns of the classes that a split has no image of, because nothing is measured of them."""
     if rank() == 0 and (names := absent(targets, class_names)):
-        effect = (
-            "such a class counts in mean precision, recall and F1 only where it is predicted, in auroc as 0"
-        )
+        effect = "such a class counts in mean precision, recall and F1 only where it is predicted"
         if targets.ndim == 2:
-            effect = "such a label is left out of map and mean F1, and counts in auroc as 0"
+            effect = "such a label is left out of all means over labels"
         log.warning("the %s split has no image of %s; %s", split, names, effect)
 
 
