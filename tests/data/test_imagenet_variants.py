@@ -270,7 +270,7 @@ def test_mistakes(arguments: list[str], words: str, made: Made, said: Callable[.
 def test_a_variant_is_for_evaluation(verb: str, made: Made, said: Callable[..., str]) -> None:
     made.put(Path("root"), [0] * PICTURES)
     more = {"pack": ["out=packed"], "train": ["trainer=cpu"]}.get(verb, [])
-    words = "data.variant=a is for imgcls eval; to train leave data.variant out"
+    words = "data.variant=a is a test set alone: to train, or for knn or features, leave data.variant out"
     assert words in said(verb, "data=imagenet", "data.root=root", "data.variant=a", *more)
 
 

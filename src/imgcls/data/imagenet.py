@@ -36,6 +36,7 @@ from imgcls.errors import UserError
 from imgcls.processes import rank
 
 log = logging.getLogger(__name__)
+TEST_ALONE = "is a test set alone: to train, or for knn or features, leave data.variant out"
 
 
 class ImageNet(ImageFolder):
@@ -83,7 +84,7 @@ class ImageNet(ImageFolder):
         self.base = base_of(self.root)
         train, val = (split_folder(self.base, split) for split in ("train", "val"))
         if self.variant == "real":
-            self.test_only = "data.variant=real is for imgcls eval; to train leave data.variant out"
+            self.test_only = f"data.variant=real {TEST_ALONE}"
             if not val.is_dir():
                 raise UserError(f"{val} is not there; data.variant=real expects the validation images there")
             return {"test": val}, labels.wordnet_ids()
@@ -103,7 +104,7 @@ class ImageNet(ImageFolder):
 
     def find_variant(self, variant: Variant) -> tuple[dict[str, Path], list[str]]:
         folder = variant_folder(self.root, variant, self.corruption, self.severity)
-        self.test_only = f"data.variant={variant} is for imgcls eval; to train leave data.variant out"
+        self.test_only = f"data.variant={variant} {TEST_ALONE}"
         classes = self.known(folder)
         if len(classes) != (expected := PUBLISHED[variant]) and rank() == 0:
             words = "%s has %d of the %s classes of data.variant=%s, of all of which published numbers are"
