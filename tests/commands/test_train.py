@@ -9,12 +9,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
 import yaml
 from support.command import imgcls
+
+from imgcls.config.training import TrainerConfig
+from imgcls.engine.build import share_batch
+from imgcls.errors import UserError
 
 Here = Callable[..., None]
 SHORT = ("trainer.max_epochs=2", "trainer.limit_train_batches=4")
@@ -283,3 +289,67 @@ def test_own_root_of_a_verb_writes_where_the_verb_does(here: Callable[..., None]
     here("train", *SHORT, "test=false", "hydra.run.dir=old/run")
     here("compare", "--config-dir=conf", "--config-name=mine", "runs=old")
     assert len(list(Path("runs/compare").iterdir())) == 1
+
+
+def test_a_global_batch_is_shared(here: Here, capsys: pytest.CaptureFixture[str]) -> None:
+    """48 images are the most that the device takes: 4 batches of 32 make a step, and its rate."""
+    given = (
+        "trainer=cpu",
+        "trainer.global_batch_size=128",
+        "data.batch_size=48",
+        "optimizer.lr_per_256=0.004",
+    )
+    here(
+        "train",
+        *given,
+        "trainer.max_epochs=1",
+        "scheduler=constant",
+        "logger=csv",
+        "test=false",
+        "hydra.run.dir=run",
+    )
+    assert "a step: 128 samples, 1 × 32 × 4 accumulated" in capsys.readouterr().out
+    checkpoint = torch.load("run/checkpoints/last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 1295 // 32 // 4
+    assert checkpoint["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.002)
+
+
+@pytest.mark.parametrize(
+    ("total", "accumulated", "said"),
+    [
+        (9, 1, "trainer.global_batch_size=9: expected a multiple of the 2 devices"),
+        (
+            8,
+            2,
+            "trainer.global_batch_size=8 says how much is accumulated; leave out trainer.accumulate_grad_",
+        ),
+    ],
+)
+def test_a_batch_that_can_not_be_shared(total: int, accumulated: int, said: str) -> None:
+    trainer: Any = SimpleNamespace(world_size=2, accumulate_grad_batches=accumulated)
+    data: Any = SimpleNamespace(batch_size=4)
+    with pytest.raises(UserError) as caught:
+        share_batch(TrainerConfig(global_batch_size=total), data, trainer)
+    assert str(caught.value).startswith(said)
+
+
+def test_without_a_validation_split(
+    here: Here, said: Callable[..., str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All training images are trained on, and the last epoch is tested."""
+    words = ("trainer=cpu", "data.val_fraction=0", "logger=csv", "hydra.run.dir=run", "trainer.max_epochs=3")
+    nothing = "with data.val_fraction=0 nothing is validated; watch train/loss"
+    assert nothing in said("train", *words)
+    fits = "data.val_fraction=0 leaves no images to fit on; write task.temperature=false"
+    assert fits in said("train", *words, "optimized_metric=train/loss", "task.temperature=true")
+    here("train", *words, "optimized_metric=train/loss", "optimizer.lr=0.0")
+    printed = capsys.readouterr().out
+    assert "data: 1,438 train, 0 val, 359 test" in printed
+    assert "best epoch: not chosen: nothing was validated, and the last one is kept as the best" in printed
+    assert torch.load("run/checkpoints/best.ckpt", weights_only=True)["epoch"] == 2
+    assert not any(name.startswith("val/") for name in epochs(Path("run"))[0])
+    assert "split=val: data.val_fraction=0 leaves none" in said("eval", "checkpoint=run", "split=val")
+    here("eval", "checkpoint=run", "hydra.run.dir=again")
+    assert metrics(Path("run/test")) == metrics(Path("again"))
+    frozen = ("finetune=linear_probe", "augment=none", "optimized_metric=train/loss", "overwrite=true")
+    here("train", *words, *frozen, "trainer.max_epochs=1", "test=false")

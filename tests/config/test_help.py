@@ -114,7 +114,7 @@ def test_help_answers_within_a_second() -> None:
 KEYS = [
     (
         "optimizer.lr",
-        ["takes       number", "conf/optimizer/adamw.yaml, line 2", "sgd: 0.1", "imgcls train optimizer"],
+        ["takes       number", "conf/optimizer/adamw.yaml, line 3", "sgd: 0.1", "imgcls train optimizer"],
     ),
     ("trainer.precision", ["bf16-mixed", "also in     eval, predict"]),
     ("data.root", ["conf/data/", "imgcls train data="]),

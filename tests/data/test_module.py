@@ -321,7 +321,7 @@ def test_classes_without_an_image(caplog: pytest.LogCaptureFixture) -> None:
         ({"num_workers": -1}, "data.num_workers=-1: input should be greater than or equal to 0"),
         ({"fraction": 0.0}, "data.fraction=0.0: input should be greater than 0"),
         ({"fraction": 1.5}, "data.fraction=1.5: input should be less than or equal to 1"),
-        ({"val_fraction": -0.1}, "data.val_fraction=-0.1: input should be greater than 0"),
+        ({"val_fraction": -0.1}, "data.val_fraction=-0.1: input should be greater than or equal to 0"),
         ({"val_fraction": 0.95}, "data.val_fraction=0.95: input should be less than or equal to 0.9"),
         ({"test_fraction": 0.0}, "data.test_fraction=0.0: input should be greater than 0"),
         ({"folds": 1, "fold": 0}, "data.folds=1: input should be greater than or equal to 2"),

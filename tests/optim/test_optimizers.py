@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from imgcls.backbones.build import build_network
 from imgcls.errors import UserError
-from imgcls.optim import build_optimizer
+from imgcls.optim import build_optimizer, with_rate
 
 FILES = sorted((Path(__file__).parents[2] / "conf" / "optimizer").glob("*.yaml"))
 CHOICES: dict[str, list[dict[str, Any]]] = {
@@ -26,7 +26,9 @@ def shipped() -> list[Any]:
     for path in FILES:
         config = yaml.safe_load(path.read_text())
         config = {
-            k: float(v) if k in ("lr", "eps", "weight_decay") else v for k, v in config.items()
+            k: float(v) if k in ("lr", "eps", "weight_decay") else v
+            for k, v in config.items()
+            if k != "defaults"
         }  # Hydra's 1e-3
         for choice in CHOICES.get(path.stem, [{}]):
             cases.append(pytest.param(config | choice, id="-".join([path.stem, *map(str, choice.values())])))
@@ -195,3 +197,59 @@ def test_nothing_to_train() -> None:
     frozen = network().requires_grad_(False)
     with pytest.raises(UserError, match="no parameter to train"):
         build({"_target_": "torch.optim.SGD", "lr": 0.1}, frozen)
+
+
+SGD = {"_target_": "torch.optim.SGD", "lr": 0.1, "weight_decay": 1e-3, "momentum": 0.9}
+
+
+def options(optimizer: Optimizer, net: nn.Module, key: str) -> dict[str, float]:
+    """Returns an option of each parameter by its name."""
+    of = {id(p): group[key] for group in optimizer.param_groups for p in group["params"]}
+    return {name: of[id(p)] for name, p in net.named_parameters()}
+
+
+def test_groups_by_rule() -> None:
+    net = network()
+    groups = {
+        "norms": {"match": "norm", "weight_decay": 0.0, "momentum": 0.5},
+        "head": {"match": ["head"], "lr": 0.7},
+        "biases": {"match": ["bias", "*.bias"], "lr": 0.2, "epochs": 3},
+    }
+    optimizer = build(SGD | {"groups": groups}, net)
+    norms = {n for n, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    kinds = {
+        name: "norm" if name.rpartition(".")[0] in norms else "head" if name.startswith("head") else "weight"
+        for name, _ in net.named_parameters()
+    }
+    assert set(kinds.values()) == {"norm", "head", "weight"}
+    rate = {"norm": 0.1, "head": 0.7, "weight": 0.1}
+    assert options(optimizer, net, "lr") == {name: rate[kind] for name, kind in kinds.items()}
+    assert options(optimizer, net, "momentum") == {
+        name: 0.5 if kind == "norm" else 0.9 for name, kind in kinds.items()
+    }
+    decay = {"norm": 0.0, "head": 1e-3, "weight": 1e-3}  # a rule's parameters decay, biases too
+    assert decays(optimizer, net) == {name: decay[kind] for name, kind in kinds.items()}
+
+
+def test_all_decay() -> None:
+    net = network()
+    assert set(decays(build(SGD | {"groups": {"all": {"match": "*"}}}, net), net).values()) == {1e-3}
+
+
+def test_decay_that_is_not_times_the_rate() -> None:
+    net = network()
+    optimizer = build(SGD | {"decay_without_lr": True, "groups": {"head": {"match": "head", "lr": 0.5}}}, net)
+    found = decays(optimizer, net)
+    assert found["head.weight"] == pytest.approx(2e-3) and found["features.0.weight"] == pytest.approx(1e-2)
+
+
+def test_a_rule_that_names_nothing() -> None:
+    with pytest.raises(
+        UserError, match=r"optimizer\.groups\.mine\.match=heads: no parameter is named so; ex"
+    ):
+        build(SGD | {"groups": {"mine": {"match": "heads", "lr": 0.5}}})
+
+
+def test_a_rate_for_256_samples() -> None:
+    assert with_rate(SGD | {"lr_per_256": 0.1}, 1024)["lr"] == pytest.approx(0.4)
+    assert with_rate(SGD, 1024) == SGD

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from timm.scheduler import CosineLRScheduler
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, SequentialLR
 
 from imgcls.config.build import build
 from imgcls.errors import UserError
-from imgcls.optim import Schedule, Steps, constant, cosine, multi_step, one_cycle, plateau
+from imgcls.optim import Schedule, Steps, constant, cosine, linear, multi_step, one_cycle, plateau, wsd
 
 RATE = 0.5
 
@@ -46,6 +48,74 @@ def test_cosine() -> None:
 def test_cosine_stays_at_its_end() -> None:
     optimizer = sgd()
     assert rates(cosine(optimizer, Steps(10, 20)), optimizer, 25)[20:] == pytest.approx([0.0] * 6)
+
+
+def by_epoch(scheduler: LRScheduler, epochs: int, per_epoch: int) -> list[float]:
+    """The rate of each step with a scheduler that goes on once an epoch, as those of others do."""
+    seen = []
+    for _ in range(epochs):
+        seen += [float(scheduler.optimizer.param_groups[0]["lr"])] * per_epoch
+        scheduler.optimizer.step()
+        scheduler.step()
+    return seen
+
+
+def test_a_staircase_is_torchvisions() -> None:
+    """SequentialLR of LinearLR and CosineAnnealingLR, as references/classification/train.py has them."""
+    theirs = sgd()
+    parts: list[LRScheduler] = [LinearLR(theirs, 0.01, total_iters=5), CosineAnnealingLR(theirs, 25)]
+    expected = by_epoch(SequentialLR(theirs, parts, milestones=[5]), 30, 4)
+    ours = sgd()
+    schedule = cosine(ours, Steps(4, 120), 5.0, warmup_start=0.01, staircase=True)
+    assert rates(schedule, ours, 120)[:120] == pytest.approx(expected)
+
+
+def test_the_whole_cosine_is_timms() -> None:
+    """timm's CosineLRScheduler by epochs, as DeiT and ResNet strikes back were trained."""
+    theirs = sgd()
+    cosines = CosineLRScheduler(theirs, 30, lr_min=1e-5 * RATE, warmup_t=5, warmup_lr_init=1e-6 * RATE)
+    expected = []
+    for epoch in range(30):
+        expected += [theirs.param_groups[0]["lr"]] * 4
+        cosines.step(epoch + 1)
+    ours = sgd()
+    options: dict[str, Any] = {"warmup_start": 1e-6, "staircase": True, "whole": True}
+    schedule = cosine(ours, Steps(4, 120), 5.0, 1e-5, **options)
+    assert rates(schedule, ours, 120)[:120] == pytest.approx(expected)
+
+
+def test_milestones_in_epochs_are_those_of_torch(caplog: pytest.LogCaptureFixture) -> None:
+    theirs = sgd()
+    expected = by_epoch(MultiStepLR(theirs, [3, 5]), 8, 4)
+    ours = sgd()
+    assert rates(multi_step(ours, Steps(4, 32), [3, 5]), ours, 32)[:32] == pytest.approx(expected)
+    assert not caplog.messages
+    multi_step(ours, Steps(4, 16), [3, 5])
+    assert caplog.messages == ["scheduler.milestones: [5] lie beyond the end of the training"]
+
+
+def test_a_line_and_a_late_fall() -> None:
+    ours = sgd()
+    seen = rates(linear(ours, Steps(10, 40), warmup_steps=10, warmup_start=0.0), ours, 40)
+    assert seen == pytest.approx(
+        [RATE * i / 10 for i in range(10)] + [RATE * i / 30 for i in range(30, -1, -1)]
+    )
+    ours = sgd()
+    seen = rates(wsd(ours, Steps(10, 40), decay=0.25), ours, 40)
+    assert seen == pytest.approx([RATE] * 30 + [RATE * (1 - math.sqrt(i / 10)) for i in range(11)])
+
+
+def test_a_group_that_learns_for_some_epochs() -> None:
+    optimizer = sgd()
+    optimizer.param_groups[0]["epochs"] = 3
+    schedule = linear(optimizer, Steps(2, 16))
+    seen = []
+    for _ in range(16):
+        seen.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        schedule[0]["scheduler"].step()
+    assert [first for first, _ in seen] == pytest.approx([RATE * max(1 - i / 6, 0) for i in range(16)])
+    assert [second for _, second in seen] == pytest.approx([RATE * (1 - i / 16) for i in range(16)])
 
 
 SHAPES: list[Callable[..., Schedule]] = [
@@ -177,7 +247,7 @@ def test_a_shape_with_an_end_needs_one(build: Callable[[Optimizer, Steps], Sched
         {"_target_": "multi_step", "milestones": [0.5], "warmup_epochs": -0.1},
         {"_target_": "multi_step", "milestones": [0.5, 1.5]},
         {"_target_": "multi_step", "milestones": [-0.1]},
-        {"_target_": "multi_step", "milestones": [30, 60]},
+        {"_target_": "linear", "warmup_start": 1.5}, {"_target_": "wsd", "form": "square"},
         {"_target_": "one_cycle", "div_factor": 0.0}, {"_target_": "one_cycle", "final_div_factor": 0.0},
         {"_target_": "one_cycle", "pct_start": 2.0}, {"_target_": "plateau", "factor": -0.1},
         {"_target_": "plateau", "factor": 2.0},

@@ -175,13 +175,15 @@ class Finetune(Callback):
         if not (self.reuse_features and alone and alike):
             return
         task.features_into = learning_part(task.network)
-        train, val = (features(task, data, split) for split in ("train", "val"))
-        if train is None or val is None:
+        splits = [split for split in ("train", "val") if len(data.sets[split])]
+        found = {split: features(task, data, split) for split in splits}
+        values = {split: one for split, one in found.items() if one is not None}
+        if len(values) < len(splits):
             log.info("the features of this network can't be reused: there is more after its head")
             return
-        self.images = {split: data.sets[split] for split in ("train", "val")}
-        data.sets |= {"train": Features(data.sets["train"], train), "val": Features(data.sets["val"], val)}
-        log.info("features computed once: %d numbers an image", train.shape[1])
+        self.images = {split: data.sets[split] for split in splits}
+        data.sets |= {split: Features(data.sets[split], one) for split, one in values.items()}
+        log.info("features computed once: %d numbers an image", values["train"].shape[1])
 
 
 def is_bias(name: str) -> bool:

@@ -19,7 +19,7 @@ from imgcls.config import check as configs
 from imgcls.config.build import build
 from imgcls.config.training import FIRST_WEIGHTS, FirstWeights, Node, Nodes, TrainConfig, TrainerConfig
 from imgcls.data.module import ImageDataModule
-from imgcls.engine.build import build_data, build_trainer, check_schedule, prepare
+from imgcls.engine.build import build_data, build_trainer, check_schedule, prepare, share_batch
 from imgcls.engine.checkpoint import SaveConfig
 from imgcls.engine.last_checkpoint import LastCheckpoint
 from imgcls.engine.recovery import Training
@@ -31,6 +31,7 @@ from imgcls.tasks.metrics import Better, logs_of
 from imgcls.tasks.task import Task
 
 log = logging.getLogger(__name__)
+LAST_EPOCH = "epoch"  # what best.ckpt watches where nothing is validated; Lightning's checkpoints know it
 OURS = ("imgcls.", "lightning.")  # packages of callbacks and tasks that log what they say
 
 
@@ -57,9 +58,11 @@ def assemble(
     """Builds data, task, callbacks and trainer; the loggers come later. Returns also the direction in which
     each metric that is logged, or optimised, is better."""
     data, task, callbacks, better = build_parts(config)
+    config = validated(config, data)
     check_monitored(config, callbacks, better, open_ended=not all(ours(one) for one in (task, *callbacks)))
     callbacks.append(SaveConfig(config.record, resumed_from))
     trainer = build_trainer(config.trainer, callbacks, [], run_dir)
+    share_batch(config.trainer, data, trainer)
     check_schedule(config.scheduler, task, trainer, data, any(isinstance(one, Finetune) for one in callbacks))
     optimised = {name: config.mode_of(name, better) for name in config.all_metrics}
     return Training(trainer, task, data), better | optimised
@@ -72,8 +75,22 @@ def build_parts(config: TrainConfig) -> tuple[ImageDataModule, Task, list[Callba
     data = build_data(config.data, config.augment, config.seed)
     note_difference(config.backbone, data.spec)
     task = build_task(config, data)
+    if task.fits_on_validation and not len(data.sets["val"]):
+        fitted = "task.temperature=false, or of several labels task.thresholds=false"
+        raise UserError(f"data.val_fraction=0 leaves no images to fit on; write {fitted}")
     better = task.measures(data.spec).logged(config.metrics) | logs_of(config.callbacks)
-    return data, task, build_callbacks(config, better), better
+    return data, task, build_callbacks(validated(config, data), better), better
+
+
+def validated(config: TrainConfig, data: ImageDataModule) -> TrainConfig:
+    """Returns the config; of data without a validation split (data.val_fraction=0) one that validates
+    nothing, and whose best.ckpt is that of the last epoch."""
+    if len(data.sets["val"]):
+        return config
+    trainer = config.trainer.model_copy(update={"limit_val_batches": 0})
+    given = config.recovery
+    recovery = given.model_copy(update={"monitor": given.monitor or LAST_EPOCH})
+    return config.model_copy(update={"trainer": trainer, "recovery": recovery})
 
 
 def build_callbacks(config: TrainConfig, better: Mapping[str, Better]) -> list[Callback]:
@@ -174,13 +191,20 @@ def check_monitored(
     keys = [("optimized_metric", name, config.mode_of(name, better)) for name in config.all_metrics]
     keys += [(f"{where}monitor", name, mode) for where, name, mode in watched]
     for key, name, mode in keys:
+        if name == LAST_EPOCH:
+            continue
         if name not in better and not (open_ended and mode):
             more = "; a metric of your own callback or task needs its direction, too" if open_ended else ""
             raise UserError(f"{key}={name}: no such metric is logged; {nearest(name, better)}{more}")
         if mode is None:
             expected = "set optimized_mode=min or optimized_mode=max"
             raise UserError(f"{key}={name}: this metric does not say which way it is better; {expected}")
-        if name.startswith("val/") and (why := never_validated(config.trainer)):
+        why = (
+            "data.val_fraction=0"
+            if config.recovery.monitor == LAST_EPOCH
+            else never_validated(config.trainer)
+        )
+        if name.startswith("val/") and why:
             text = f"{key}={name}: with {why} nothing is validated"
             raise UserError(f"{text}; watch train/loss, or let it validate")
     for keeper in (one for one in watchers if getattr(one, "save_top_k", 1) not in (0, 1)):

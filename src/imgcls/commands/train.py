@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from imgcls.backbones.layers import flops
-from imgcls.commands.build import assemble, build_all, build_parts, read_config
+from imgcls.commands.build import LAST_EPOCH, assemble, build_all, build_parts, read_config
 from imgcls.config.paths import shown
 from imgcls.config.training import Node, TrainConfig
 from imgcls.data.loading.sampling import in_words
@@ -217,7 +217,9 @@ def closing(training: Training, best: str | None, run_dir: Path) -> dict[str, st
     """Returns the last lines of a training, by name: where it lies, its best epoch, and what to run next."""
     lines = {"run directory": shown(run_dir)}
     monitor = getattr(training.trainer.checkpoint_callback, "monitor", None) or ""
-    if found := best_epoch(run_dir, monitor):
+    if monitor == LAST_EPOCH:
+        lines["best epoch"] = "not chosen: nothing was validated, and the last one is kept as the best"
+    elif found := best_epoch(run_dir, monitor):
         epoch, epochs = int(found["best/epoch"]), training.trainer.current_epoch
         value = f"{monitor} {found[f'best/{monitor}']:.4f}"
         lines["best epoch"] = f"{epoch + 1}/{epochs} ({epoch} in metrics.csv), {value}"

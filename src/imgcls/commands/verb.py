@@ -8,7 +8,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
@@ -28,7 +28,7 @@ from omegaconf.errors import OmegaConfBaseException
 from imgcls.config import check as config
 from imgcls.config.command_line import PARTS, check_keys, check_place, take_unchosen
 from imgcls.config.help import verb_help
-from imgcls.config.paths import CONF, expanded
+from imgcls.config.paths import CONF, expanded, remove_empty
 from imgcls.config.project import own_project
 from imgcls.engine.signals import SIGNALS
 from imgcls.errors import CodeFailed, UserError, one_line
@@ -147,9 +147,7 @@ class BeforeRun(Callback):
         if {path.name for path in run_dir.iterdir()} - AT_START:
             return
         shutil.rmtree(run_dir, ignore_errors=True)
-        with suppress(OSError):  # runs of others lie beside it
-            run_dir.parent.rmdir()
-            run_dir.parent.parent.rmdir()
+        remove_empty(run_dir.parent, run_dir.parent.parent)
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         HydraConfig.instance().set_config(config)  # as Hydra does next: the directory is named by it

@@ -2,6 +2,7 @@
 
 import os
 import re
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -94,3 +95,14 @@ def hydra_quoted(text: str, always: bool = False) -> str:
     """Returns a value for Hydra's command line: in quotes if it has characters of the grammar."""
     bare = re.fullmatch(r"[\w./+-]+", text, re.ASCII) and not always
     return text if bare else QuotedString(text, Quote.single).with_quotes()
+
+
+def remove_empty(*folders: Path) -> None:
+    """Removes folders below the working directory, the inner ones first, up to the first that is not empty.
+    The working directory itself, and what lies elsewhere, stays: nobody said that it was made for a run."""
+    here = Path.cwd()
+    with suppress(OSError):
+        for folder in folders:
+            if here not in folder.absolute().parents:
+                return
+            folder.rmdir()

@@ -18,6 +18,11 @@ Metrics = Annotated[str | list[str], Field(min_length=1)]  # the first of severa
 Mode = Literal["min", "max"]  # the direction in which a metric is better
 Tag = Annotated[str, BeforeValidator(lambda tag: str(tag) if isinstance(tag, int | float) else tag)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Names = Annotated[
+    list[str],
+    Field(min_length=1),
+    BeforeValidator(lambda names: [names] if isinstance(names, str) else names),
+]
 
 
 def file_name(name: str) -> str:
@@ -41,6 +46,45 @@ class ScheduleEntry(BaseModel):
     monitor: str = "val/loss"  # what ReduceLROnPlateau watches
 
 
+class GroupRule(BaseModel):
+    """A group of parameters by rule: which ones, and the optimizer's options for them."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    match: Annotated[
+        list[str], Field(min_length=1), BeforeValidator(lambda m: [m] if isinstance(m, str) else m)
+    ]
+    lr: Annotated[float | None, Field(ge=0)] = None
+    weight_decay: Annotated[float | None, Field(ge=0)] = None
+    epochs: Annotated[float | None, Field(gt=0)] = None  # they learn for so long alone
+
+    def options(self) -> Node:
+        return {key: value for key, value in self.model_dump(exclude={"match"}).items() if value is not None}
+
+
+class OptimizerRules(BaseModel):
+    """Keys of an optimizer, beside its own, that say which parameters get which of its options."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    groups: Annotated[dict[str, GroupRule], BeforeValidator(lambda groups: groups or {})] = Field(
+        default_factory=dict
+    )
+    lr_per_256: Annotated[float | None, Field(gt=0)] = None
+    decay_without_lr: bool = False
+
+    @classmethod
+    def read(cls, optimizer: Node) -> Self:
+        """Returns the keys of an optimizer's config. Raises UserError: a value does not fit."""
+        own = {key: value for key, value in optimizer.items() if key in cls.model_fields}
+        return configs.typed(own, cls, "optimizer")
+
+    @classmethod
+    def without(cls, optimizer: Node) -> Node:
+        """Returns the optimizer's own call."""
+        return {key: value for key, value in optimizer.items() if key not in cls.model_fields}
+
+
 class TrainerConfig(BaseModel):
     """Keys of conf/trainer. The keys of Lightning's Trainer that are named here have bounds: outside of them
     the Trainer would fail late, or do nothing."""
@@ -59,10 +103,11 @@ class TrainerConfig(BaseModel):
     num_sanity_val_steps: Annotated[int, Field(ge=-1)] = 0
     log_every_n_steps: Annotated[int, Field(ge=0)] = 50
     num_nodes: Annotated[int, Field(ge=1)] = 1
+    global_batch_size: Annotated[int | None, Field(ge=1)] = None  # of a step, on all devices together
 
     def arguments(self) -> Node:
         """Returns the call that builds Lightning's Trainer: the keys that were given."""
-        return self.model_dump(exclude_unset=True)
+        return self.model_dump(exclude_unset=True, exclude={"global_batch_size"})
 
 
 class RecoveryConfig(BaseModel):
@@ -192,7 +237,10 @@ class TrainConfig(BaseModel):
         for key in trainer:
             if advice := renamed(f"trainer.{key}"):
                 raise UserError(f"trainer.{key}: there is no such key; {advice}")
-        configs.check({**plain, "backbone": backbone, "trainer": trainer})
+        rules = OptimizerRules.read(plain["optimizer"])
+        trainer.pop("global_batch_size", None)
+        optimizer = rules.without(plain["optimizer"])
+        configs.check({**plain, "backbone": backbone, "trainer": trainer, "optimizer": optimizer})
         given = [node or {} for node in (plain.get("callbacks") or {}).values()]
         if plain["backbone"].get("lora") is not None and all(one.get("only") != "adapters" for one in given):
             fault = "backbone.lora adds adapters, but all weights would learn beside them"

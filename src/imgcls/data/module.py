@@ -25,7 +25,7 @@ from imgcls.augment.settings import Augment
 from imgcls.data.batch import Batch, EpochSampler, ImageDataset, keep_batch
 from imgcls.data.loading.cuts import fold_of, share_of
 from imgcls.data.loading.sampling import Sampling, ShareSampler, check_sampling
-from imgcls.data.loading.splits import SPLITS, Cut, check_targets, class_counts, name_absent
+from imgcls.data.loading.splits import SPLITS, Cut, OptionalCut, check_targets, class_counts, name_absent
 from imgcls.errors import UserError
 from imgcls.spec import DataSpec, ImageSize, Part
 
@@ -65,7 +65,8 @@ class ImageDataModule(LightningDataModule):
         batch_size: images that each device gets in a step.
         num_workers: processes that decode; null: none for sets in memory, one a core for folders.
         fraction: stratified share of the training images that is used.
-        val_fraction: stratified share of train that becomes the validation split, where the set has none.
+        val_fraction: stratified share of train that becomes the validation split, where the set has none;
+            0: nothing is validated, and the last epoch is tested.
         test_fraction: likewise for test. The cuts are the same for every seed.
         folds, fold: cross-validation: train is cut into so many stratified parts, and the part of that
             number, counted from 0, is the validation split, in place of the set's own.
@@ -99,7 +100,7 @@ class ImageDataModule(LightningDataModule):
         batch_size: Positive = 128,
         num_workers: Natural | None = None,
         fraction: Part = 1.0,
-        val_fraction: Cut = 0.1,
+        val_fraction: OptionalCut = 0.1,
         test_fraction: Cut = 0.2,
         folds: Annotated[int, Field(ge=2, strict=True)] | None = None,
         fold: Natural | None = None,
@@ -159,14 +160,14 @@ class ImageDataModule(LightningDataModule):
                 cut = rest[fold_of(targets, self.folds, self.fold, groups=groups)]
             else:
                 fraction = self.val_fraction if split == "val" else self.test_fraction
-                cut = rest[share_of(targets, fraction, groups=groups)]
+                cut = rest[share_of(targets, fraction, groups=groups)] if fraction else rest[:0]
             rest = np.setdiff1d(rest, cut, assume_unique=True)
             sets[split] = train.part(torch.from_numpy(cut))
         if self.fraction < 1:
             rest = rest[share_of(train.targets.numpy()[rest], self.fraction)]
         train = sets["train"] = train.part(torch.from_numpy(rest))
         train.transform = worker_transform(self.augment, self.spec, train.preparation(self.spec.for_training))
-        for split in SPLITS:
+        for split in (split for split in SPLITS if len(sets[split]) or split != "val"):
             check_targets(sets[split].targets, self.spec.class_names, split)
             name_absent(sets[split].targets, self.spec.class_names, split)
             sets[split].seed = self.seed
@@ -188,6 +189,8 @@ class ImageDataModule(LightningDataModule):
         else:
             self.setup()
             images = self.sets[split]
+            if not len(images):
+                raise UserError(f"split={split}: data.val_fraction=0 leaves none; choose train or test")
         self.sets = {**self.sets, "test": images.part(torch.arange(len(images)))}
         self.tested = "test" if split == "all" else split
 

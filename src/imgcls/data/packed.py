@@ -23,7 +23,7 @@ from imgcls.data.imagefolder import FolderImages, PictureModule
 from imgcls.data.loading.decode import decode_jpeg
 from imgcls.data.loading.manifest import check_files, is_record, read_manifest
 from imgcls.data.loading.preparation import evaluation_transform
-from imgcls.data.loading.splits import Cut
+from imgcls.data.loading.splits import Cut, OptionalCut
 from imgcls.data.module import Place
 from imgcls.errors import UnreadableImage, UserError
 from imgcls.processes import rank
@@ -148,7 +148,7 @@ class PackedData(PictureModule):
         *,
         root: Place,
         verify: bool = False,
-        val_fraction: Cut | None = None,
+        val_fraction: OptionalCut | None = None,
         test_fraction: Cut | None = None,
         **common: Any,
     ) -> None:

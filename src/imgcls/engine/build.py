@@ -16,6 +16,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from imgcls.augment.settings import Augment
 from imgcls.config.build import build
@@ -29,6 +30,7 @@ from imgcls.optim import build_optimizer, build_schedule
 from imgcls.processes import cores
 from imgcls.tasks.task import Task
 
+log = logging.getLogger(__name__)
 NOTES = (  # of Lightning's, that a user can do nothing about
     ".*isinstance.treespec, LeafSpec.. is deprecated",
     ".*is smaller than the logging interval",
@@ -102,6 +104,23 @@ def build_trainer(
         keep_freed_memory()
         trainer.callbacks.insert(0, GiveBack())  # type: ignore[attr-defined]
     return trainer
+
+
+def share_batch(config: TrainerConfig, data: ImageDataModule, trainer: Trainer) -> None:
+    """Shares `trainer.global_batch_size` among the devices and, where a share is more than data.batch_size,
+    among batches whose gradients are accumulated. Raises UserError: it can't be shared evenly."""
+    total, ranks = config.global_batch_size, trainer.world_size
+    if total is None:
+        return
+    given = f"trainer.global_batch_size={total}"
+    if trainer.accumulate_grad_batches != 1:
+        raise UserError(f"{given} says how much is accumulated; leave out trainer.accumulate_grad_batches")
+    share, rest = divmod(total, ranks)
+    if rest or not share:
+        raise UserError(f"{given}: expected a multiple of the {ranks} devices")
+    parts = next(n for n in range(-(-share // data.batch_size), share + 1) if share % n == 0)
+    data.batch_size, trainer.accumulate_grad_batches = share // parts, parts
+    rank_zero_only(log.info)(f"a step: {total:,} samples, {ranks} × {data.batch_size} × {parts} accumulated")
 
 
 def check_schedule(

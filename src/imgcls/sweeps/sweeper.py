@@ -8,7 +8,6 @@ import shlex
 import shutil
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from imgcls.config import check as configs
-from imgcls.config.paths import hydra_quoted, shown
+from imgcls.config.paths import hydra_quoted, remove_empty, shown
 from imgcls.config.training import Metrics
 from imgcls.errors import UserError
 from imgcls.sweeps.check_jobs import check_jobs, directions
@@ -136,9 +135,7 @@ class Sweep(Sweeper):
     def take_back(self) -> None:
         """Removes the directory of a sweep that has trained nothing, and those above it if they are empty."""
         shutil.rmtree(self.folder, ignore_errors=True)
-        with suppress(OSError):  # other sweeps lie beside it
-            self.folder.parent.rmdir()
-            self.folder.parent.parent.rmdir()
+        remove_empty(self.folder.parent, self.folder.parent.parent)
 
     def record(self) -> None:
         """Writes sweep.yaml, which says what is run. Refuses a folder of another sweep."""

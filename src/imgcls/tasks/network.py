@@ -15,7 +15,7 @@ from imgcls.backbones.layers import head_names
 from imgcls.data.batch import Batch
 from imgcls.data.module import ImageDataModule
 from imgcls.errors import UserError
-from imgcls.optim import Steps, build_optimizer, build_schedule
+from imgcls.optim import Steps, build_optimizer, build_schedule, with_rate
 from imgcls.seeding import key_seed, seed_others
 from imgcls.spec import DataSpec, ImageSize, sides
 
@@ -183,8 +183,11 @@ class NetworkModule(LightningModule):
         if optimizer is None or scheduler is None:
             fault = "this task was made without an optimizer and a scheduler"
             raise UserError(f"{fault}; it can only be evaluated")
+        data, trainer = data_of(self.trainer), self.trainer
+        samples = data.batch_size * trainer.world_size * trainer.accumulate_grad_batches
+        optimizer = with_rate(optimizer, samples)
         built = build_optimizer(optimizer, self.network, self.device, self.fused_steps(), self.rate_scales)
-        steps = self.steps(self.trainer, data_of(self.trainer))
+        steps = self.steps(trainer, data)
         schedule = build_schedule(scheduler, built, steps)
         for entry in schedule:  # what is measured in validation is there after the epochs that end with one
             if str(entry.get("monitor", "")).startswith("val/"):

@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from imgcls.data.loading.splits import Cut
+from imgcls.data.loading.splits import Cut, OptionalCut
 from imgcls.errors import UserError
 from imgcls.spec import DataSpec
 
@@ -59,7 +59,7 @@ class Manifest:
     size: int | None  # of the short side, at most, in pixels
     quality: int
     spec: DataSpec
-    val_fraction: Cut
+    val_fraction: OptionalCut
     test_fraction: Cut
     splits: dict[str, SplitFacts]
     skipped: list[str]

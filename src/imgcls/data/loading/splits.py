@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 Cut = Annotated[float, Field(gt=0, le=0.9)]  # the share of train that becomes another split
+OptionalCut = Annotated[float, Field(ge=0, le=0.9)]  # 0: there is no such split
 
 
 def check_targets(targets: Tensor, class_names: Sequence[str], split: str) -> None:
