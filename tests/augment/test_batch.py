@@ -1,16 +1,21 @@
 """Augmentation: what is drawn, that it differs for each sample, and that shares are what the pixels say."""
 
+import random
 from typing import Any
 
 import pytest
 import torch
 from support.noise import CLASSES, as_bytes, noise, spec
+from timm.data import Mixup
+from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.transforms import v2
 
 from imgcls.augment.batch import BatchAugment, BatchEntry, patches, rectangles
 from imgcls.augment.settings import Augment, Mix
 from imgcls.errors import UserError
+from imgcls.seeding import seed_others
 
 
 def batch_augment(image_size: int = 16, mirror: bool = True, **settings: Any) -> BatchAugment:
@@ -62,6 +67,17 @@ def test_pixels_equal_a_crop_by_hand_for_the_same_draws() -> None:
         # mirrored after padding, as columns of the padded image are counted from the other side
         by_hand = F.pad(images[i], (4,) * 4)[:, tops[i] : tops[i] + 16, lefts[i] : lefts[i] + 16]
         assert torch.equal(out[i], by_hand.flip(2) if mirrored[i] else by_hand)
+
+
+def test_padding_by_the_mirror_image() -> None:
+    images = noise(20, 3, 16, 16)
+    torch.manual_seed(3)
+    out = batch_augment(crop="padded", padding=0.25, padding_with="reflect").pixels(images)
+    torch.manual_seed(3)
+    tops, lefts = torch.randint(0, 9, (20, 1)), torch.randint(0, 9, (20, 1))
+    for i in range(20):
+        padded = F.pad(images[i].float(), (4,) * 4, "reflect").to(torch.uint8)
+        assert torch.equal(out[i], padded[:, tops[i] : tops[i] + 16, lefts[i] : lefts[i] + 16])
 
 
 def test_the_same_seed_gives_the_same_pixels() -> None:
@@ -225,6 +241,58 @@ def test_erase(probability: float) -> None:
     assert float(share[share > 0].mean()) == pytest.approx(0.174, abs=0.01)  # as torchvision's RandomErasing
     untouched = (out == 0) | (out == colours(2000)[0])
     assert bool(untouched.all())
+
+
+def test_erasing_by_noise() -> None:
+    out, _, _ = mixed(2000, erase=0.5, erase_with="noise")
+    touched = out != colours(2000)[0]
+    values = out[touched]
+    assert float(touched.flatten(1).any(1).float().mean()) == pytest.approx(0.5, abs=0.04)
+    assert float(values.mean()) == pytest.approx(0.0, abs=0.01)
+    assert float(values.std()) == pytest.approx(1.0, abs=0.01)
+    assert torch.equal(touched[:, 0], touched[:, 1])  # a rectangle of all channels
+
+
+def test_rectangles_are_torchvisions_and_timms() -> None:
+    """Over 10,000 draws each. Theirs draw again where a side does not fit, ours cuts it: of squares that is
+    one draw in a hundred."""
+    torch.manual_seed(0)
+    random.seed(0)
+    blank = torch.zeros(3, 64, 64)
+    others: dict[str, Any] = {
+        "torchvision": v2.RandomErasing(p=1.0, scale=(0.02, 0.33), ratio=(0.3, 3.3), value=1.0),
+        "timm": RandomErasing(probability=1.0, mode="pixel", device="cpu"),
+    }
+    found = {"ours": patches(torch.zeros(10_000, 1, 64, 64))[:, 0]}
+    for name, call in others.items():
+        found[name] = torch.stack([call(blank.clone())[0] != 0 for _ in range(10_000)])
+    shapes = {}
+    for name, masks in found.items():
+        height, width = masks.any(2).sum(1).double(), masks.any(1).sum(1).double()
+        area, ratio = height * width / 64**2, (height / width).log()
+        left = masks.any(1).int().argmax(1) / (64 - width).clamp(min=1)
+        shapes[name] = torch.stack(
+            [area.mean(), area.std(), ratio.mean(), ratio.std(), left.mean(), left.std()]
+        )
+    for name in others:
+        torch.testing.assert_close(shapes["ours"], shapes[name], rtol=0.0, atol=0.02)
+
+
+def test_mixing_is_timms() -> None:
+    """Shares of the own image over 10,000 draws, by timm's Mixup for each element: it pairs an image with one
+    from the other end of the batch, which ours draws."""
+    seed_others(0)
+    torch.manual_seed(0)
+    how = {"prob": 1.0, "switch_prob": 0.5, "mode": "elem", "label_smoothing": 0.0, "num_classes": 2}
+    theirs = Mixup(0.8, 1.0, **how)
+    targets = torch.cat([torch.zeros(5000), torch.ones(5000)]).long()  # the two of a pair are of two classes
+    shares = theirs(torch.zeros(10_000, 1, 32, 32), targets)[1].gather(1, targets[:, None])[:, 0]
+    augment = batch_augment(32, mixup=Mix(0.8, 0.5), cutmix=Mix(1.0, 0.5))
+    rows, images = torch.eye(2000), torch.zeros(2000, 3, 32, 32)
+    own = torch.cat([augment.mix(images, rows)[1].diagonal() for _ in range(5)])
+    places = torch.linspace(0.05, 0.95, 19)
+    found = [torch.quantile(values.float(), places) for values in (own, shares)]
+    torch.testing.assert_close(*found, rtol=0.0, atol=0.035)
 
 
 def test_what_is_erased_lies_inside_and_has_many_shapes() -> None:

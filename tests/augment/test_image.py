@@ -11,16 +11,19 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 from support.noise import as_bytes, noise, spec
+from timm.data.auto_augment import rand_augment_transform
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from imgcls.augment.batch import BatchAugment
 from imgcls.augment.image import Entry, ImageTransform, ThreeAugment, Views, worker_transform
 from imgcls.augment.settings import Augment
+from imgcls.augment.timm import timm_rand_augment
 from imgcls.data.digits import Digits
 from imgcls.data.imagefolder import ImageFolder
 from imgcls.data.memory import MemoryImages
 from imgcls.errors import UserError
+from imgcls.seeding import seed_others
 
 LEGACY = np.random.mtrand._rand  # the generator of np.random.rand and the like
 V2 = "torchvision.transforms.v2."
@@ -219,6 +222,30 @@ def test_draws_of_other_libraries_are_keyed(node: dict[str, Any], channels: int)
     dataset = MemoryImages(pictures, torch.zeros(40, dtype=torch.int64))
     dataset.transform = transform
     assert_keyed(dataset, pictures)
+
+
+def test_timms_randaugment_is_keyed_and_timms_own() -> None:
+    node = {"_target_": "imgcls.augment.timm.timm_rand_augment", "config": "rand-m7-mstd0.5-inc1", "size": 16}
+    pictures = noise(1, 3, 16, 16).expand(40, -1, -1, -1)
+    dataset = MemoryImages(pictures, torch.zeros(40, dtype=torch.int64))
+    dataset.transform = worker_transform(Augment.read({"image": [node]}), spec(16, 3))
+    assert_keyed(dataset, pictures)
+    ours = timm_rand_augment("rand-m9-mstd0.5-inc1", 100, [0.5, 0.25, 1.0], "bilinear")
+    how = {"translate_const": 45, "img_mean": (128, 64, 255), "interpolation": 2}
+    theirs = rand_augment_transform("rand-m9-mstd0.5-inc1", how)
+    picture = v2.functional.to_pil_image(noise(1, 3, 100, 100)[0])
+    for seed in range(200):
+        seen = []
+        for call in (ours, theirs):
+            seed_others(seed)
+            seen.append(np.asarray(call(picture)))
+        assert (seen[0] == seen[1]).all()
+
+
+def test_timms_randaugment_takes_no_grey_images() -> None:
+    node = {"_target_": "imgcls.augment.timm.timm_rand_augment", "size": 16}
+    with pytest.raises(UserError, match="timm_rand_augment can't be called with an image"):
+        worker_transform(Augment.read({"image": [node]}), spec(16, 1))
 
 
 def shifted(image: Tensor) -> Tensor:

@@ -130,7 +130,8 @@ class BatchAugment(nn.Module):
             columns = torch.where(drawn(images, n, 1) < self.flip, width - 1 - columns, columns)
         if any(pads):
             down, across = pads
-            images = F.pad(images, (across, across, down, down))
+            mode = "reflect" if self.augment.padding_with == "reflect" else "constant"
+            images = F.pad(images, (across, across, down, down), mode)
             rows = rows + torch.randint(0, 2 * down + 1, (n, 1), device=device)
             columns = columns + torch.randint(0, 2 * across + 1, (n, 1), device=device)
         sample = torch.arange(n, device=device)[:, None, None]
@@ -159,7 +160,11 @@ class BatchAugment(nn.Module):
             return erased.unflatten(0, images.shape[:2]), targets
         if augment.erase:
             mask = patches(images)
-            images = images.masked_fill(mask & (drawn(images, len(images), 1, 1, 1) < augment.erase), 0.0)
+            mask = mask & (drawn(images, len(images), 1, 1, 1) < augment.erase)
+            noise = (
+                torch.randn_like(images) if augment.erase_with == "noise" else torch.zeros_like(images[:1])
+            )
+            images = torch.where(mask, noise, images)
         mixup, cutmix = augment.mixup, augment.cutmix
         if not augment.mixed:
             return images, targets

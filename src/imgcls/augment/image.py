@@ -26,7 +26,7 @@ from imgcls.spec import DataSpec
 
 Transform = Callable[[Tensor], Tensor]
 TRIALS = 8  # draws with which an entry is tried
-TORCHS = ("torchvision.transforms.v2.", "imgcls.")  # transforms that draw from torch's generator alone
+TORCHS = ("torchvision.transforms.v2.", "imgcls.augment.image.")  # these draw from torch's generator alone
 
 
 def with_tensor(call: Any, image: Tensor) -> Any:

@@ -43,14 +43,16 @@ class Augment:
     """What is done to training images; the defaults do nothing.
 
     Args:
-        crop: "padded": a random crop of the image padded by `padding` (a share of its side); "resized": a
-            random area and ratio (Szegedy et al. 2014); "auto": the first for small images, else the second;
+        crop: "padded": a random crop of the image padded by `padding` (a share of its side), with black or
+            with its own mirror image (`padding_with`); "resized": a random area and ratio (Szegedy et al.
+            2014); "auto": the first for small images, else the second;
             "own": an entry of `image` makes it, and gets images of the size in which they are stored.
         scale, ratio: of the "resized" crop: share of the area; width to height, times that of the image size.
         flip: probability of mirroring; null: a half where `DataSpec.mirror` says that classes stay.
         image: transforms of one image, in the workers, by name or in a list (`augment/image.py`).
         batch: transforms of a batch, on the device, by name or in a list (`augment/batch.py`).
-        erase: probability of erasing a rectangle (Zhong et al. 2017).
+        erase: probability of erasing a rectangle (Zhong et al. 2017), by zeros, which are the mean, or by
+            noise with mean 0 and deviation 1 (`erase_with`).
         mixup, cutmix: Zhang et al. 2017, Yun et al. 2019; a sample gets one of them at the most.
     """
 
@@ -58,12 +60,14 @@ class Augment:
 
     crop: Literal["none", "padded", "resized", "auto", "own"] = "none"
     padding: Share = 0.125
+    padding_with: Literal["zero", "reflect"] = "zero"
     scale: Parts = (0.08, 1.0)
     ratio: Ratios = (3 / 4, 4 / 3)
     flip: Share | None = 0.0
     image: Calls = field(default_factory=dict)
     batch: Calls = field(default_factory=dict)
     erase: Share = 0.0
+    erase_with: Literal["zero", "noise"] = "zero"
     mixup: Mix = field(default_factory=Mix)
     cutmix: Mix = field(default_factory=Mix)
 
