@@ -137,6 +137,18 @@ def data_config(
     prepared as the network expects them, whichever set they are from. So are the `bits` that the network was
     trained with, unless the command line's overrides set them. Raises UserError: the checkpoint names a class
     for its data that is not on the allow-list."""
+    own, config = given(wanted), data_as_trained(trained, wanted, trust)
+    prepared = ["image_size", "channels", "crop_ratio", "interpolation", "fit"]
+    if spec.bits is not None and not any(o.lstrip("+").startswith("data.bits=") for o in overrides):
+        prepared.append("bits")
+    name_not_taken(own, spec, overrides)
+    taken = config.keys() | (wanted.keys() if "_target_" in wanted else ())
+    return config | {key: getattr(spec, key) for key in prepared if key in taken}
+
+
+def data_as_trained(trained: Node, wanted: Node, trust: Sequence[str] = ()) -> Node:
+    """Returns the config of the data to test on, with images prepared as that config says. Raises UserError
+    as `data_config`."""
     own = given(wanted)
     config = {**own}  # the user's own choice
     if "_target_" not in wanted:
@@ -155,12 +167,7 @@ def data_config(
     for key in ("root", "file", "exclude", "labels", *(["name"] if local else [])):
         if config.get(key) and key not in own and "://" not in config[key]:
             config[key] = str(Path(trained["cwd"]) / Path(config[key]).expanduser())
-    prepared = ["image_size", "channels", "crop_ratio", "interpolation", "fit"]
-    if spec.bits is not None and not any(o.lstrip("+").startswith("data.bits=") for o in overrides):
-        prepared.append("bits")
-    name_not_taken(own, spec, overrides)
-    taken = config.keys() | (wanted.keys() if "_target_" in wanted else ())
-    return config | {key: getattr(spec, key) for key in prepared if key in taken}
+    return config
 
 
 def name_not_taken(own: Node, spec: DataSpec, overrides: Sequence[str]) -> None:

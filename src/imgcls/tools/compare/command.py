@@ -14,7 +14,7 @@ from imgcls.tools.compare.comparison import FRONT, Comparison
 from imgcls.tools.compare.conditions import column, where
 from imgcls.tools.compare.importance import importance
 from imgcls.tools.compare.page import write_page
-from imgcls.tools.compare.statistics import grouped, once_each
+from imgcls.tools.compare.statistics import grouped, numbered, once_each
 from imgcls.tools.compare.sweep_files import searched
 from imgcls.tools.compare.table import (
     differing_config,
@@ -76,7 +76,8 @@ def compared(table: pd.DataFrame, config: CompareConfig, notes: list[str]) -> Co
     if not table[target].dtype.kind == "f" or table[target].isna().all():
         raise UserError(f"metric={target}: none of the runs that are compared has such a measured value")
     by, sweeps = column(table, (config.sort or target).removeprefix("-")), searched(table["path"])
-    table = ordered(named_parts(table), by, (config.sort or "").startswith("-"))
+    reverse = (config.sort or "").startswith("-")
+    table = ordered(named_parts(table), by, reverse)
     differing = differing_config(table)
     if "data" in differing:
         sets = ", ".join(table["data"].dropna().unique())
@@ -104,6 +105,7 @@ def compared(table: pd.DataFrame, config: CompareConfig, notes: list[str]) -> Co
         notes=notes,
         closing=closing,
         scales=dict.fromkeys(sweeps.linear, False) | dict.fromkeys(sweeps.logarithmic, True),
+        reverse=reverse,
     )
 
 
@@ -121,4 +123,5 @@ def averaged(found: Comparison, over: str, baseline: "pd.Series[str] | None") ->
     counted, repeats = once_each(found.table, [*keys, over], found.target)
     rows = None if baseline is None else counted.index[counted["path"].isin(baseline)]
     groups, notes = grouped(counted, over, keys, found.target, rows)
-    return replace(found, groups=groups, notes=found.notes + repeats, of_groups=notes)
+    members = numbered(counted, keys)
+    return replace(found, groups=groups, notes=found.notes + repeats, of_groups=notes, members=members)

@@ -20,7 +20,9 @@ class Comparison:
     """The runs, and a short name for each; config values that differ, and those that are paths; the metric
     they are compared by, and the column they are sorted by; groups, how two runs differ, what matters, and
     lines to show, on the runs, on the groups, and at the end. `scales` says of keys that a sweep searched
-    whether it did so on a logarithmic scale."""
+    whether it did so on a logarithmic scale;
+    `reverse`, whether the table is sorted the worst first; `members`, of which group each run counts for,
+    where it does."""
 
     table: pd.DataFrame
     names: list[str]
@@ -35,6 +37,8 @@ class Comparison:
     of_groups: list[str] = field(default_factory=list)
     closing: list[str] = field(default_factory=list)
     scales: dict[str, bool] = field(default_factory=dict)
+    reverse: bool = False
+    members: dict[int, int] = field(default_factory=dict)
 
     def first(self) -> list[str]:
         """Returns the columns that come first: what differs and is no path, and what sorts the table."""
@@ -66,7 +70,9 @@ def figure(name: str, value: Any) -> str:
         return f"{value:.1f} s" if value < 100 else f"{hours:.0f}:{minutes:02.0f}:{seconds:02.0f}"
     if name in ("parameters", "images_per_second"):
         return f"{value:,.0f}"
-    return f"{value:.4f}" if "/" in name and abs(value) < 1e3 else f"{value:.4g}"
+    if "/" in name and abs(value) < 1e3 and not name.endswith("/epoch"):
+        return f"{value:.4f}"
+    return f"{value:.0f}" if float(value).is_integer() and abs(value) < 1e9 else f"{value:.4g}"
 
 
 def texts(frame: pd.DataFrame) -> Iterator[list[str]]:

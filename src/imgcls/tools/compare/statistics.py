@@ -56,6 +56,13 @@ def grouped(
     return out.join(means).reset_index(), notes
 
 
+def numbered(table: pd.DataFrame, keys: list[str]) -> dict[int, int]:
+    """Returns by row of the table the place of its config among the rows of `grouped`."""
+    written_keys = [table[name].map(written) for name in keys or ["data"]]
+    places = table.groupby(written_keys, sort=False).ngroup()
+    return {int(row): int(place) for row, place in places.items()}  # type: ignore[call-overload]
+
+
 def baselines(chosen: pd.DataFrame, keys: list[str]) -> dict[str, Any]:
     """Returns the index of the config that is the baseline, by data set. Raises UserError: it is not one."""
     configs = chosen[keys].drop_duplicates()

@@ -64,14 +64,18 @@ def optimised(table: pd.DataFrame) -> str:
 def ordered(table: pd.DataFrame, by: str, reverse: bool = False) -> pd.DataFrame:
     """Returns the runs by a column: metrics best first, other values from small to large, or the reverse;
     those of each data set together."""
-    upwards = "/" not in by or direction(by, table.attrs.get("better")) == "min"
     values = table[by]
     if values.dtype == object:  # numbers among words
         values = values.astype(str).where(values.notna())
-    out = table.loc[values.sort_values(ascending=upwards != reverse, kind="stable").index]
+    out = table.loc[values.sort_values(ascending=upwards(table, by) != reverse, kind="stable").index]
     if "data" in out and out["data"].nunique() > 1:
         out = out.sort_values("data", kind="stable")
     return out.reset_index(drop=True)
+
+
+def upwards(table: pd.DataFrame, by: str) -> bool:
+    """Says whether a column goes from small to large where the best, or the first, comes first."""
+    return "/" not in by or direction(by, table.attrs.get("better")) == "min"
 
 
 def differing_config(table: pd.DataFrame) -> list[str]:
