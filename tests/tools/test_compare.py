@@ -5,7 +5,6 @@ import json
 import os
 import re
 import resource
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,7 +17,6 @@ import yaml
 from rich.cells import cell_len
 from support.command import imgcls
 from support.many_runs import write_many
-from support.pages import HOSTILE, elements
 from support.runs import Here, write_run, write_sweep
 
 from imgcls.runs.read import read_runs
@@ -333,134 +331,6 @@ def test_mistakes(given: list[str], expected: str, said: Callable[..., str]) -> 
     Path("empty").mkdir()
     message = said("compare", *(given if "runs=" in given[0] else ["runs=runs", *given]))
     assert message.startswith(f"imgcls compare: {expected}")
-
-
-def write_named(folder: Path, word: str) -> None:
-    """Writes two runs in whose keys, values, names and metrics a word stands."""
-    for place in range(2):
-        path = write_run(
-            folder / f"{word.replace('/', '∕')}{place}", 0.5 + place / 10, "failed" if place else "finished"
-        )
-        config = yaml.safe_load((path / "config.yaml").read_text())
-        config |= {
-            word: f"{word}{place}",
-            f"n{word}": place,
-            "optimized_metric": f"val/{word}",
-            "seed": place,
-        }
-        config["names"] |= {"run": f"{word}=1", "backbone": f"{word}{place}"}
-        (path / "config.yaml").write_text(yaml.safe_dump(config))
-        quoted = word.replace('"', '""')
-        rows = (path / "metrics.csv").read_text().replace("val/top1", f'"val/{quoted}"')
-        (path / "metrics.csv").write_text(rows)
-        (path / "status.json").write_text(
-            json.dumps(
-                {
-                    "status": ["finished", "failed"][place],
-                    "error": word,
-                    "seconds": 1 + place,
-                    "parameters": 9,
-                }
-            )
-        )
-        found = json.loads((path / "environment.json").read_text())
-        found |= {
-            word: f"{word}{place}",
-            "packages": {word: f"{word}{place}"},
-            "data": {word: f"{word}{place}"},
-        }
-        (path / "environment.json").write_text(json.dumps(found))
-
-
-def test_names_and_values_are_text_on_the_page_and_the_terminal(
-    here: Here, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pages, word = [], f"{HOSTILE}</script><!--{{{{ 7*7 }}}}[/b][red]"
-    for folder, name in (("hostile", word), ("plain", "word")):
-        write_named(Path(folder), name)
-        here("compare", f"runs={folder}", "average=seed", f"hydra.run.dir=out-{folder}")
-        pages.append(elements(Path(f"out-{folder}/index.html").read_text()))
-    assert pages[0] == pages[1] and len(pages[0]) > 60
-    assert "[/b][red]" in capsys.readouterr().out
-    script = Path("out-hostile/index.html").read_text().rpartition("<script>")[2]
-    assert "<img" not in script and not re.search(
-        r"innerHTML|outerHTML|insertAdjacent|document\.write", script
-    )
-
-
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
-def test_no_script_of_the_data_runs_in_a_browser(here: Here, tmp_path: Path) -> None:
-    write_named(Path("runs"), HOSTILE)
-    here("compare", "runs=runs", "average=seed", "hydra.run.dir=out")
-    done = opened(tmp_path / "out" / "index.html")
-    assert "<title>Comparison of 2 runs</title>" in done.stdout and "<img" not in done.stdout
-    assert done.stdout.count("<circle") == 4 and "CONSOLE" not in done.stderr, done.stderr
-
-
-def opened(page: Path) -> subprocess.CompletedProcess[str]:
-    """Opens a page in a browser, whose standard output is then what the page became."""
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    command += [
-        "--enable-logging=stderr",
-        "--dump-dom",
-        "--window-size=1400,2400",
-        f"--user-data-dir={page.parent}/profile",
-    ]
-    return subprocess.run([*command, f"file://{page}"], capture_output=True, text=True, timeout=120)
-
-
-PROBE = """<script>addEventListener("load", () => {
-  const all = s => [...document.querySelectorAll(s)], count = s => all(s + " .run:not(.out)").length;
-  const rows = () => all("#runs tbody tr:not(.out)").map(r => r.cells[0].textContent);
-  const state = () => [count("#curves"), count("#parallel"), count("#seconds"), rows()];
-  const said = { start: state() };
-  all("#runs th button").find(b => b.textContent === "time").click(); said.sorted = rows();
-  all("#runs th button").find(b => b.textContent.startsWith("time")).click(); said.back = rows();
-  const axis = document.querySelector('.axis[data-column="backbone"]'), box = axis.getBoundingClientRect();
-  const point = (type, x, y, on) =>
-    on.dispatchEvent(new PointerEvent(type, { clientX: x, clientY: y, bubbles: true }));
-  const middle = box.x + box.width / 2, third = box.top + box.height / 3;
-  point("pointerdown", middle, box.top - 2, axis);
-  point("pointermove", middle, third, window);
-  point("pointerup", middle, third, window);
-  said.brushed = [...state(), document.getElementById("count").textContent];
-  const dot = document.querySelector("#seconds circle.run:not(.out)"), place = dot.getBoundingClientRect();
-  scrollTo(0, 0); const q = dot.getBoundingClientRect();
-  point("pointermove", q.x + q.width / 2, q.y + q.height / 2, document);
-  said.hot = [all(".hot").length, document.getElementById("tip").textContent.slice(0, 12)];
-  document.getElementById("clear").click(); said.cleared = rows().length;
-  const columns = () => all("#runs th").map(c => c.textContent), before = columns().length;
-  all("#columns input").find(i => i.parentNode.textContent.trim() === "seed").click();
-  said.hidden = [before - columns().length, columns().includes("seed")];
-  said.bars = all(".share i").length; said.wide = document.documentElement.scrollWidth > innerWidth;
-  document.title = JSON.stringify(said);
-});</script></body>"""
-
-
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
-def test_the_page_in_a_browser(here: Here, tmp_path: Path) -> None:
-    """Opens without a network and an error; sorts, brushes, hides, and shows what the pointer is on."""
-    write_sweep(Path("runs"))
-    write_run(Path("runs/x</script>"), 0.7, "failed", backbone="simple_cnn", seed=9)
-    here("compare", "runs=runs", "hydra.run.dir=out", "average=seed", "baseline=backbone=resnet20 and lr=0.1")
-    text = Path("out/index.html").read_text()
-    assert "http" not in text
-    Path("out/probe.html").write_text(text.replace("</body>", PROBE))
-    done = opened(tmp_path / "out" / "probe.html")
-    assert "CONSOLE" not in done.stderr, done.stderr
-    said = json.loads(
-        re.findall(r"<title>(.*?)</title>", done.stdout)[0].replace("&lt;", "<").replace("&gt;", ">")
-    )
-    table = pd.read_csv("out/runs.csv")
-    assert said["start"] == [13, 13, 13, list(table["name"])]
-    by_time = list(table.sort_values("seconds", kind="stable")["name"])
-    assert said["sorted"] == by_time and said["back"] == by_time[::-1]
-    cnn = [name for name in by_time[::-1] if "resnet20" not in name]
-    assert said["brushed"] == [7, 7, 7, cnn, "7 of 13 runs"]
-    assert said["hot"][0] == 5 and said["hot"][1] in {
-        name[:12] for name in cnn
-    }  # row, curve, line and two dots at one place
-    assert said["cleared"] == 13 and said["hidden"] == [1, False] and said["bars"] == 2 and not said["wide"]
 
 
 @pytest.mark.slow

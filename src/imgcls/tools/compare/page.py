@@ -1,6 +1,7 @@
 """The page of compare, which needs no other file: page.html, page.css and script/, filled with the data of
 page_data.py."""
 
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from imgcls.tools.compare.comparison import Comparison, counted, figure, side_by
 from imgcls.tools.compare.page_data import page_data
 from imgcls.tools.compare.tested import disagreement
 
+DECIMALS = re.compile(r"-?\d+\.\d{5,}(e-?\d+)?")
+
 
 def write_page(found: Comparison, path: Path) -> None:
     """Writes the page: all of the data and of the script in one file."""
@@ -20,7 +23,7 @@ def write_page(found: Comparison, path: Path) -> None:
     best = table.sort_values(
         target, ascending=direction(target, table.attrs.get("better")) == "min", kind="stable"
     ).iloc[0]
-    groups = None if found.groups is None else spread(found.groups).rename(columns={"seconds": "time"})
+    groups = None if found.groups is None else shortened(spread(found.groups))
     render(
         "tools/compare/page.html",
         path,
@@ -40,6 +43,16 @@ def two_tests(found: Comparison) -> dict[str, Any] | None:
         return None
     one, other = found.table["path"]
     return asdict(disagreement((Path(one), Path(other)), (found.names[0], found.names[1])))
+
+
+def shortened(groups: pd.DataFrame) -> pd.DataFrame:
+    """Returns the groups with four digits of the numbers in their keys, where these still tell them apart."""
+    out = groups.rename(columns={"seconds": "time"})
+    for name in list(out.columns)[: list(out.columns).index("runs")]:
+        short = out[name].map(lambda text: f"{float(text):.4g}" if DECIMALS.fullmatch(str(text)) else text)
+        if short.nunique() == out[name].nunique():
+            out[name] = short
+    return out
 
 
 def grid(frame: pd.DataFrame) -> Grid:

@@ -8,7 +8,9 @@ function frame(id, height, sx, sy, nameX, nameY, below) {
     x = s => MARGIN.left + s * (width - MARGIN.left - MARGIN.right),
     y = s => height - MARGIN.bottom - s * (height - MARGIN.top - MARGIN.bottom),
     middle = (MARGIN.left + width - MARGIN.right) / 2;
-  const nodes = [label(below, { "text-anchor": "middle", class: "number", x: middle, y: height - 6 }, width - 90)];
+  const nodes = [
+    label(below, { "text-anchor": "middle", class: "number", x: middle, y: height - 6 }, width - 90),
+  ];
   for (const [s, v] of sy.ticks)
     nodes.push(
       svg("line", { class: "line", x1: MARGIN.left, x2: width - MARGIN.right, y1: y(s), y2: y(s) }),
@@ -30,13 +32,24 @@ function drawScatter(name) {
     sy = scales[S.metric],
     below = `${name === "seconds" ? "time" : name} (dashed: Pareto front of ${C[S.metric].label})`,
     { nodes, x, y } = frame(name, 330, sx, sy, name, C[S.metric].name, below);
-  const placed = R.map((r, i) => [i, sx.of(r[c]), sy.of(r[S.metric])]).filter(([, a, b]) => a !== null && b !== null);
-  nodes.push(svg("rect", { class: "field", "data-x": c, x: x(0), y: y(1), width: x(1) - x(0), height: y(0) - y(1) }));
+  const placed = R.map((r, i) => [i, sx.of(r[c]), sy.of(r[S.metric])]).filter(
+    ([, a, b]) => a !== null && b !== null,
+  );
+  nodes.push(
+    svg("rect", { class: "field", "data-x": c, x: x(0), y: y(1), width: x(1) - x(0), height: y(0) - y(1) }),
+  );
   nodes.push(svg("path", { class: "front", d: front(placed, c, x, y) }));
   const rest = MANY ? 3 : 5;
   for (const [i, a, b] of placed)
     nodes.push(
-      svg("circle", { class: "run", "data-run": i, r: rest, cx: x(a), cy: y(b), style: `--own:${colourOf(i)}` }),
+      svg("circle", {
+        class: "run",
+        "data-run": i,
+        r: rest,
+        cx: x(a),
+        cy: y(b),
+        style: `--own:${colourOf(i)}`,
+      }),
     );
   const h = S.keep.has(c) ? sharesOf(c) : null,
     v = S.keep.has(S.metric) ? sharesOf(S.metric) : null;

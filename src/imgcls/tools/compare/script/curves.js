@@ -27,23 +27,29 @@ function path(points, x, y) {
   return d;
 }
 
+const dot = points => (points.filter(([, v]) => v !== null).length === 1 ? " dot" : "");
+
 // Of the runs of a config at each place: [place, mean, low, high].
 function bandOf(members, series) {
   const values = new Map();
   for (const i of members)
     for (const [x, v] of series.get(i))
       if (x !== null && v !== null) values.set(x, [...(values.get(x) ?? []), v]);
-  return [...values].sort(([a], [b]) => a - b).map(([x, all]) => {
-    const mean = all.reduce((a, b) => a + b, 0) / all.length;
-    if (S.view === "range") return [x, mean, Math.min(...all), Math.max(...all)];
-    const variance = all.reduce((a, b) => a + (b - mean) ** 2, 0) / Math.max(all.length - 1, 1);
-    return [x, mean, mean - Math.sqrt(variance), mean + Math.sqrt(variance)];
-  });
+  return [...values]
+    .sort(([a], [b]) => a - b)
+    .map(([x, all]) => {
+      const mean = all.reduce((a, b) => a + b, 0) / all.length;
+      if (S.view === "range") return [x, mean, Math.min(...all), Math.max(...all)];
+      const variance = all.reduce((a, b) => a + (b - mean) ** 2, 0) / Math.max(all.length - 1, 1);
+      return [x, mean, mean - Math.sqrt(variance), mean + Math.sqrt(variance)];
+    });
 }
 
 function drawCurves() {
   const shownRuns = R.flatMap((_, i) => (kept(i) ? [i] : [])),
-    have = shownRuns.filter(i => D.curves[i] && Object.hasOwn(D.curves[i], S.curve) && Object.hasOwn(D.curves[i], S.x));
+    have = shownRuns.filter(
+      i => D.curves[i] && Object.hasOwn(D.curves[i], S.curve) && Object.hasOwn(D.curves[i], S.x),
+    );
   if (!have.length) {
     drawing("curves", 0);
     $("curves").replaceChildren();
@@ -53,9 +59,23 @@ function drawCurves() {
   const raw = new Map(have.map(i => [i, pointsOf(D.curves[i], D.curves[i][S.curve])])),
     lines = new Map(have.map(i => [i, pointsOf(D.curves[i], smoothed(D.curves[i][S.curve], S.smooth))]));
   const bands = S.view === "runs" ? null : bandsOf(have, lines),
-    drawn = bands ? bands.flatMap(b => b.points.flatMap(([x, , low, high]) => [[x, low], [x, high]])) : [...raw.values()].flat();
-  const sx = scaleOf(drawn.map(p => p[0]), true),
-    sy = scaleOf(drawn.map(p => p[1]), true, S.log);
+    drawn = bands
+      ? bands.flatMap(b =>
+          b.points.flatMap(([x, , low, high]) => [
+            [x, low],
+            [x, high],
+          ]),
+        )
+      : [...raw.values()].flat();
+  const sx = scaleOf(
+      drawn.map(p => p[0]),
+      true,
+    ),
+    sy = scaleOf(
+      drawn.map(p => p[1]),
+      true,
+      S.log,
+    );
   const { nodes, x, y } = frame("curves", 360, sx, sy, S.x, S.curve, S.x),
     px = v => x(sx.of(v)).toFixed(1),
     py = v => y(Math.min(Math.max(sy.of(v), 0), 1)).toFixed(1);
@@ -66,10 +86,16 @@ function drawCurves() {
 }
 function drawnRuns(have, raw, lines, px, py) {
   const pale = S.smooth ? have : [],
-    of = (i, kind, points, more) => svg("path", { class: kind, ...more, style: `--own:${colourOf(i)}`, d: path(points, px, py) });
+    line = (i, kind, points, more) =>
+      svg("path", {
+        class: kind + dot(points),
+        ...more,
+        style: `--own:${colourOf(i)}`,
+        d: path(points, px, py),
+      });
   return [
-    ...pale.map(i => of(i, "raw", raw.get(i), {})),
-    ...have.map(i => of(i, "run", lines.get(i), { "data-run": i })),
+    ...pale.map(i => line(i, "raw", raw.get(i), {})),
+    ...have.map(i => line(i, "run", lines.get(i), { "data-run": i })),
   ];
 }
 
@@ -86,11 +112,14 @@ function drawnBands(bands, px, py) {
   return bands.flatMap(({ group, runs, points }) => {
     const colours = new Set(runs.map(colourOf)),
       own = colours.size === 1 ? [...colours][0] : `var(--c${group % PALETTE})`,
-      edge = [...points.map(([x, , , high]) => [x, high]), ...points.toReversed().map(([x, , low]) => [x, low])],
+      edge = [
+        ...points.map(([x, , , high]) => [x, high]),
+        ...points.toReversed().map(([x, , low]) => [x, low]),
+      ],
       style = `--own:${own}`;
     return [
       svg("path", { class: "band", style, d: path(edge, px, py) }),
-      svg("path", { class: "mean", "data-group": group, style, d: path(points, px, py) }),
+      svg("path", { class: `mean${dot(points)}`, "data-group": group, style, d: path(points, px, py) }),
     ];
   });
 }

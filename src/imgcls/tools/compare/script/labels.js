@@ -1,7 +1,7 @@
 // Words in the drawings: cut to the room they have, and left out where they would lie on others. Both are
 // measured on the boxes as they are drawn.
 
-// Makes a text; `room` is how wide it may be in pixels. A cut one says the whole where the pointer rests on it.
+// Makes a text; `room` is how wide it may be in pixels. A cut one says the whole under the pointer.
 function label(text, attributes, room = Infinity) {
   const node = svg("text", attributes, String(text));
   node.room = room;
@@ -25,14 +25,17 @@ function tidy(drawing) {
 const apart = (a, b) =>
   a.x + a.width + 3 <= b.x || b.x + b.width + 3 <= a.x || a.y + a.height <= b.y || b.y + b.height <= a.y;
 
+// In the middle: names of runs and settings often begin alike, and differ at their end.
 function cut(node) {
   const whole = node.textContent,
+    letters = [...whole],
     length = node.getComputedTextLength();
   if (length <= node.room) return;
-  let kept = Math.max(1, Math.floor((whole.length * node.room) / length));
-  const letters = [...whole];
-  do node.textContent = `${letters.slice(0, kept).join("")}…`;
-  while (node.getComputedTextLength() > node.room && --kept > 0);
+  let left = Math.max(1, Math.floor((letters.length * node.room) / length));
+  do {
+    const end = Math.ceil(left / 2);
+    node.textContent = `${letters.slice(0, left - end).join("")}…${letters.slice(-end).join("")}`;
+  } while (node.getComputedTextLength() > node.room && --left > 0);
   node.append(svg("title", {}, whole));
 }
 

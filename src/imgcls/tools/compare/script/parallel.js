@@ -12,7 +12,12 @@ function drawParallel() {
     y = s => (s === null ? MISSING : BOTTOM - s * (BOTTOM - TOP));
   const lines = R.map((r, i) => {
     const places = S.axes.map((c, k) => `${x(k).toFixed(1)},${y(scales[c].of(r[c])).toFixed(1)}`);
-    return svg("path", { class: "run", "data-run": i, style: `--own:${colourOf(i)}`, d: `M${places.join("L")}` });
+    return svg("path", {
+      class: "run",
+      "data-run": i,
+      style: `--own:${colourOf(i)}`,
+      d: `M${places.join("L")}`,
+    });
   });
   const spines = [],
     titles = [],
@@ -45,7 +50,9 @@ const titleRoom = (k, gap, width) => Math.min(2 * gap - 10, width - 26 - k * gap
 function ticksOf(c, x, y, room) {
   const { ticks } = scales[c],
     missing = R.some(r => scales[c].of(r[c]) === null);
-  const ends = [ticks[0], ticks.at(-1), ...ticks.slice(1, -1)].filter((t, i, all) => t && all.indexOf(t) === i);
+  const ends = [ticks[0], ticks.at(-1), ...ticks.slice(1, -1)].filter(
+    (t, i, all) => t && all.indexOf(t) === i,
+  );
   const words = ends.map(([s, v]) => [brief(v, C[c].name), y(s)]);
   if (missing) words.push(["none", MISSING]);
   return words.map(([text, place]) => label(text, { class: "halo", x: x + 7, y: place + 4 }, room));

@@ -1,7 +1,7 @@
 // From values to places on an axis and back, and to colours.
 
-// Of an axis: `of(value)` is its share from 0 to 1, or null; `back(share)` the value there; `ticks` are pairs of
-// share and value; `levels` are the words, where it has words.
+// Of an axis: `of(value)` is its share from 0 to 1, or null; `back(share)` the value there; `ticks` are pairs
+// of share and value; `levels` are the words, where it has words; `few` the different numbers.
 function scaleOf(values, isNumber, log) {
   return isNumber ? ofNumbers(values, log) : ofWords(values.filter(v => v !== null));
 }
@@ -42,11 +42,15 @@ function steps(low, high) {
 }
 
 const scales = C.map((c, i) =>
-  scaleOf(R.map(r => r[i]), c.number, c.log ?? (c.name.includes("/") ? false : "guess")),
+  scaleOf(
+    R.map(r => r[i]),
+    c.number,
+    c.log ?? (c.name.includes("/") ? false : "guess"),
+  ),
 );
 
-// Words have the palette's colours, the most frequent ones where there are more words than colours; numbers lie
-// on a ramp. They are the style sheet's variables, so that light and dark change without the script.
+// Words have the palette's colours, the most frequent ones where there are more words than colours; numbers
+// lie on a ramp. They are the style sheet's variables, so that light and dark change without the script.
 const PALETTE = 10;
 const colouring = C.map((_, c) => {
   const { levels, of } = scales[c];

@@ -1,4 +1,4 @@
-// What the reader chose: it lies in the address, so that a reload, a bookmark or a link to the page brings it back.
+// What the reader chose: it lies in the address, so that a reload, a bookmark or a link brings it back.
 
 // At first the colour is the most telling setting that has few values.
 const firstColour = () => {
@@ -59,23 +59,29 @@ function written() {
   for (const key of ["metric", "colour"]) if (S[key] !== first[key]) q.set(key, C[S[key]].name);
   for (const key of ["curve", "x", "smooth", "log", "view"]) if (S[key] !== first[key]) q.set(key, S[key]);
   const { column, up } = S.sort;
-  if (column !== first.sort.column || up !== first.sort.up) q.set("sort", `${up ? "" : "-"}${C[column].name}`);
+  if (column !== first.sort.column || up !== first.sort.up)
+    q.set("sort", `${up ? "" : "-"}${C[column].name}`);
   for (const c of S.shown) if (!first.shown.has(c)) q.append("show", C[c].name);
   for (const c of first.shown) if (!S.shown.has(c)) q.append("hide", C[c].name);
   if (!same(S.axes, first.axes)) for (const c of S.axes) q.append("axis", C[c].name);
-  for (const [c, { words, low, high }] of S.keep) q.append("keep", JSON.stringify([C[c].name, ...(words ? [words] : [low, high])]));
+  for (const [c, { words, low, high }] of S.keep)
+    q.append("keep", JSON.stringify([C[c].name, ...(words ? [words] : [low, high])]));
   for (const i of S.runs) q.append("run", R[i][at("name")]);
   return q.toString();
 }
 function remember() {
   const text = written();
-  if (location.hash.slice(1) !== text) history.replaceState(null, "", text ? `#${text}` : location.pathname);
+  if (location.hash.slice(1) !== text) history.replaceState(null, "", text ? `#${text}` : location.pathname + location.search);
 }
 
 // Reads the address. What it says of columns and values that are not here is passed over.
 function recall() {
   const q = new URLSearchParams(location.hash.slice(1)),
-    columns = key => q.getAll(key).map(at).filter(c => c >= 0),
+    columns = key =>
+      q
+        .getAll(key)
+        .map(at)
+        .filter(c => c >= 0),
     given = (key, right) => (right(q.get(key)) ? q.get(key) : S[key]);
   S = defaults();
   for (const c of columns("metric")) if (C[c].kind === "metric") S.metric = c;
@@ -87,7 +93,8 @@ function recall() {
   S.smooth = Math.min(Math.max(Number(q.get("smooth")) || 0, 0), 0.99);
   const sort = q.get("sort") ?? "",
     down = at(sort) < 0 && sort.startsWith("-");
-  if (at(sort) >= 0 || at(sort.slice(1)) >= 0) S.sort = { column: at(down ? sort.slice(1) : sort), up: !down };
+  if (at(sort) >= 0 || at(sort.slice(1)) >= 0)
+    S.sort = { column: at(down ? sort.slice(1) : sort), up: !down };
   if (S.sort.column < 0) S.sort = defaults().sort;
   for (const c of columns("show")) S.shown.add(c);
   for (const c of columns("hide")) S.shown.delete(c);
@@ -108,5 +115,6 @@ function recallCondition(text) {
   if (!Array.isArray(read) || at(read[0]) < 0) return;
   const [name, low, high] = read;
   if (Array.isArray(low)) S.keep.set(at(name), { words: low });
-  else if (C[at(name)].number && Number.isFinite(low) && Number.isFinite(high)) S.keep.set(at(name), { low, high });
+  else if (C[at(name)].number && Number.isFinite(low) && Number.isFinite(high))
+    S.keep.set(at(name), { low, high });
 }

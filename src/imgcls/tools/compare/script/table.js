@@ -7,7 +7,9 @@ function order() {
   if (column === first.column && up === first.up) return R.map((_, i) => i); // as the command sorted it
   const rank = v => (v !== null && C[column].number ? (infinite[v] ?? v) : v);
   return R.map((r, i) => [rank(r[column]), i])
-    .sort(([a, i], [b, j]) => (a === null) - (b === null) || (a === b ? i - j : (a > b ? 1 : -1) * (up ? 1 : -1)))
+    .sort(
+      ([a, i], [b, j]) => (a === null) - (b === null) || (a === b ? i - j : (a > b ? 1 : -1) * (up ? 1 : -1)),
+    )
     .map(([, i]) => i);
 }
 
@@ -18,12 +20,20 @@ function drawTable() {
   const heads = columns.map(c =>
     html(
       "th",
-      { class: kind(c), "aria-sort": c === column ? (up ? "ascending" : "descending") : null, title: C[c].name },
+      {
+        class: kind(c),
+        "aria-sort": c === column ? (up ? "ascending" : "descending") : null,
+        title: C[c].name,
+      },
       html("button", { "data-sort": c }, C[c].label + (c === column ? (up ? " ▲" : " ▼") : "")),
     ),
   );
   const rows = order().map(i =>
-    html("tr", { class: "run", "data-run": i }, ...columns.map(c => html("td", { class: kind(c) }, ...cell(i, c)))),
+    html(
+      "tr",
+      { class: "run", "data-run": i },
+      ...columns.map(c => html("td", { class: kind(c) }, ...cell(i, c))),
+    ),
   );
   $("runs").replaceChildren(html("thead", {}, html("tr", {}, ...heads)), html("tbody", {}, ...rows));
   bringIntoView();
@@ -34,7 +44,10 @@ function cell(i, c) {
   if (C[c].name !== "name") return [text];
   const tick = html("input", { type: "checkbox", "data-tick": i, "aria-label": `choose ${text}` });
   tick.checked = S.runs.has(i);
-  return [tick, D.reports[i] ? html("a", { href: D.reports[i], title: text }, text) : html("span", { title: text }, text)];
+  return [
+    tick,
+    D.reports[i] ? html("a", { href: D.reports[i], title: text }, text) : html("span", { title: text }, text),
+  ];
 }
 function bringIntoView() {
   const head = $("runs").querySelector("th[aria-sort]"),

@@ -1,0 +1,60 @@
+"""Pages in Chromium, without a window: what a page became, and what a script within it found out."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+needs_chromium = pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+
+
+def opened(page: Path, dark: bool = False) -> subprocess.CompletedProcess[str]:
+    """Opens a page in a browser, whose standard output is then what the page became."""
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    command += ["--enable-logging=stderr", "--dump-dom", "--window-size=1400,2400"]
+    command += ["--blink-settings=preferredColorScheme=0"] if dark else []
+    command += [f"--user-data-dir={page.parent}/profile", "--virtual-time-budget=20000", f"file://{page}"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+class View(NamedTuple):
+    """A page in a window of some width, opened at an address that ends with `ending`."""
+
+    page: Path
+    width: int
+    ending: str = ""
+
+
+def look(views: Sequence[View], probe: str, folder: Path, dark: bool = False) -> list[Any]:
+    """Returns what the function `probe` (of JavaScript) returns in each page, all of which one browser shows
+    beside each other. Fails where a page has something to say on the console."""
+    say = f"<script>addEventListener('load', () => parent.postMessage(({probe})(), '*'))</script></body>"
+    frames = []
+    for place, (page, width, ending) in enumerate(views):
+        probed = page.with_name(f"probed{place}.html")
+        probed.write_text(page.read_text().replace("</body>", say))
+        style = f"width:{width}px;height:2400px;border:0;display:block"
+        frames.append(
+            f'<iframe style="{style}" src="{html.escape(f"file://{probed.absolute()}{ending}")}"></iframe>'
+        )
+    listen = """<script>
+      const frames = [...document.querySelectorAll("iframe")], said = frames.map(() => null);
+      addEventListener("message", e => {
+        said[frames.findIndex(f => f.contentWindow === e.source)] = e.data;
+        document.getElementById("said").textContent = JSON.stringify(said);
+      });
+    </script>"""
+    host = folder / "host.html"
+    host.write_text(f"<!doctype html><body><pre id=said></pre>{''.join(frames)}{listen}</body>")
+    done = opened(host, dark)
+    assert "CONSOLE" not in done.stderr, done.stderr
+    (text,) = re.findall(r'<pre id="said">(.*?)</pre>', done.stdout, re.DOTALL)
+    found: list[Any] = json.loads(html.unescape(text))
+    assert None not in found, [view for view, said in zip(views, found, strict=True) if said is None]
+    return found
