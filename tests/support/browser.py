@@ -58,3 +58,39 @@ def look(views: Sequence[View], probe: str, folder: Path, dark: bool = False) ->
     found: list[Any] = json.loads(html.unescape(text))
     assert None not in found, [view for view, said in zip(views, found, strict=True) if said is None]
     return found
+
+
+# What a page of imgcls compare looks like, for `look`.
+LOOK = """() => {
+  const all = (s, within = document) => [...within.querySelectorAll(s)], box = e => e.getBoundingClientRect();
+  const lap = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 0.5
+    && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 0.5;
+  const said = { overlaps: [], outside: [], texts: 0 };
+  for (const svg of all("svg")) {
+    const texts = all("text", svg).filter(t => box(t).width);
+    said.texts += texts.length;
+    texts.forEach((a, i) => texts.slice(0, i).forEach(b =>
+      lap(box(a), box(b)) && said.overlaps.push([svg.id, a.textContent, b.textContent])));
+    const s = box(svg);
+    said.outside.push(...texts.filter(t => box(t).left < s.left - 2 || box(t).right > s.right + 2
+      || box(t).bottom > s.bottom + 2 || box(t).top < s.top - 2).map(t => t.textContent));
+  }
+  said.axes = all("#parallel .axis").length;
+  said.wide = document.documentElement.scrollWidth - innerWidth;
+  const head = document.querySelector("th[aria-sort]"), name = box(document.querySelector("#runs th"));
+  const table = box(document.getElementById("runs").parentNode);
+  said.sorted = [head.title, box(head).left >= name.right - 1 && box(head).right <= table.right + 1];
+  said.columns = all("#runs thead th").map(h => h.title);
+  said.rows = all("#runs tbody tr").map(r => [...r.cells].map(c => c.textContent));
+  const page = getComputedStyle(document.body);
+  const colour = name => {
+    const e = document.body.appendChild(document.createElement("i"));
+    e.style.color = `var(--${name})`;
+    return getComputedStyle(e).color;
+  };
+  const marks = ["low", "middle", "high", "other", "wrong", ...Array.from({ length: 10 }, (_, i) => `c${i}`)];
+  said.page = page.backgroundColor;
+  said.marks = marks.map(colour);
+  said.words = ["text", "soft", "accent"].map(colour);
+  return said;
+}"""

@@ -1,22 +1,15 @@
-"""The page of imgcls compare: what is in it, and how it looks and works in a browser."""
+"""The page of imgcls compare: what is in it, and how it works in a browser."""
 
-import base64
-import io
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 import yaml
-from PIL import Image
 from support.browser import View, look, needs_chromium, opened
-from support.many_runs import CLASSES, write_matrix
 from support.pages import HOSTILE, elements
 from support.runs import Here, write_run, write_sweep
-
-import imgcls
 
 
 def write_named(folder: Path, word: str) -> None:
@@ -135,123 +128,6 @@ def test_the_page_in_a_browser(here: Here, tmp_path: Path) -> None:
     assert said["cleared"] == 13 and said["hidden"] == [1, False] and said["bars"] == 2 and not said["wide"]
 
 
-LOOK = """() => {
-  const all = (s, within = document) => [...within.querySelectorAll(s)], box = e => e.getBoundingClientRect();
-  const lap = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 0.5
-    && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 0.5;
-  const said = { overlaps: [], outside: [], texts: 0 };
-  for (const svg of all("svg")) {
-    const texts = all("text", svg).filter(t => box(t).width);
-    said.texts += texts.length;
-    texts.forEach((a, i) => texts.slice(0, i).forEach(b =>
-      lap(box(a), box(b)) && said.overlaps.push([svg.id, a.textContent, b.textContent])));
-    const s = box(svg);
-    said.outside.push(...texts.filter(t => box(t).left < s.left - 2 || box(t).right > s.right + 2
-      || box(t).bottom > s.bottom + 2 || box(t).top < s.top - 2).map(t => t.textContent));
-  }
-  said.axes = all("#parallel .axis").length;
-  said.wide = document.documentElement.scrollWidth - innerWidth;
-  const head = document.querySelector("th[aria-sort]"), name = box(document.querySelector("#runs th"));
-  const table = box(document.getElementById("runs").parentNode);
-  said.sorted = [head.title, box(head).left >= name.right - 1 && box(head).right <= table.right + 1];
-  said.columns = all("#runs thead th").map(h => h.title);
-  said.rows = all("#runs tbody tr").map(r => [...r.cells].map(c => c.textContent));
-  const page = getComputedStyle(document.body);
-  const colour = name => {
-    const e = document.body.appendChild(document.createElement("i"));
-    e.style.color = `var(--${name})`;
-    return getComputedStyle(e).color;
-  };
-  const marks = ["low", "middle", "high", "other", "wrong", ...Array.from({ length: 10 }, (_, i) => `c${i}`)];
-  said.page = page.backgroundColor;
-  said.marks = marks.map(colour);
-  said.words = ["text", "soft", "accent"].map(colour);
-  return said;
-}"""
-
-
-def contrast(one: str, other: str) -> float:
-    """The ratio of the luminances of two colours, as WCAG 2 has it."""
-
-    def luminance(colour: str) -> float:
-        parts = [int(number) / 255 for number in re.findall(r"\d+", colour)[:3]]
-        r, g, b = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b
-
-    low, high = sorted((luminance(one), luminance(other)))
-    return (high + 0.05) / (low + 0.05)
-
-
-def value_of(text: str) -> float:
-    """The number that a cell of the table stands for."""
-    if ":" in text:
-        hours, minutes, seconds = map(int, text.split(":"))
-        return hours * 3600 + minutes * 60 + seconds
-    return float(text.removesuffix(" s").replace(",", ""))
-
-
-def assert_table(said: Any, table: pd.DataFrame) -> None:
-    """Each number of the page's table is that of runs.csv, as far as it has digits."""
-    assert len(said["rows"]) == len(table)
-    numbers = 0
-    for column, name in list(enumerate(said["columns"]))[1:]:
-        digit = 6e-5 if "/" in name else 0.06 if name == "seconds" else 0
-        for row, value in zip(said["rows"], table[name], strict=True):
-            if isinstance(value, str):
-                assert row[column] == value
-            elif pd.isna(value):
-                assert row[column] == ""
-            else:
-                numbers += 1
-                assert value_of(row[column]) == pytest.approx(value, rel=6e-4, abs=digit)
-    assert numbers >= 4 * len(table)
-
-
-def write_looks(runs: int) -> Path:
-    """Writes runs with what is hard to draw: long words, values that are missing, infinite or all the same,
-    300 names of networks; and with 44 runs more settings than there is room for."""
-    folder = Path(f"runs{runs}")
-    for place in range(runs):
-        words = {
-            f"a_setting_with_a_long_name_{i}": f"value {place % (i + 2)} of «{i}» <b>" for i in range(16)
-        }
-        given: dict[str, Any] = {"optimizer__lr": 10 ** -(1 + place % 7 / 2), "seed": place % 4}
-        given |= {"backbone": f"a_network_of_a_long_name.with_weights_{place}"} if runs >= 44 else {}
-        given |= words if runs == 44 else {}
-        status = "failed" if place % 10 == 4 else "finished"
-        name = f"{place}_{'a long name ' * 9 if runs == 12 else ''}lr={given['optimizer__lr']:.2g}"
-        path = write_run(folder / name, 0.5 + place % 37 / 80, status, epochs=1 if runs == 3 else 7, **given)
-        if place % 10 == 5:
-            table = (path / "metrics.csv").read_text()
-            (path / "metrics.csv").write_text(table.replace("1,19,1.9,", "1,19,inf,"))
-        if place % 10 == 6:
-            (path / "status.json").write_text('{"status": "finished", "seconds": Infinity}')
-    return folder
-
-
-@needs_chromium
-def test_how_pages_look(here: Here, tmp_path: Path) -> None:
-    """With 3 to 300 runs, in windows of 1,000 and 1,400 pixels, light and dark: no words lie on others or are
-    cut off, nothing is wider than the window, the column that sorts is in view, and the numbers are those of
-    runs.csv."""
-    tables, views = [], []
-    for runs in (3, 12, 44, 300):
-        more = ["average=seed"] if runs > 3 else []
-        here("compare", f"runs={write_looks(runs)}", "failed=true", *more, f"hydra.run.dir=out{runs}")
-        for width in (1000, 1400):
-            views.append(View(Path(f"out{runs}/index.html"), width))
-            tables.append(pd.read_csv(f"out{runs}/runs.csv"))
-    for dark in (False, True):
-        for view, table, said in zip(views, tables, look(views, LOOK, tmp_path, dark), strict=True):
-            assert said["overlaps"] == [] == said["outside"] and said["texts"] > 20, view
-            assert said["wide"] <= 0 and said["axes"] <= 12, view
-            assert said["sorted"] == ["best/val/top1", True], view
-            assert_table(said, table)
-            assert said["page"] == ("rgb(21, 23, 27)" if dark else "rgb(255, 255, 255)")
-            assert min(contrast(one, said["page"]) for one in said["marks"]) > 3
-            assert min(contrast(one, said["page"]) for one in said["words"]) > 4.5
-
-
 STATE = """() => {
   const all = s => [...document.querySelectorAll(s)], texts = s => all(s).map(e => e.textContent);
   return {
@@ -341,71 +217,3 @@ def test_how_the_page_works(here: Here, tmp_path: Path) -> None:
     broken = "#keep=[&keep=5&keep=[%22seed%22]&keep=%E0%A4%A&metric=no&axis=x&sort=-&x=time&smooth=a&view=b"
     again, first = look([View(page, 1400, end["hash"]), View(page, 1400, broken)], STATE, tmp_path)
     assert again == end and first == start
-
-
-def write_predictions(run: Path, wrong: dict[int, tuple[str, float]]) -> None:
-    """Writes the test of a run on digits, as it would be with the images `wrong` taken for other classes."""
-    images = imgcls.load_data().sets["test"]
-    rows = ["name,target,prediction,confidence,index"]
-    for i, target in enumerate(images.targets.tolist()):
-        prediction, confidence = wrong.get(i, (CLASSES[target], 0.9))
-        rows.append(f"{images.name(i)},{CLASSES[target]},{prediction},{confidence},{i}")
-    (run / "test" / "predictions.csv").write_text("\n".join([*rows, ""]))
-
-
-def test_two_tests_image_by_image(here: Here) -> None:
-    """The images that one run gets right and the other wrong come with small pictures, those first of which
-    the wrong one is surest. Where tests do not compare, one line says why."""
-    one, other = write_run(Path("runs/a"), 0.9), write_run(Path("runs/b"), 0.8)
-
-    def compared() -> dict[str, Any]:
-        here("compare", "runs=[runs/a,runs/b]", "hydra.run.dir=out")
-        (text,) = re.findall(r'id="data">(.*?)</script>', Path("out/index.html").read_text())
-        found: dict[str, Any] = json.loads(text)["two"]
-        return found
-
-    assert "a has no test/predictions.csv; imgcls eval makes one" in compared()["why"]
-    write_predictions(one, {3: ("odd", 0.5)})
-    write_predictions(other, {i: ("odd", 0.3 + i / 100) for i in (3, *range(10, 40))})
-    found = compared()
-    assert found["why"] == found["no_pictures"] == ""
-    assert found["counts"] == [len(imgcls.load_data().sets["test"]) - 31, 30, 0, 1]
-    assert found["p"] == pytest.approx(2 * 0.5**30)
-    assert [card["index"] for card in found["alone"][0]] == [str(i) for i in range(39, 15, -1)]
-    picture = Image.open(io.BytesIO(base64.b64decode(found["alone"][0][0]["picture"].partition(",")[2])))
-    assert picture.format == "JPEG" and picture.size == (96, 96)
-    assert Path("out/index.html").stat().st_size < 300_000
-    table = (other / "test" / "predictions.csv").read_text()
-    (other / "test" / "predictions.csv").write_text(table.replace("\n0,", "\nother,", 1))
-    assert "of other images or labels: 0 0" in compared()["why"]
-    (other / "test" / "predictions.csv").write_text("\n".join([*table.splitlines()[:9], ""]))
-    assert re.search(r"of [\d,]+ and 8 images", compared()["why"])
-    (other / "test" / "predictions.csv").write_text("name,cat,dog\n0,1,0\n")
-    assert "gives an image more or less than one class" in compared()["why"]
-    (other / "test" / "predictions.csv").write_text(table)
-    config = (one / "config.yaml").read_text()  # a run directory names no code that is then run
-    (one / "config.yaml").write_text(config.replace("_target_: imgcls.data.digits", "_target_: os"))
-    found = compared()
-    assert found["counts"][1] == 30 and "picture" not in found["alone"][0][0] and found["no_pictures"]
-
-
-@needs_chromium
-def test_two_runs_in_a_browser(here: Here, tmp_path: Path) -> None:
-    """Three matrices, of each and of the difference, and the report of a test behind the name of its run."""
-    for place, name in enumerate(("a", "b c#%")):
-        run = write_run(Path("runs") / name, 0.9 - place / 10)
-        write_matrix(run, CLASSES, [[30 - place, place]])
-        (run / "test" / "index.html").write_text("<title>the report</title>")
-        write_predictions(run, dict.fromkeys(range(place, 9), ("odd", 0.5)))
-    here("compare", "runs=runs", "hydra.run.dir=out")
-    probe = """() => ({
-      cells: [...document.querySelectorAll(".matrices svg")].map(s => s.querySelectorAll(".cell").length),
-      pictures: [...document.querySelectorAll(".cards img")].filter(i => i.naturalWidth === 96).length,
-      links: [...document.querySelectorAll("#runs a")].map(a => a.getAttribute("href")),
-      said: document.getElementById("pair").textContent,
-      overlaps: LOOK().overlaps, wide: document.documentElement.scrollWidth - innerWidth,
-    })""".replace("LOOK", f"({LOOK})")
-    (said,) = look([View(Path("out/index.html"), 1000)], probe, tmp_path)
-    assert said["cells"] == [10, 20, 20] and said["pictures"] == 1 and said["overlaps"] == []
-    assert said["links"] == ["../runs/a/test/index.html", "../runs/b%20c%23%25/test/index.html"]
-    assert "b c#% alone on 1," in said["said"] and said["wide"] <= 0

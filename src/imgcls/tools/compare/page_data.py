@@ -14,6 +14,7 @@ from imgcls.tools.compare.tested import confusions, report_links
 
 MOST_POINTS = 200_000  # of all curves in the page
 MOST_AXES = 12  # of the parallel coordinates
+REPEATS = ("seed", "data.fold")  # what differs between runs of one config
 MANY_LEVELS = 30  # words on an axis: more can't be told apart
 
 
@@ -66,14 +67,15 @@ def described(name: str, kind: str, found: Comparison, number: bool) -> dict[str
 
 
 def axes(found: Comparison, kinds: dict[str, str], numbers: set[str]) -> list[str]:
-    """Returns the columns that are the axes at first: what matters, then what differs, times and sizes where
-    there is room, and the metric last. What has one value, or too many words, tells little."""
+    """Returns the columns that are the axes at first: what matters, what differs, seeds and folds, times and
+    sizes where there is room, and the metric last. What has one value, or too many words, tells little."""
 
     def tells(name: str) -> bool:
         values = found.table[name].nunique(dropna=False)
         return values > 1 and (name in numbers or values <= MANY_LEVELS)
 
     wanted = [*found.matters.parts, *(name for name in found.differing if name not in found.matters.parts)]
+    wanted.sort(key=lambda name: name in REPEATS)
     wanted = [*filter(tells, wanted), *(name for name in wanted if not tells(name))]
     wanted += [name for name in ("seconds", "parameters") if name in numbers and tells(name)]
     wanted = [name for name in dict.fromkeys(wanted) if name in kinds and name != found.target]

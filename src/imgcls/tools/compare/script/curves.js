@@ -12,7 +12,7 @@ function smoothed(values, weight) {
     return sum / share;
   });
 }
-const pointsOf = (c, values) => c[S.x].map((x, k) => [x, values[k]]);
+const pointsOf = (c, values) => c[S.x].map((x, k) => [x, values[k], c.epoch[k]]);
 
 // A line through points, lifted where there is no number; a single point is a dot.
 function path(points, x, y) {
@@ -29,19 +29,23 @@ function path(points, x, y) {
 
 const dot = points => (points.filter(([, v]) => v !== null).length === 1 ? " dot" : "");
 
-// Of the runs of a config at each place: [place, mean, low, high].
+// Of the runs of a config at each epoch: [place, mean, low, high]. The place is a mean, too: runs come to an
+// epoch at different times.
 function bandOf(members, series) {
-  const values = new Map();
+  const epochs = new Map();
   for (const i of members)
-    for (const [x, v] of series.get(i))
-      if (x !== null && v !== null) values.set(x, [...(values.get(x) ?? []), v]);
-  return [...values]
+    for (const [x, v, epoch] of series.get(i))
+      if (x !== null && v !== null) epochs.set(epoch, [...(epochs.get(epoch) ?? []), [x, v]]);
+  const mean = values => values.reduce((a, b) => a + b, 0) / values.length;
+  return [...epochs]
     .sort(([a], [b]) => a - b)
-    .map(([x, all]) => {
-      const mean = all.reduce((a, b) => a + b, 0) / all.length;
-      if (S.view === "range") return [x, mean, Math.min(...all), Math.max(...all)];
-      const variance = all.reduce((a, b) => a + (b - mean) ** 2, 0) / Math.max(all.length - 1, 1);
-      return [x, mean, mean - Math.sqrt(variance), mean + Math.sqrt(variance)];
+    .map(([, points]) => {
+      const [x, values] = [mean(points.map(p => p[0])), points.map(p => p[1])],
+        middle = mean(values);
+      if (S.view === "range") return [x, middle, Math.min(...values), Math.max(...values)];
+      const squares = values.reduce((a, b) => a + (b - middle) ** 2, 0),
+        deviation = Math.sqrt(squares / Math.max(values.length - 1, 1));
+      return [x, middle, middle - deviation, middle + deviation];
     });
 }
 
@@ -59,24 +63,12 @@ function drawCurves() {
   const raw = new Map(have.map(i => [i, pointsOf(D.curves[i], D.curves[i][S.curve])])),
     lines = new Map(have.map(i => [i, pointsOf(D.curves[i], smoothed(D.curves[i][S.curve], S.smooth))]));
   const bands = S.view === "runs" ? null : bandsOf(have, lines),
-    drawn = bands
-      ? bands.flatMap(b =>
-          b.points.flatMap(([x, , low, high]) => [
-            [x, low],
-            [x, high],
-          ]),
-        )
-      : [...raw.values()].flat();
-  const sx = scaleOf(
-      drawn.map(p => p[0]),
-      true,
-    ),
-    sy = scaleOf(
-      drawn.map(p => p[1]),
-      true,
-      S.log,
-    );
-  const { nodes, x, y } = frame("curves", 360, sx, sy, S.x, S.curve, S.x),
+    drawn = bands ? bands.flatMap(b => b.points) : [...raw.values()].flat(),
+    xs = drawn.map(p => p[0]),
+    ys = bands ? drawn.flatMap(p => [p[2], p[3]]) : drawn.map(p => p[1]);
+  const sx = scaleOf(xs, true),
+    sy = scaleOf(ys, true, S.log, true);
+  const { nodes, x, y } = frame("curves", 360, sx, sy, S.x, S.curve, axisName(S.x)),
     px = v => x(sx.of(v)).toFixed(1),
     py = v => y(Math.min(Math.max(sy.of(v), 0), 1)).toFixed(1);
   nodes.push(...(bands ? drawnBands(bands, px, py) : drawnRuns(have, raw, lines, px, py)));
@@ -125,12 +117,12 @@ function drawnBands(bands, px, py) {
 }
 function aboutCurves(runs, have, bands, sy) {
   const parts = [];
-  if (have < runs) parts.push(`${runs - have} of ${runs} runs have no such curve.`);
+  if (have < runs) parts.push(`Without such a curve: ${runs - have} of ${runs} runs.`);
   if (S.smooth) parts.push("Smoothed by a debiased exponential moving average; pale: as it was logged.");
   if (S.smooth && bands) parts.splice(-1, 1, "Each run is smoothed before the mean.");
   if (bands) {
     const what = S.view === "range" ? "smallest to largest" : "mean ± sample standard deviation";
-    parts.push(`Line: mean of a config's runs that have the ${S.x}; band: ${what}.`);
+    parts.push(`Line: mean of a config's runs at each epoch; band: ${what}.`);
   }
   if (S.log && !(sy.low > 0)) parts.push("Not logarithmic: there are values of 0 or less.");
   return parts.join(" ");

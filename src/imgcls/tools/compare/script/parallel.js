@@ -1,12 +1,12 @@
 // Parallel coordinates: an axis for each of at most 12 columns, a line for each run.
 
 const MOST_AXES = 12,
-  TOP = 44,
-  BOTTOM = 300,
-  MISSING = 322; // where lines pass that have no number there
+  TOP = 50,
+  BOTTOM = 306,
+  MISSING = 330; // where lines pass that have no number there
 
 function drawParallel() {
-  const width = drawing("parallel", 336),
+  const width = drawing("parallel", 340),
     gap = Math.min((width - 130) / Math.max(S.axes.length - 1, 1), 330),
     x = k => 30 + k * gap,
     y = s => (s === null ? MISSING : BOTTOM - s * (BOTTOM - TOP));
@@ -55,5 +55,5 @@ function ticksOf(c, x, y, room) {
   );
   const words = ends.map(([s, v]) => [brief(v, C[c].name), y(s)]);
   if (missing) words.push(["none", MISSING]);
-  return words.map(([text, place]) => label(text, { class: "halo", x: x + 7, y: place + 4 }, room));
+  return words.map(([text, place]) => label(text, { class: "halo", x: x + 7, y: place - 4 }, room));
 }

@@ -2,8 +2,9 @@
 
 // Of an axis: `of(value)` is its share from 0 to 1, or null; `back(share)` the value there; `ticks` are pairs
 // of share and value; `levels` are the words, where it has words; `few` the different numbers.
-function scaleOf(values, isNumber, log) {
-  return isNumber ? ofNumbers(values, log) : ofWords(values.filter(v => v !== null));
+// `regular` ticks are steps also where there are few numbers.
+function scaleOf(values, isNumber, log, regular) {
+  return isNumber ? ofNumbers(values, log, regular) : ofWords(values.filter(v => v !== null));
 }
 function ofWords(values) {
   const levels = [...new Set(values)].sort((a, b) => (a > b ? 1 : -1)),
@@ -11,7 +12,7 @@ function ofWords(values) {
   const of = v => places.get(v) ?? null;
   return { of, levels, ticks: levels.map(v => [of(v), v]) };
 }
-function ofNumbers(values, log) {
+function ofNumbers(values, log, regular) {
   values = values.filter(Number.isFinite); // infinity is a word here
   const low = values.reduce((a, b) => Math.min(a, b), Infinity),
     high = values.reduce((a, b) => Math.max(a, b), -Infinity);
@@ -22,7 +23,7 @@ function ofNumbers(values, log) {
     back = s => (log ? 10 ** (f(low) + s * span) : low + s * span),
     few = [...new Set(values)].sort((a, b) => a - b);
   let ticks = few;
-  if (span && few.length > 6) ticks = log ? powers(low, high) : steps(low, high);
+  if (span && (regular || few.length > 6)) ticks = log ? powers(low, high) : steps(low, high);
   return { of, back, low, high, few, ticks: ticks.map(v => [of(v), v]) };
 }
 function powers(low, high) {
@@ -30,7 +31,8 @@ function powers(low, high) {
   for (let e = Math.floor(Math.log10(low)); 10 ** e <= high; e++) all.push(10 ** e);
   const within = all.filter(v => v >= low);
   if (within.length > 1) return within;
-  return all.flatMap(v => [v, 2 * v, 5 * v]).filter(v => v >= low && v <= high);
+  const more = all.flatMap(v => [v, 2 * v, 5 * v]).filter(v => v >= low && v <= high);
+  return more.length > 2 ? more : steps(low, high);
 }
 function steps(low, high) {
   const span = high - low,

@@ -4,7 +4,7 @@
 const firstColour = () => {
   const few = c => (scales[c].levels ?? scales[c].few).length;
   const telling = D.axes.map(at).filter(c => C[c].kind === "config" && few(c) > 1 && few(c) <= PALETTE);
-  return telling.find(c => !["seed", "data.fold"].includes(C[c].name)) ?? at(D.target);
+  return telling[0] ?? at(D.target);
 };
 const logged = [...new Set(D.curves.flatMap(c => (c ? Object.keys(c) : [])))],
   TIMES = ["seconds", "time"], // columns that a run's metrics.csv may have
@@ -71,7 +71,8 @@ function written() {
 }
 function remember() {
   const text = written();
-  if (location.hash.slice(1) !== text) history.replaceState(null, "", text ? `#${text}` : location.pathname + location.search);
+  if (location.hash.slice(1) !== text)
+    history.replaceState(null, "", text ? `#${text}` : location.pathname + location.search);
 }
 
 // Reads the address. What it says of columns and values that are not here is passed over.
