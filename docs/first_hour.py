@@ -14,7 +14,7 @@ from pathlib import Path
 
 PAGE = Path(__file__).with_suffix(".md")
 BLOCK = re.compile(r"```(console|python)\n(.*?)```", re.S)
-PICTURES = {"report_page": "runs/first/test", "compare_page": "compared", "inspect_page": "inspected"}
+PICTURES = {"report_page": "runs/first/test", "inspect_page": "inspected"}
 
 
 def run(command: str) -> str:

@@ -336,7 +336,7 @@ def test_mistakes(given: list[str], expected: str, said: Callable[..., str]) -> 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_thousand_runs() -> None:
-    """In a process of its own: under 10 s of a core, and 500 MB."""
+    """In a process of its own: under 10 s of a core and 500 MB, with a page under 5 MB."""
     write_many(Path("runs"))
     code = "import atexit; atexit.register(lambda: print(open('/proc/self/status').read()))"
     code += "; from imgcls.__main__ import main; main()"
@@ -348,4 +348,4 @@ def test_a_thousand_runs() -> None:
     megabytes = int(re.findall(r"VmHWM:\s+(\d+) kB", done.stdout)[0]) / 1e3
     print(f"{seconds:.1f} s of a core, {megabytes:.0f} MB")
     assert done.returncode == 0 and len(pd.read_csv("out/runs.csv")) == 1000
-    assert seconds < 10 and megabytes < 500
+    assert seconds < 10 and megabytes < 500 and Path("out/index.html").stat().st_size < 5e6
