@@ -44,19 +44,19 @@ def look(views: Sequence[View], probe: str, folder: Path, dark: bool = False) ->
             f'<iframe style="{style}" src="{html.escape(f"file://{probed.absolute()}{ending}")}"></iframe>'
         )
     listen = """<script>
-      const frames = [...document.querySelectorAll("iframe")], said = frames.map(() => null);
+      const said = [];
       addEventListener("message", e => {
-        said[frames.findIndex(f => f.contentWindow === e.source)] = e.data;
+        said[[...document.querySelectorAll("iframe")].findIndex(f => f.contentWindow === e.source)] = e.data;
         document.getElementById("said").textContent = JSON.stringify(said);
       });
-    </script>"""
+    </script>"""  # before the frames: one may be done before the next is read
     host = folder / "host.html"
-    host.write_text(f"<!doctype html><body><pre id=said></pre>{''.join(frames)}{listen}</body>")
+    host.write_text(f"<!doctype html><body><pre id=said></pre>{listen}{''.join(frames)}</body>")
     done = opened(host, dark)
     assert "CONSOLE" not in done.stderr, done.stderr
     (text,) = re.findall(r'<pre id="said">(.*?)</pre>', done.stdout, re.DOTALL)
     found: list[Any] = json.loads(html.unescape(text))
-    assert None not in found, [view for view, said in zip(views, found, strict=True) if said is None]
+    assert None not in found and len(found) == len(views), found
     return found
 
 

@@ -81,11 +81,13 @@ def test_how_pages_look(here: Here, tmp_path: Path) -> None:
         for width in (1000, 1400):
             views.append(View(Path(f"out{runs}/index.html"), width))
             tables.append(pd.read_csv(f"out{runs}/runs.csv"))
+    views.append(View(Path("out44/index.html"), 1000, "#sort=parameters"))
+    tables.append(tables[4].sort_values("parameters", kind="stable"))
     for dark in (False, True):
         for view, table, said in zip(views, tables, look(views, LOOK, tmp_path, dark), strict=True):
             assert said["overlaps"] == [] == said["outside"] and said["texts"] > 20, view
             assert said["wide"] <= 0 and said["axes"] <= 12, view
-            assert said["sorted"] == ["best/val/top1", True], view
+            assert said["sorted"] == ["parameters" if view.ending else "best/val/top1", True], view
             assert_table(said, table)
             assert said["page"] == ("rgb(21, 23, 27)" if dark else "rgb(255, 255, 255)")
             assert min(contrast(one, said["page"]) for one in said["marks"]) > 3

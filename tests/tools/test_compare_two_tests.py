@@ -37,7 +37,7 @@ def test_two_tests_image_by_image(here: Here) -> None:
         found: dict[str, Any] = json.loads(text)["two"]
         return found
 
-    assert "a has no test/predictions.csv; imgcls eval makes one" in compared()["why"]
+    assert "a has no test/predictions.csv; imgcls eval checkpoint=RUN" in compared()["why"]
     write_predictions(one, {3: ("odd", 0.5)})
     write_predictions(other, {i: ("odd", 0.3 + i / 100) for i in (3, *range(10, 40))})
     found = compared()

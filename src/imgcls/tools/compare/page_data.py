@@ -1,6 +1,7 @@
 """The data of compare's page: what its script (script/) draws, as JSON."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def page_data(found: Comparison, page: Path) -> dict[str, Any]:
         "target": target,
         "order": {"column": found.by, "up": upwards(table, found.by) != found.reverse},
         "axes": axes(found, kinds, numbers),
-        "curve": target.partition("/")[2],
+        "curve": re.sub("^(best/|last/)|^test/", lambda start: "" if start[1] else "val/", target),
         "curves": [None if frame is None else curve(frame, step) for frame in logged],
         "groups": groups(found),
         "reports": report_links(table["path"], page),

@@ -94,7 +94,8 @@ def disagreement(paths: tuple[Path, Path], names: tuple[str, str]) -> Disagreeme
 def predictions(path: Path, name: str) -> pd.DataFrame:
     """Returns the predictions of a run's test, all of them text. Raises Damaged."""
     if not (path / PREDICTIONS).is_file():
-        raise Damaged(f"{name} has no {PREDICTIONS}; imgcls eval makes one, and a training with test=true")
+        advice = "imgcls eval checkpoint=RUN hydra.run.dir=RUN/test makes one"
+        raise Damaged(f"{name} has no {PREDICTIONS}; {advice}")
     try:
         options: dict[str, Any] = {"dtype": str, "keep_default_na": False}
         table = pd.read_csv(path / PREDICTIONS, encoding_errors="surrogateescape", **options)

@@ -52,6 +52,9 @@ function sharesOf(c) {
   return places.length ? [Math.min(...clamped), Math.max(...clamped)] : null;
 }
 
+// Runs of two folders may have one name.
+const names = R.map(r => r[at("name")]),
+  runKey = i => (names.indexOf(names[i]) === names.lastIndexOf(names[i]) ? names[i] : `${names[i]} ${i}`);
 const same = (a, b) => JSON.stringify([...a]) === JSON.stringify([...b]);
 function written() {
   const first = defaults(),
@@ -66,7 +69,7 @@ function written() {
   if (!same(S.axes, first.axes)) for (const c of S.axes) q.append("axis", C[c].name);
   for (const [c, { words, low, high }] of S.keep)
     q.append("keep", JSON.stringify([C[c].name, ...(words ? [words] : [low, high])]));
-  for (const i of S.runs) q.append("run", R[i][at("name")]);
+  for (const i of S.runs) q.append("run", runKey(i));
   return q.toString();
 }
 function remember() {
@@ -103,8 +106,8 @@ function recall() {
   const axes = [...new Set(columns("axis"))].filter(c => C[c].kind !== "fact");
   if (axes.length > 1) S.axes = axes.slice(0, MOST_AXES);
   for (const text of q.getAll("keep")) recallCondition(text);
-  const names = new Set(q.getAll("run"));
-  R.forEach((r, i) => names.has(r[at("name")]) && S.runs.add(i));
+  const ticked = new Set(q.getAll("run"));
+  R.forEach((_, i) => ticked.has(runKey(i)) && S.runs.add(i));
 }
 function recallCondition(text) {
   let read;
