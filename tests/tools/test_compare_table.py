@@ -11,6 +11,7 @@ import yaml
 from support.runs import Here, write_run, write_sweep
 
 from imgcls.runs.read import read_runs
+from imgcls.tools.compare.comparison import figure
 from imgcls.tools.compare.table import named_parts, pareto_front, short_names
 
 
@@ -59,6 +60,13 @@ def test_short_names() -> None:
     assert short_names(["a/b", "a/c/d"]) == ["b", "c/d"]
     assert short_names(["s/x", "s/x"]) == ["x", "x"] and short_names(["s/0_a=1"]) == ["s/0_a=1"]
     assert short_names(["0_a=[1,2],b=3", "1_a=[1,2],b=4"]) == ["0_b=3", "1_b=4"]
+
+
+def test_whole_numbers_have_all_their_digits() -> None:
+    """A seed of 123456 is no 1.235e+05; it is a float where another run has none."""
+    assert figure("seed", 123456) == figure("seed", 123456.0) == "123456"
+    assert [figure("optimizer.lr", value) for value in (0.012345, 3e-5, 2e9)] == ["0.01235", "3e-05", "2e+09"]
+    assert figure("best/epoch", 7.0) == "7" and figure("best/val/top1", 1.0) == "1.0000"
 
 
 def test_names_of_networks_and_sets() -> None:
