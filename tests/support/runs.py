@@ -32,7 +32,7 @@ def outcome(folder: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
     checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     table = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
     return checkpoint["state_dict"], [
-        {k: v for k, v in row.items() if k != "images_per_second"} for row in table
+        {k: v for k, v in row.items() if k not in ("images_per_second", "seconds")} for row in table
     ]
 
 
@@ -46,6 +46,7 @@ def same(one: Path, other: Path) -> bool:
 UNLIKE = (
     "config",
     "images_per_second",
+    ".seconds",
     "Throughput",
     "dirpath",
     "best_model_path",
@@ -89,7 +90,7 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert differences(*loaded) == [], name
     rows = [list(csv.DictReader((run / "metrics.csv").read_text().splitlines())) for run in (one, other)]
     for row in (row for table in rows for row in table):
-        row.pop("images_per_second")
+        del row["images_per_second"], row["seconds"]
     assert rows[0] == rows[1]
     tests = [run / "test" / "metrics.json" for run in (one, other)]
     assert tests[0].exists() == tests[1].exists() and (

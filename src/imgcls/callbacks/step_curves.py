@@ -105,10 +105,15 @@ def rates(trainer: Trainer) -> dict[str, float]:
 
 
 class Throughput(Callback):
-    """Logs `images_per_second`: training images of an epoch, on all devices, over the time spent on them."""
+    """Logs with each epoch `images_per_second`: its training images, on all devices, over the time spent on
+    them; and `seconds`: since the training began, validation included, the pauses of a resumed run not."""
 
     def __init__(self) -> None:
         self.images, self.start, self.seconds = 0, 0.0, 0.0
+        self.began, self.total = 0.0, 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.began = time.perf_counter() - self.total
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.fit_loop.restarted_mid_epoch:
@@ -119,14 +124,17 @@ class Throughput(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self.images += len(batch.targets)
-        self.seconds = time.perf_counter() - self.start
+        now = time.perf_counter()
+        self.seconds, self.total = now - self.start, now - self.began
 
     def state_dict(self) -> dict[str, Any]:
-        return {"images": self.images, "seconds": self.seconds}
+        return {"images": self.images, "seconds": self.seconds, "total": self.total}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.images, self.seconds = state_dict["images"], state_dict["seconds"]
+        self.total = state_dict.get("total", 0.0)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.total = time.perf_counter() - self.began
         rate = self.images * trainer.world_size / self.seconds
-        pl_module.log("images_per_second", rate, rank_zero_only=True)
+        pl_module.log_dict({"images_per_second": rate, "seconds": self.total}, rank_zero_only=True)

@@ -224,8 +224,8 @@ def try_metric(metric: Metric | MetricCollection, where: str, given: Tensor, tar
 
 def logs_of(callbacks: Mapping[str, Any]) -> dict[str, Better]:
     """Returns the names of what the callbacks of a config log, each with the direction in which it is better,
-    as `logs` of their classes says; `images_per_second` is always logged."""
-    found: dict[str, Better] = {"images_per_second": "max"}
+    as `logs` of their classes says; `images_per_second` and `seconds` are always logged."""
+    found: dict[str, Better] = {"images_per_second": "max", "seconds": "min"}
     for name, node in callbacks.items():
         if node and "_target_" in node:
             found |= getattr(configs.locate(node["_target_"], f"callbacks.{name}._target_"), "logs", {})

@@ -129,7 +129,7 @@ def compared(one: Path, other: Path) -> dict[str, list[str]]:
 
 def curve_differences(before: pd.DataFrame, now: pd.DataFrame) -> list[str]:
     """Returns which columns of two metrics.csv differ, from which epoch on, and how far at most."""
-    a, b = (table.drop(columns="images_per_second", errors="ignore") for table in (before, now))
+    a, b = (table.drop(columns=["images_per_second", "seconds"], errors="ignore") for table in (before, now))
     if a.shape != b.shape or list(a) != list(b):
         return [f"has {len(a)} epochs and {a.shape[1]} columns, and now {len(b)} and {b.shape[1]}"]
     differs = (a != b) & ~(a.isna() & b.isna())
