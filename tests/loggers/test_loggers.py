@@ -258,6 +258,7 @@ def test_another_logger_that_gets_no_answer(
     shown = capsys.readouterr()
     lines = [line for line in (shown.out + shown.err).splitlines() if f"{logger}Logger" in line]
     assert lines == [f"{logger}Logger: no answer within 1 s; the run goes on without it"]
+    assert "epoch 1/1" in shown.out  # what is printed meanwhile is seen
     assert len(rows()) == 1
 
 

@@ -2,9 +2,7 @@
 
 import logging
 from collections.abc import Mapping
-from contextlib import redirect_stdout
 from importlib.util import find_spec
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +28,12 @@ class TrackioLogger(Logger):
         if find_spec("trackio") is None:
             install = "pip install -e '.[loggers]'"
             raise UserError(f"logger=trackio: the package is not installed; in the clone: {install}")
-        import trackio
+        import trackio.run
 
+        # It prints several lines at each beginning and end. `redirect_stdout` is for a whole process: in the
+        # thread that waits for a server it would swallow what the training prints.
+        for module in (trackio, trackio.run, trackio.utils):
+            module.print = lambda *words, **how: None  # type: ignore[attr-defined]
         self.trackio = trackio
         self.project, self.options = project, options
         self.folder = Path(save_dir)
@@ -54,10 +56,9 @@ class TrackioLogger(Logger):
             log.info("trackio: to see its dashboard: trackio show --project %s", self.project)
 
     def begin(self) -> None:
-        with redirect_stdout(StringIO()):  # it has several lines of its own
-            self.run = self.trackio.init(
-                self.project, self.name, config=self.config, resume="allow", embed=False, **self.options
-            )
+        self.run = self.trackio.init(
+            self.project, self.name, config=self.config, resume="allow", embed=False, **self.options
+        )
         self.log_new = once(self.run.log, self.folder / "trackio.txt")
 
     @rank_zero_only
@@ -69,6 +70,5 @@ class TrackioLogger(Logger):
     @rank_zero_only
     def finalize(self, status: str) -> None:
         if self.run is not None:
-            with redirect_stdout(StringIO()):
-                self.run.finish()
+            self.run.finish()
             self.run = None
