@@ -13,7 +13,18 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, M
 
 from imgcls.config.build import build
 from imgcls.errors import UserError
-from imgcls.optim import Schedule, Steps, constant, cosine, linear, multi_step, one_cycle, plateau, wsd
+from imgcls.optim import (
+    Schedule,
+    Steps,
+    build_schedule,
+    constant,
+    cosine,
+    linear,
+    multi_step,
+    one_cycle,
+    plateau,
+    wsd,
+)
 
 RATE = 0.5
 
@@ -116,6 +127,21 @@ def test_a_group_that_learns_for_some_epochs() -> None:
         schedule[0]["scheduler"].step()
     assert [first for first, _ in seen] == pytest.approx([RATE * max(1 - i / 6, 0) for i in range(16)])
     assert [second for _, second in seen] == pytest.approx([RATE * (1 - i / 16) for i in range(16)])
+
+
+@pytest.mark.parametrize("name", ["one_cycle", "plateau"])
+def test_a_schedule_that_knows_no_end_of_a_group(name: str) -> None:
+    optimizer = sgd()
+    optimizer.param_groups[0]["epochs"] = 3
+    with pytest.raises(UserError, match="does not know when a group of parameters ends; leave out epochs"):
+        build_schedule({"_target_": f"imgcls.optim.{name}"}, optimizer, Steps(2, 16))
+
+
+def test_warmup_steps_beyond_the_training(caplog: pytest.LogCaptureFixture) -> None:
+    ours = sgd()
+    seen = rates(cosine(ours, Steps(10, 40), warmup_steps=10_000), ours, 40)
+    assert max(seen) == seen[4] == RATE
+    assert caplog.messages[0].startswith("scheduler.warmup_steps=10000 is as long as the training")
 
 
 SHAPES: list[Callable[..., Schedule]] = [

@@ -6,16 +6,16 @@ import os
 import shlex
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.loggers import Logger, WandbLogger
+from lightning.pytorch.loggers import Logger
 
-from imgcls.backbones.layers import flops
 from imgcls.commands.build import LAST_EPOCH, assemble, build_all, build_parts, read_config
+from imgcls.commands.to_wandb import begin_wandb, follow_best, keep_artifact, summarise, wandb_loggers
 from imgcls.config.paths import shown
 from imgcls.config.training import Node, TrainConfig
 from imgcls.data.loading.sampling import in_words
@@ -28,10 +28,8 @@ from imgcls.engine.recovery import Training, fit
 from imgcls.engine.run_directory import check_data, check_progress, claim, finished, newest_whole, resumed
 from imgcls.engine.signals import SIGNALS, Stopped
 from imgcls.errors import TrialPruned
-from imgcls.loggers import wandb
-from imgcls.loggers.unharmed import has_failed, told, unharmed
-from imgcls.loggers.wandb import begin_extras, close_wandb, log_checkpoint
-from imgcls.processes import peak_memory
+from imgcls.loggers.unharmed import told
+from imgcls.loggers.wandb import close_wandb
 from imgcls.runs.record import keeping_status, write_record
 from imgcls.runs.run_files import best_epoch, optimised
 from imgcls.tasks.metrics import Better
@@ -97,7 +95,7 @@ def train(config: TrainConfig, run_dir: Path, checkpoint: Path | None) -> Score:
                 epoch = training.trainer.current_epoch
                 raise TrialPruned(f"the other trials of the sweep were better by epoch {epoch}")
             calibrate_and_test(config, training, run_dir)
-            keep_artifact(training.trainer)
+            keep_artifact(training.trainer, best_checkpoint(training.trainer))
             # Nobody asks the other processes.
             return optimised(run_dir, config.optimized_metric) if training.trainer.is_global_zero else None
     finally:
@@ -229,48 +227,3 @@ def closing(training: Training, best: str | None, run_dir: Path) -> dict[str, st
         again = "evaluate again" if training.trainer.state.fn == "test" else "evaluate"
         lines[again] = f"imgcls eval {shlex.quote(f'checkpoint={shown(best)}')}"
     return lines
-
-
-def wandb_loggers(trainer: Trainer) -> list[WandbLogger]:
-    """Returns the W&B loggers of the first process that still take what they are told."""
-    found = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-    return [logger for logger in found if trainer.is_global_zero and not has_failed(logger)]
-
-
-def follow_best(metric: str, better: dict[str, Better], trainer: Trainer, run_dir: Path) -> None:
-    """Lets W&B have the best value so far of the metric that is optimised."""
-    for logger in wandb_loggers(trainer):
-        if isinstance(logger, wandb.WandbLogger):  # and none of the user's own
-            before = best_epoch(run_dir, metric).get(f"best/{metric}")
-            logger.follow(metric, better.get(metric) or "max", before)
-
-
-def begin_wandb(config: TrainConfig, training: Training) -> None:
-    """Gives the W&B run what it has beside metrics."""
-    data, spec = training.data, training.data.spec
-    facts = {"name": config.names["data"], "splits": data.fingerprint()}
-    facts |= {"class_names": list(spec.class_names), "class_counts": data.class_counts()}
-    for logger in wandb_loggers(training.trainer):
-        with unharmed(logger):
-            begin_extras(logger, training.task.network, config.trainer.log_every_n_steps, facts)
-
-
-def summarise(training: Training, run_dir: Path) -> None:
-    """Puts what was measured in the best epoch, and what the run cost, into the summary of the W&B run."""
-    trainer, task, data = training
-    monitor = getattr(trainer.checkpoint_callback, "monitor", "")
-    for logger in wandb_loggers(trainer):
-        with unharmed(logger):
-            logger.experiment.summary.update(best_epoch(run_dir, monitor) if monitor else {})
-            costs: dict[str, float] = {"parameters": sum(p.numel() for p in task.network.parameters())}
-            with suppress(RuntimeError, NotImplementedError):  # a network that shapes alone can't run
-                costs["flops"] = flops(task.network, 1, data.spec.channels, *data.spec.for_training.size)
-            logger.experiment.summary.update(costs | {"peak_memory_gb": peak_memory() / 1e9})
-
-
-def keep_artifact(trainer: Trainer) -> None:
-    """Keeps the best checkpoint as an artifact of the W&B run, where `logger.wandb.log_model` asks for it."""
-    best = best_checkpoint(trainer)
-    for logger in wandb_loggers(trainer) if best else []:
-        with unharmed(logger):
-            log_checkpoint(logger, str(best))

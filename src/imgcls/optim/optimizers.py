@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 
 from imgcls.config.build import recipe
 from imgcls.config.check import parameters
-from imgcls.config.training import Node, OptimizerRules
+from imgcls.config.optimizer import OptimizerRules
+from imgcls.config.training import Node
 from imgcls.errors import UserError
 
 log = logging.getLogger(__name__)

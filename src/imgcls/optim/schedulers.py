@@ -42,14 +42,18 @@ class Steps:
             raise UserError(f"scheduler={name} needs an end: set trainer.max_epochs or trainer.max_steps")
         return self.total
 
-    def warmup(self, epochs: float) -> int:
-        """Returns the steps of a warm-up; of one as long as the whole training, a tenth of the training."""
-        steps = round(epochs * self.per_epoch)
+    def warmup(self, epochs: float, given: int | None = None) -> int:
+        """Returns the steps of a warm-up, which may be `given`; of one as long as the whole training, a tenth
+        of the training."""
+        steps = round(epochs * self.per_epoch) if given is None else given
         if not steps or self.total is None or steps < self.total:
             return steps
         tenth = self.total // 10
-        said = f"scheduler.warmup_epochs={epochs:g} is as long as the training, which would never reach"
-        rank_zero_only(log.warning)(f"{said} its rate: shortened to {tenth} of its {self.total} steps")
+        said = f"warmup_epochs={epochs:g}" if given is None else f"warmup_steps={given}"
+        late = "is as long as the training, which would never reach its rate: shortened"
+        rank_zero_only(log.warning)(
+            f"scheduler.{said} {late}: shortened to {tenth} of its {self.total} steps"
+        )
         return tenth
 
 
@@ -70,7 +74,7 @@ class Rise:
     def read(
         cls, steps: Steps, epochs: float, given: int | None, start: float | None, staircase: bool
     ) -> "Rise":
-        return cls(steps.warmup(epochs) if given is None else given, start, staircase)
+        return cls(steps.warmup(epochs, given), start, staircase)
 
     def at(self, step: int) -> float:
         """Returns the share of the rate at a step of the warm-up."""
@@ -249,6 +253,9 @@ def build_schedule(config: Node, optimizer: Optimizer, steps: Steps) -> Schedule
     takes_steps = "steps" in parameters(target)
     given: dict[str, Any] = {"optimizer": optimizer} | ({"steps": steps} if takes_steps else {})
     built = build(entry.scheduler, where, **given)
+    if any("epochs" in group for group in optimizer.param_groups) and not knows_epochs(built):
+        fault = f"scheduler={entry.scheduler['_target_']} does not know when a group of parameters ends"
+        raise UserError(f"optimizer.groups: {fault}; leave out epochs, or choose cosine, linear or wsd")
     if isinstance(built, LRScheduler):
         kept: dict[str, Any] = {"scheduler": built, "interval": entry.interval}
         kept |= {"frequency": entry.frequency} if entry.frequency else {}
@@ -257,3 +264,8 @@ def build_schedule(config: Node, optimizer: Optimizer, steps: Steps) -> Schedule
         expected = "expected a scheduler of torch, or without a dict around it Lightning's list of dicts"
         raise UserError(f"{where}._target_={entry.scheduler['_target_']}: {expected}")
     return built
+
+
+def knows_epochs(built: object) -> bool:
+    """Says whether a schedule was made by `by_step`."""
+    return isinstance(built, list) and isinstance(built[0]["scheduler"], LambdaLR)
