@@ -327,7 +327,7 @@ def test_a_global_batch_is_shared(here: Here, capsys: pytest.CaptureFixture[str]
 )
 def test_a_batch_that_can_not_be_shared(total: int, accumulated: int, said: str) -> None:
     trainer: Any = SimpleNamespace(world_size=2, accumulate_grad_batches=accumulated)
-    data: Any = SimpleNamespace(batch_size=4)
+    data: Any = SimpleNamespace(batch_size=4, sets={"train": range(16)})
     with pytest.raises(UserError) as caught:
         share_batch(TrainerConfig(global_batch_size=total), data, trainer)
     assert str(caught.value).startswith(said)

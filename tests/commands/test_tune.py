@@ -28,6 +28,13 @@ def test_as_used(here: Callable[..., None], capsys: pytest.CaptureFixture[str]) 
     assert not list(run.parent.glob("**/*.ckpt")) and not (run.parent / "metrics.csv").exists()
 
 
+def test_a_rate_that_a_rule_gives(said: Callable[..., str]) -> None:
+    line = said("train", "tune=lr", "trainer=cpu", "optimizer.lr_per_256=0.1")
+    assert line.endswith(
+        "tune=lr finds optimizer.lr, in whose place optimizer.lr_per_256 is given; leave it out"
+    )
+
+
 def classifier(data: Digits) -> ImageClassifier:
     return ImageClassifier(
         vars(data.spec), {"_target_": "imgcls.backbones.simple_cnn.simple_cnn", "width": 4},

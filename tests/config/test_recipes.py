@@ -126,7 +126,7 @@ def network_of(config: TrainConfig, side: int) -> nn.Module:
 @pytest.mark.parametrize("name", SOURCES)
 def test_the_settings_of_its_source(name: str) -> None:
     source, config = SOURCES[name], recipe(name)
-    data: Any = SimpleNamespace(batch_size=config.data["batch_size"])
+    data: Any = SimpleNamespace(batch_size=config.data["batch_size"], sets={"train": range(source.images)})
     trainer: Any = SimpleNamespace(world_size=source.devices, accumulate_grad_batches=1)
     share_batch(config.trainer, data, trainer)
     assert data.batch_size * source.devices * trainer.accumulate_grad_batches == source.batch

@@ -250,6 +250,14 @@ def test_a_rule_that_names_nothing() -> None:
         build(SGD | {"groups": {"mine": {"match": "heads", "lr": 0.5}}})
 
 
+def test_an_option_that_the_optimizer_does_not_have() -> None:
+    message = (
+        r"optimizer\.groups\.norms\.momentun: torch\.optim\.SGD takes no such option; did you mean 'momentum'"
+    )
+    with pytest.raises(UserError, match=message):
+        build(SGD | {"groups": {"norms": {"match": "norm", "momentun": 0.5}}})
+
+
 def test_a_rate_for_256_samples() -> None:
     assert with_rate(SGD | {"lr_per_256": 0.1}, 1024)["lr"] == pytest.approx(0.4)
     assert with_rate(SGD, 1024) == SGD

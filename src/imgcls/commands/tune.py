@@ -55,6 +55,10 @@ def put_back(trainer: Any, classifier: Any, callbacks: list[Any]) -> None:
 
 def learning_rate(trainer: Any, classifier: Any, data: Any, run_dir: Path) -> tuple[str, float]:
     """Returns the rate at which the loss falls fastest, while log(rate) rises from 1e-6 to 1 (Smith 2015)."""
+    if classifier.hparams["optimizer"].get("lr_per_256"):
+        raise UserError(
+            "tune=lr finds optimizer.lr, in whose place optimizer.lr_per_256 is given; leave it out"
+        )
     steps = max(100, min(data.batches_per_epoch(trainer.world_size), 300))
     given = {"min_lr": 1e-6, "max_lr": 1.0, "num_training": steps, "update_attr": False}
     finder = Tuner(trainer).lr_find(classifier, datamodule=data, **given)

@@ -118,6 +118,8 @@ def share_batch(config: TrainerConfig, data: ImageDataModule, trainer: Trainer) 
     share, rest = divmod(total, ranks)
     if rest or not share:
         raise UserError(f"{given}: expected a multiple of the {ranks} devices")
+    if total > (images := len(data.sets["train"])):
+        raise UserError(f"{given}: expected at most the {images:,} training images")
     parts = next(n for n in range(-(-share // data.batch_size), share + 1) if share % n == 0)
     data.batch_size, trainer.accumulate_grad_batches = share // parts, parts
     rank_zero_only(log.info)(f"a step: {total:,} samples, {ranks} × {data.batch_size} × {parts} accumulated")

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import nn
 from torch.optim import Optimizer
 
@@ -13,7 +14,7 @@ from imgcls.config.build import recipe
 from imgcls.config.check import parameters
 from imgcls.config.optimizer import OptimizerRules
 from imgcls.config.training import Node
-from imgcls.errors import UserError
+from imgcls.errors import UserError, nearest
 
 log = logging.getLogger(__name__)
 # No weights of a layer, though of more than one dimension: torchvision's names; timm's networks say theirs.
@@ -27,7 +28,11 @@ def with_rate(config: Node, samples: int) -> Node:
     rules = OptimizerRules.read(config)
     if rules.lr_per_256 is None:
         return config
-    return {**config, "lr": rules.lr_per_256 * samples / 256}
+    rate = rules.lr_per_256 * samples / 256
+    rank_zero_only(log.info)(
+        f"rate: {rate:g}, {rules.lr_per_256:g} for each 256 of {samples:,} samples a step"
+    )
+    return {**config, "lr": rate}
 
 
 def build_optimizer(
@@ -40,6 +45,7 @@ def build_optimizer(
     name = config["_target_"]
     rules = OptimizerRules.read(config)
     call = recipe(rules.without(config), "optimizer")
+    check_options(rules, parameters(call.func), name)
     groups = parameter_groups(config, rules, network, scales or {})
     if scales and config.get("lr") is None:
         fault = f"optimizer={name} has no lr, which the layers would have a share of"
@@ -58,6 +64,15 @@ def build_optimizer(
         return call(groups, fused=True) if fused and has_fused and not chosen else call(groups)
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise UserError(f"optimizer={name}: {' '.join(str(error).split())}") from error
+
+
+def check_options(rules: OptimizerRules, known: Collection[str], optimizer: str) -> None:
+    """Raises UserError for an option of a rule that the optimizer does not have: torch would keep it, and do
+    nothing with it."""
+    for key, rule in rules.groups.items():
+        for option in rule.options().keys() - {*known, "lr", "weight_decay", "epochs"}:
+            fault = f"optimizer.groups.{key}.{option}: {optimizer} takes no such option"
+            raise UserError(f"{fault}; {nearest(option, known)}")
 
 
 def parameter_groups(

@@ -50,7 +50,7 @@ class Steps:
             return steps
         tenth = self.total // 10
         said = f"warmup_epochs={epochs:g}" if given is None else f"warmup_steps={given}"
-        late = "is as long as the training, which would never reach its rate: shortened"
+        late = "is as long as the training, which would never reach its rate"
         rank_zero_only(log.warning)(
             f"scheduler.{said} {late}: shortened to {tenth} of its {self.total} steps"
         )
